@@ -1,0 +1,176 @@
+"""Bytes of a picture to pixels, and class indices to bytes.
+
+How every kind of picture is read (docs/formats.md says the same for users):
+
+- JPEG, PNG, WebP (whatever the file name says: the content decides);
+- EXIF orientation is applied, so that the array is what a viewer shows. Labels are taken as they are
+  stored and must have the size of the upright image;
+- grey becomes three equal channels; palette colours are looked up;
+- transparent pixels are laid over white, as a page would show them;
+- CMYK is converted by Pillow without colour profiles (profiles are ignored throughout);
+- 16-bit channels keep their high byte;
+- of an animation the first frame counts.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fcn_core.errors import ImageError, LabelError
+from fcn_core.labels import Colour, voc_palette
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 100_000_000
+"""Default limit of height x width: past it a 'picture' is more likely an attack or a mistake."""
+
+# Mask PNGs are megabytes per shard, and level 1 costs a third of level 6 for a tenth more bytes.
+PNG_LEVEL = 1
+
+
+def decode_image(
+    data: bytes, where: str = "image", max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """The picture as a viewer shows it.
+
+    Args:
+        data: a JPEG, PNG or WebP file.
+        where: named in the error.
+        max_pixels: larger pictures are refused before they are decoded.
+
+    Returns:
+        (H, W, 3) uint8 RGB, 0-255, C-contiguous.
+
+    Raises:
+        ImageError: no picture, a truncated one, or one over `max_pixels`.
+    """
+    with _open(data, where, max_pixels) as image:
+        try:
+            upright = ImageOps.exif_transpose(image)
+            rgb = np.asarray(_to_rgb(upright))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise _unreadable(data, where, error) from error
+    return np.ascontiguousarray(rgb)
+
+
+def decode_label(
+    data: bytes, where: str = "label", max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint16]:
+    """The raw values of a ground-truth PNG: palette indices or grey values, never colours.
+
+    Returns:
+        (H, W) uint16; `LabelSet.encode` turns them into class indices.
+
+    Raises:
+        ImageError: no picture, or a truncated one.
+        LabelError: a colour picture, whose values are not class indices.
+    """
+    with _open(data, where, max_pixels) as image:
+        if image.mode not in ("P", "L", "1", "I", "I;16", "I;16B", "I;16L"):
+            raise LabelError(
+                where,
+                f"a {image.mode} picture",
+                "a label is a grey or palette PNG whose values are class indices",
+                "Convert colours to indices first.",
+            )
+        try:
+            values = np.asarray(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _unreadable(data, where, error) from error
+    return values.astype(np.uint16)
+
+
+def encode_mask(
+    mask: NDArray[np.uint8], palette: Sequence[Colour], level: int = PNG_LEVEL
+) -> bytes:
+    """An 8-bit palette PNG of class indices; equal masks give equal bytes.
+
+    Args:
+        mask: (H, W) uint8, 255 = void.
+        palette: (R, G, B) of the classes; the entries behind them are VOC's colours.
+        level: zlib level, 0-9.
+    """
+    image = Image.fromarray(mask)
+    image.putpalette(_palette_bytes(tuple(palette)))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=level)
+    return buffer.getvalue()
+
+
+def overlay(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], palette: Sequence[Colour], opacity: float = 0.6
+) -> NDArray[np.uint8]:
+    """The mask's colours over the picture; class 0 and void stay see-through.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) uint8.
+        palette: (R, G, B) of the classes.
+        opacity: 0-1.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    table = np.frombuffer(_palette_bytes(tuple(palette)), np.uint8).reshape(256, 3)
+    mixed = image * (1 - opacity) + table[mask] * opacity
+    painted = ((mask != 0) & (mask != 255))[..., None]
+    return np.where(painted, np.rint(mixed), image).astype(np.uint8)
+
+
+@lru_cache(maxsize=16)
+def _palette_bytes(palette: tuple[Colour, ...]) -> bytes:
+    full = (*palette, *voc_palette()[len(palette) :])
+    return bytes(value for colour in full for value in colour)
+
+
+def _open(data: bytes, where: str, max_pixels: int) -> Image.Image:
+    if not data:
+        raise ImageError(where, "a file of 0 bytes", "a JPEG, PNG or WebP picture", "Replace it.")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 Mpx on; our own limit, checked below, decides.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            where,
+            f"{len(data)} bytes that begin with {data[:8]!r}",
+            "a JPEG, PNG or WebP picture",
+            "Replace or remove it.",
+        ) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(data, where, error) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            where,
+            f"{width}x{height} pixels",
+            f"at most {max_pixels:,} are read",
+            "Raise limits.max_image_pixels if the picture is meant.",
+        )
+    return image
+
+
+def _unreadable(data: bytes, where: str, error: Exception) -> ImageError:
+    return ImageError(
+        where,
+        f"{len(data)} bytes that do not decode ({error})",
+        "a whole JPEG, PNG or WebP picture",
+        "It is probably truncated: copy it again or remove it.",
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
+        grey = np.asarray(image).astype(np.uint16) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

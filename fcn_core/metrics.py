@@ -1,0 +1,178 @@
+"""The four scores of the FCN paper, from summed confusion matrices only.
+
+Source: Long, Shelhamer, Darrell 2015, section 5 "Metrics"; code semantics of score.py in
+shelhamer/fcn.berkeleyvision.org. One matrix is summed over everything that is scored, and ratios
+are taken once at the end: never a mean of per-image or per-shard IoU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcn_core.errors import LabelError
+from fcn_core.labels import VOID
+
+Policy = Literal["reference", "present"]
+"""What a class that is absent from the truth but was predicted does to mean IU.
+
+`reference`: its IU is 0 and is averaged, as score.py does (nanmean of diag / union).
+`present`: only classes that occur in the truth are averaged, as the paper did for SIFT Flow.
+Classes neither in the truth nor predicted are left out by both.
+"""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The four FCN scores and the IU of each class; NaN where a ratio has no denominator."""
+
+    pixel_accuracy: float
+    mean_accuracy: float
+    mean_iou: float
+    frequency_weighted_iou: float
+    iou: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, with None for NaN."""
+        return {
+            "pixel_accuracy": none_if_nan(self.pixel_accuracy),
+            "mean_accuracy": none_if_nan(self.mean_accuracy),
+            "mean_iou": none_if_nan(self.mean_iou),
+            "frequency_weighted_iou": none_if_nan(self.frequency_weighted_iou),
+            "iou": [none_if_nan(value) for value in self.iou],
+        }
+
+
+class ConfusionMatrix:
+    """Counts of pixels by true class (row) and predicted class (column), int64.
+
+    >>> a = ConfusionMatrix(2).update(np.array([[0, 1]]), np.array([[0, 0]]))
+    >>> b = ConfusionMatrix(2).update(np.array([[1, 255]]), np.array([[1, 1]]))
+    >>> (a + b).matrix.tolist()
+    [[1, 0], [1, 1]]
+    >>> round((a + b).scores().mean_iou, 3)
+    0.5
+    """
+
+    def __init__(self, num_classes: int, matrix: Sequence[Sequence[int]] | None = None) -> None:
+        shape = (num_classes, num_classes)
+        self.matrix: NDArray[np.int64] = (
+            np.zeros(shape, dtype=np.int64)
+            if matrix is None
+            else np.array(matrix, dtype=np.int64).reshape(shape)
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return int(self.matrix.shape[0])
+
+    def update(
+        self,
+        label: NDArray[np.integer[Any]],
+        mask: NDArray[np.integer[Any]],
+        ignore_index: int = VOID,
+    ) -> ConfusionMatrix:
+        """Add one image.
+
+        Args:
+            label: truth, any shape; values in [0, K) or `ignore_index`.
+            mask: prediction, same shape; values in [0, K).
+            ignore_index: pixels with this truth count nowhere, not even as false positives.
+
+        Returns:
+            self, so that calls chain.
+
+        Raises:
+            LabelError: shapes differ or a value is out of range. score.py drops truth outside
+                [0, K) silently and does not check the prediction; here both are errors.
+        """
+        if label.shape != mask.shape:
+            raise LabelError(
+                "confusion matrix",
+                f"label has shape {label.shape}, mask has {mask.shape}",
+                "both must be of one shape",
+                "Compare a mask with the label of the same image.",
+            )
+        known = label != ignore_index
+        truth = label[known].astype(np.int64, copy=False)
+        prediction = mask[known].astype(np.int64, copy=False)
+        for name, values in (("label", truth), ("mask", prediction)):
+            if values.size and not 0 <= int(values.min()) <= int(values.max()) < self.num_classes:
+                raise LabelError(
+                    "confusion matrix",
+                    f"{name} values run from {values.min()} to {values.max()}",
+                    f"classes are 0-{self.num_classes - 1} (ignored: {ignore_index})",
+                    "Use the label set that the labels were made with.",
+                )
+        counts = np.bincount(truth * self.num_classes + prediction, minlength=self.matrix.size)
+        self.matrix += counts.reshape(self.matrix.shape)
+        return self
+
+    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
+        merged = ConfusionMatrix(self.num_classes)
+        merged.matrix = self.matrix + other.matrix
+        return merged
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConfusionMatrix) and np.array_equal(self.matrix, other.matrix)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    @property
+    def labeled_pixels(self) -> int:
+        """Pixels counted so far."""
+        return int(self.matrix.sum())
+
+    @property
+    def correct_pixels(self) -> int:
+        """Pixels whose prediction equals the truth."""
+        return int(np.trace(self.matrix))
+
+    def scores(self, policy: Policy = "reference") -> Scores:
+        """The four FCN scores.
+
+        With n_ij the pixels of class i predicted as j and t_i = sum_j n_ij:
+        pixel accuracy sum_i n_ii / sum_i t_i; mean accuracy (1/n) sum_i n_ii / t_i;
+        mean IU (1/n) sum_i n_ii / (t_i + sum_j n_ji - n_ii);
+        frequency weighted IU (sum_k t_k)^-1 sum_i t_i n_ii / (t_i + sum_j n_ji - n_ii).
+        """
+        hits = np.diag(self.matrix).astype(np.float64)
+        truth = self.matrix.sum(axis=1).astype(np.float64)
+        union = truth + self.matrix.sum(axis=0) - hits
+        accuracy = _ratio(hits, truth)
+        iou = _ratio(hits, union)
+        averaged = iou if policy == "reference" else np.where(truth > 0, iou, np.nan)
+        total = float(truth.sum())
+        present = truth > 0
+        weighted = float((truth[present] * iou[present]).sum()) / total if total else math.nan
+        return Scores(
+            pixel_accuracy=float(hits.sum()) / total if total else math.nan,
+            mean_accuracy=_nanmean(accuracy),
+            mean_iou=_nanmean(averaged),
+            frequency_weighted_iou=weighted,
+            iou=tuple(float(value) for value in iou),
+        )
+
+
+def none_if_nan(value: float) -> float | None:
+    """None for NaN, which JSON cannot hold."""
+    return None if math.isnan(value) else float(value)
+
+
+def _ratio(
+    numerator: NDArray[np.float64], denominator: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    result = np.full_like(numerator, np.nan)
+    np.divide(numerator, denominator, out=result, where=denominator > 0)
+    return result
+
+
+def _nanmean(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
