@@ -186,10 +186,13 @@ class WeightsFile:
 
         if self.info.variant not in VARIANTS:
             raise WeightsError(
-                self.where, f"variant {self.info.variant!r}", f"one of {', '.join(VARIANTS)}", _REMEDY
+                self.where,
+                f"variant {self.info.variant!r}",
+                f"one of {', '.join(VARIANTS)}",
+                _REMEDY,
             )
         return Architecture(
-            self.info.variant,  # type: ignore[arg-type]  # checked above
+            self.info.variant,
             self.info.labels.num_classes,
             self.info.width,
         )

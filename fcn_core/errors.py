@@ -6,8 +6,8 @@ FcnError                 everything this project raises on purpose
 ├── LabelSetError        an unknown or malformed label set
 └── WeightsError         a weights file that is missing, damaged or of another network
 
-`pipeline.errors` adds those of the factory. Every message has four parts, in this order: where, what
-was found, what was expected, what to do.
+`pipeline.errors` adds those of the factory. Every message has four parts, in this order: where,
+what was found, what was expected, what to do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FcnError(Exception):
 
     @property
     def reason(self) -> str:
-        """What was found and expected, without the place: for tables that name the place already."""
+        """What was found and expected, without the place, for tables that name it already."""
         return f"{self.found}; {self.expected}"
 
     def at(self, where: str) -> FcnError:

@@ -3,8 +3,8 @@
 How every kind of picture is read (docs/formats.md says the same for users):
 
 - JPEG, PNG, WebP (whatever the file name says: the content decides);
-- EXIF orientation is applied, so that the array is what a viewer shows. Labels are taken as they are
-  stored and must have the size of the upright image;
+- EXIF orientation is applied, so that the array is what a viewer shows. Labels are taken as they
+  are stored and must have the size of the upright image;
 - grey becomes three equal channels; palette colours are looked up;
 - transparent pixels are laid over white, as a page would show them;
 - CMYK is converted by Pillow without colour profiles (profiles are ignored throughout);
@@ -104,7 +104,10 @@ def encode_mask(
 
 
 def overlay(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], palette: Sequence[Colour], opacity: float = 0.6
+    image: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    palette: Sequence[Colour],
+    opacity: float = 0.6,
 ) -> NDArray[np.uint8]:
     """The mask's colours over the picture; class 0 and void stay see-through.
 

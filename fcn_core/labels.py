@@ -69,7 +69,9 @@ class LabelSet:
                 "Merge classes.",
             )
         if len(set(self.classes)) != len(self.classes):
-            raise LabelSetError(where, "a class name occurs twice", "names must differ", "Rename one.")
+            raise LabelSetError(
+                where, "a class name occurs twice", "names must differ", "Rename one."
+            )
         if not self.palette:
             object.__setattr__(self, "palette", voc_palette(len(self.classes)))
         if len(self.palette) != len(self.classes):
@@ -147,7 +149,9 @@ class LabelSet:
             raise LabelSetError(where, "no name or no classes", expected, "Add what is missing.")
         unknown = set(data) - {"name", "classes", "ignore", "palette"}
         if unknown:
-            raise LabelSetError(where, f"unknown key {sorted(unknown)[0]!r}", expected, "Remove it.")
+            raise LabelSetError(
+                where, f"unknown key {sorted(unknown)[0]!r}", expected, "Remove it."
+            )
         try:
             return cls(
                 name=str(data["name"]),
@@ -166,9 +170,9 @@ SCENES = LabelSet(
 VOC = LabelSet(
     "voc",
     (
-        "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
-        "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-        "train", "tvmonitor",
+        "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat",
+        "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant",
+        "sheep", "sofa", "train", "tvmonitor",
     ),
 )  # fmt: skip
 CAMVID = LabelSet(

@@ -86,6 +86,7 @@ class Upscore(nn.Module):
         self.register_buffer("kernel", weight, persistent=False)
 
     def forward(self, score_BKHW: Tensor) -> Tensor:
+        """(B, K, sH + s, sW + s) from (B, K, H, W), s being the stride."""
         return F.conv_transpose2d(
             score_BKHW, self.kernel, stride=self.stride, groups=self.kernel.shape[0]
         )
@@ -132,7 +133,8 @@ class FCN(nn.Module):
         """Weights to start training from nothing.
 
         He initialisation in the trunk (VGG's own needs pretraining); scores start at zero (paper
-        section 4.3: "zero-initialize the class scoring layer"), so that a skip begins by adding nothing.
+        section 4.3: "zero-initialize the class scoring layer"), so that a skip begins by adding
+        nothing.
         """
         for name, layer in self.named_children():
             if isinstance(layer, nn.Conv2d):
@@ -141,9 +143,7 @@ class FCN(nn.Module):
                 if name.startswith("score"):
                     nn.init.zeros_(layer.weight)
                 else:
-                    nn.init.kaiming_normal_(
-                        layer.weight, nonlinearity="relu", generator=generator
-                    )
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Logits.
@@ -176,7 +176,7 @@ class FCN(nn.Module):
         for block, (_, depth) in enumerate(BLOCKS, start=1):
             for index in range(1, depth + 1):
                 x_BCHW = F.relu(self.get_submodule(f"conv{block}_{index}")(x_BCHW), inplace=True)
-            # Caffe rounds the size of a pool up; floor would break the crops for 1139 of 2999 sizes.
+            # Caffe rounds the size of a pool up; floor breaks the crops for 1139 of 2999 sizes.
             x_BCHW = F.max_pool2d(x_BCHW, 2, 2, ceil_mode=True)
             pools.append(x_BCHW)
         x_BCHW = self.dropout(F.relu(self.fc6(x_BCHW)))

@@ -73,7 +73,7 @@ class Predictor:
         self.dtype = _DTYPES[precision]
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
         # Channels-last is what oneDNN and cuDNN compute in; anything else is converted per layer.
-        self.model = model.eval().to(self.device, self.dtype, memory_format=torch.channels_last)
+        self.model = model.eval().to(self.device, self.dtype).to(memory_format=torch.channels_last)
         pre = info.preprocessing
         self._mean = torch.tensor(pre.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(pre.std, device=self.device).view(1, 3, 1, 1)
@@ -156,7 +156,9 @@ def _check_image(image: NDArray[np.uint8], where: str) -> None:
         or 0 in image.shape
     ):
         found = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
-        raise ImageError(where, found, "uint8 (H, W, 3) RGB, at least 1x1", "Decode it to RGB first.")
+        raise ImageError(
+            where, found, "uint8 (H, W, 3) RGB, at least 1x1", "Decode it to RGB first."
+        )
 
 
 def _check(device: str, precision: str) -> None:
@@ -164,8 +166,8 @@ def _check(device: str, precision: str) -> None:
         raise FcnError("precision", f"{precision!r}", "fp32, bf16 or fp16", "Choose one of them.")
     kind = device.split(":")[0]
     if kind == "cuda" and not torch.cuda.is_available():
-        raise FcnError("device", f"{device!r}, but torch sees no CUDA device", "a device that is there",
-                       "Use cpu, or check the driver.")  # fmt: skip
+        raise FcnError("device", f"{device!r}, but torch sees no CUDA device",
+                       "a device that is there", "Use cpu, or check the driver.")  # fmt: skip
     if kind == "cpu" and precision == "fp16":
         raise FcnError("precision", "fp16 on a CPU", "fp32 or bf16: fp16 is slow and inexact there",
                        "Use --precision bf16.")  # fmt: skip
