@@ -21,11 +21,16 @@ from fcn_core.labels import LabelSet
 from fcn_core.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fcn_core.model import FCN, Architecture
 
 WEIGHTS_FORMAT = "fcn-pipeline/1"
 DEMO_WEIGHTS = "demo"
 """The name under which commands find the weights in this package."""
+
+MAX_WIDTH = 8.0
+"""Past it a header is damaged: fc6 alone would take 26 GB."""
 
 _KEY = "fcn"  # one JSON document under one safetensors metadata key
 _REMEDY = "Name a .safetensors file written by this project, or convert yours to it."
@@ -105,7 +110,7 @@ class WeightsFile:
     def _document(self) -> dict[str, Any]:
         header = self._header()
         try:
-            document = json.loads(header["__metadata__"][_KEY])
+            document = dict(json.loads(header["__metadata__"][_KEY]))
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(
                 self.where, "a safetensors file without our metadata", "variant, classes and "
@@ -115,7 +120,7 @@ class WeightsFile:
             raise WeightsError(
                 self.where, f"format {document.get('format')!r}", f"{WEIGHTS_FORMAT!r}", _REMEDY
             )
-        return dict(document)
+        return document
 
     def _header(self) -> dict[str, Any]:
         # Layout: 8 bytes little-endian header length, JSON header, tensors.
@@ -127,9 +132,9 @@ class WeightsFile:
         try:
             header = dict(json.loads(self.data[8 : 8 + length]))
             ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError) as error:
+            size = 8 + length + max(ends, default=0)
+        except (ValueError, LookupError, TypeError) as error:
             raise WeightsError(self.where, "no safetensors header", expected, _REMEDY) from error
-        size = 8 + length + max(ends, default=0)
         if len(self.data) != size:
             raise WeightsError(
                 self.where,
@@ -145,14 +150,16 @@ class WeightsFile:
         Raises:
             WeightsError: tensors are missing, left over, of the wrong shape, or not finite.
         """
-        import safetensors.torch
         import torch
 
         from fcn_core.model import FCN
 
-        model = FCN(self.architecture())
-        found = safetensors.torch.load(self.data)
-        expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        architecture = self.architecture()
+        found = self._tensors()
+        # Shapes are compared before anything of the header's size is allocated.
+        with torch.device("meta"):
+            skeleton = FCN(architecture)
+        expected = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
         for name in sorted(set(expected) | set(found)):
             if name not in found or name not in expected:
                 state = "missing" if name not in found else "not part of the network"
@@ -173,14 +180,25 @@ class WeightsFile:
                     "finite numbers",
                     "The training diverged or the file is damaged: use an earlier checkpoint.",
                 )
+        model = FCN(architecture)
         model.load_state_dict({name: t.to(torch.float32) for name, t in found.items()})
         return model.eval()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        import safetensors.torch
+
+        try:
+            return dict(safetensors.torch.load(self.data))
+        except (safetensors.SafetensorError, LookupError, TypeError, ValueError) as error:
+            raise WeightsError(
+                self.where, f"unreadable tensors ({error})", "a whole safetensors file", _REMEDY
+            ) from error
 
     def architecture(self) -> Architecture:
         """The network's shape.
 
         Raises:
-            WeightsError: the variant is unknown.
+            WeightsError: the variant is unknown or the width impossible.
         """
         from fcn_core.model import VARIANTS, Architecture
 
@@ -189,6 +207,13 @@ class WeightsFile:
                 self.where,
                 f"variant {self.info.variant!r}",
                 f"one of {', '.join(VARIANTS)}",
+                _REMEDY,
+            )
+        if not 0 < self.info.width <= MAX_WIDTH:
+            raise WeightsError(
+                self.where,
+                f"width {self.info.width:g}",
+                f"above 0 and at most {MAX_WIDTH:g}",
                 _REMEDY,
             )
         return Architecture(
@@ -227,11 +252,10 @@ def read_weights(path: str | Path) -> WeightsFile:
     Raises:
         WeightsError: there is no such file, or it is not ours.
     """
-    if str(path) == DEMO_WEIGHTS:
-        source = files("fcn_core").joinpath("demo.safetensors")
-        return WeightsFile(source.read_bytes(), "weights demo")
+    is_demo = str(path) == DEMO_WEIGHTS
+    source = files("fcn_core").joinpath("demo.safetensors") if is_demo else Path(path)
     try:
-        return WeightsFile(Path(path).read_bytes(), f"weights {path}")
+        return WeightsFile(source.read_bytes(), f"weights {path}")
     except OSError as error:
         raise WeightsError(
             f"weights {path}", error.strerror or "unreadable", "a readable file", _REMEDY
