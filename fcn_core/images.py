@@ -15,13 +15,15 @@ How every kind of picture is read (docs/formats.md says the same for users):
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.Image import Transpose
 
 from fcn_core.errors import ImageError, LabelError
 from fcn_core.labels import Colour, voc_palette
@@ -32,6 +34,17 @@ MAX_PIXELS = 100_000_000
 
 # Mask PNGs are megabytes per shard, and level 1 costs a third of level 6 for a tenth more bytes.
 PNG_LEVEL = 1
+
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""What makes a picture of that EXIF orientation upright."""
 
 
 def decode_image(
@@ -52,9 +65,9 @@ def decode_image(
     """
     with _open(data, where, max_pixels) as image:
         try:
-            upright = ImageOps.exif_transpose(image)
-            rgb = np.asarray(_to_rgb(upright))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image.load()
+            rgb = np.asarray(_to_rgb(_upright(image)))
+        except (OSError, SyntaxError, ValueError) as error:
             raise _unreadable(data, where, error) from error
     return np.ascontiguousarray(rgb)
 
@@ -69,21 +82,24 @@ def decode_label(
 
     Raises:
         ImageError: no picture, or a truncated one.
-        LabelError: a colour picture, whose values are not class indices.
+        LabelError: a colour picture, whose values are not class indices, or a lossy one.
     """
     with _open(data, where, max_pixels) as image:
-        if image.mode not in ("P", "L", "1", "I", "I;16", "I;16B", "I;16L"):
+        if image.format != "PNG" or image.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
             raise LabelError(
                 where,
-                f"a {image.mode} picture",
+                f"a {image.mode} {image.format}",
                 "a label is a grey or palette PNG whose values are class indices",
                 "Convert colours to indices first.",
             )
         try:
-            values = np.asarray(image)
+            values = np.asarray(image).astype(np.uint16)
         except (OSError, SyntaxError, ValueError) as error:
             raise _unreadable(data, where, error) from error
-    return values.astype(np.uint16)
+    # Pillow stretches grey of 2 and 4 bits to 0-255; the stored values are the classes.
+    bits = data[24]  # byte 8 of IHDR, which is the first chunk of every PNG
+    stretch = {2: 85, 4: 17}.get(bits, 1) if image.mode == "L" else 1
+    return values // np.uint16(stretch)
 
 
 def encode_mask(
@@ -147,7 +163,11 @@ def _open(data: bytes, where: str, max_pixels: int) -> Image.Image:
             "a JPEG, PNG or WebP picture",
             "Replace or remove it.",
         ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:  # past 179 Mpx, whatever our own limit
+        raise ImageError(
+            where, f"too many pixels ({error})", "a smaller picture", "Scale it down."
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise _unreadable(data, where, error) from error
     width, height = image.size
     if width * height > max_pixels:
@@ -167,6 +187,16 @@ def _unreadable(data: bytes, where: str, error: Exception) -> ImageError:
         "a whole JPEG, PNG or WebP picture",
         "It is probably truncated: copy it again or remove it.",
     )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it writes the EXIF anew, and fails if other tags are damaged.
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return image  # a viewer, too, shows the picture of an unreadable EXIF as it is stored
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
