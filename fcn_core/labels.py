@@ -81,6 +81,13 @@ class LabelSet:
                 "one colour per class is needed",
                 "Leave the palette out to get VOC's colours.",
             )
+        if not all(len(c) == 3 and 0 <= min(c) <= max(c) <= 255 for c in self.palette):
+            raise LabelSetError(
+                where,
+                "a colour out of range",
+                "colours are three numbers from 0 to 255",
+                "Correct the palette.",
+            )
         bad = [v for v in self.ignore if v != VOID and 0 <= v < len(self.classes)]
         if bad:
             raise LabelSetError(
@@ -147,6 +154,9 @@ class LabelSet:
         expected = "keys are name, classes and optionally ignore and palette"
         if not isinstance(data, Mapping) or not {"name", "classes"} <= set(data):
             raise LabelSetError(where, "no name or no classes", expected, "Add what is missing.")
+        texts = [key for key in ("classes", "ignore", "palette") if isinstance(data.get(key), str)]
+        if texts:  # Python would take a text for the list of its letters
+            raise LabelSetError(where, f"{texts[0]} is a text", "a list", "Write it as a list.")
         unknown = set(data) - {"name", "classes", "ignore", "palette"}
         if unknown:
             raise LabelSetError(
