@@ -115,6 +115,13 @@ class ConfusionMatrix:
         return self
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
+        if other.num_classes != self.num_classes:  # numpy would broadcast a 1x1 matrix
+            raise LabelError(
+                "confusion matrix",
+                f"matrices of {self.num_classes} and {other.num_classes} classes",
+                "only counts of one label set can be added",
+                "Score each label set on its own.",
+            )
         merged = ConfusionMatrix(self.num_classes)
         merged.matrix = self.matrix + other.matrix
         return merged

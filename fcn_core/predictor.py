@@ -164,10 +164,15 @@ def _check_image(image: NDArray[np.uint8], where: str) -> None:
 def _check(device: str, precision: str) -> None:
     if precision not in get_args(Precision):
         raise FcnError("precision", f"{precision!r}", "fp32, bf16 or fp16", "Choose one of them.")
-    kind = device.split(":")[0]
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise FcnError("device", f"{device!r}, but torch sees no CUDA device",
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise FcnError(
+            "device", f"{device!r}", "cpu, cuda or cuda:1", "Choose a device."
+        ) from error
+    if wanted.type == "cuda" and (wanted.index or 0) >= (count := torch.cuda.device_count()):
+        raise FcnError("device", f"{device!r}, but torch sees {count} CUDA devices",
                        "a device that is there", "Use cpu, or check the driver.")  # fmt: skip
-    if kind == "cpu" and precision == "fp16":
+    if wanted.type == "cpu" and precision == "fp16":
         raise FcnError("precision", "fp16 on a CPU", "fp32 or bf16: fp16 is slow and inexact there",
                        "Use --precision bf16.")  # fmt: skip

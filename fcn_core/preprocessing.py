@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -38,6 +39,8 @@ class Preprocessing:
         try:
             channels, mean, std = data["channels"], tuple(data["mean"]), tuple(data["std"])
             if channels not in ("RGB", "BGR") or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+                raise ValueError(f"{data}")
+            if not all(map(math.isfinite, (*mean, *std))):
                 raise ValueError(f"{data}")
             return cls(channels, tuple(map(float, mean)), tuple(map(float, std)))  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError) as error:
