@@ -1,0 +1,5 @@
+"""`python -m pipeline` is `fcnseg`."""
+
+from pipeline.cli import main
+
+main()

@@ -1,0 +1,130 @@
+"""From receipts to commits: the only code that makes a shard done. Runs in the driver."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.chunks import Failure
+from pipeline.commits import (
+    build_commit,
+    commit_path,
+    with_file,
+    write_commit,
+    write_quarantine,
+)
+from pipeline.config import LimitsConfig
+from pipeline.job import Job, ShardFailure
+from pipeline.ledger import Entry
+from pipeline.plan import Plan
+from pipeline.shards import Shard
+from pipeline.writers import Receipt
+
+NEVER_FEWER = 3
+"""A bad fraction counts from this many images on: one bad image of ten breaks no dataset."""
+
+
+def is_over(bad: int, total: int, fraction: float) -> bool:
+    """Whether `bad` of `total` images are too many.
+
+    >>> is_over(2, 4, 0.05), is_over(3, 40, 0.05), is_over(3, 60, 0.05)
+    (False, True, False)
+    """
+    return bad >= NEVER_FEWER and bad > fraction * total
+
+
+@dataclass
+class Collector:
+    """Gathers receipts until a shard is complete, then commits it or lists it as failed.
+
+    Attributes:
+        plan: what is being done.
+        job: the run's stores and formats.
+        fingerprint: goes into every commit.
+        limits: the per-shard bad fraction.
+        entries: the ledger, growing.
+        failed: shards that were not committed.
+        images, failures: of this run's finished chunks.
+        uncommitted_images, uncommitted_failures: of failed shards.
+    """
+
+    plan: Plan
+    job: Job
+    fingerprint: str
+    limits: LimitsConfig
+    entries: dict[str, Entry] = field(default_factory=dict)
+    failed: dict[str, ShardFailure] = field(default_factory=dict)
+    images: int = 0
+    failures: int = 0
+    committed: int = 0
+    uncommitted_images: int = 0
+    uncommitted_failures: int = 0
+    _receipts: dict[str, dict[int, Receipt]] = field(default_factory=lambda: defaultdict(dict))
+
+    def __post_init__(self) -> None:
+        self.entries.update(self.plan.ledger)
+        self._shards = {shard.id: shard for shard in self.plan.pending}
+
+    @property
+    def finished(self) -> int:
+        """Shards of this run that are committed or failed."""
+        return self.committed + len(self.failed)
+
+    def add(self, item: Receipt | ShardFailure) -> None:
+        """Take one result of an executor; the same chunk may come twice.
+
+        Raises:
+            StoreError: the commit cannot be written.
+        """
+        if isinstance(item, ShardFailure):
+            self.failed[item.shard] = item
+            self._receipts.pop(item.shard, None)
+            return
+        if item.shard in self.failed or item.shard not in self._shards:
+            return
+        received = self._receipts[item.shard]
+        if item.seq not in received:
+            self.images += item.images
+            self.failures += len(item.failures)
+        received[item.seq] = item
+        if len(received) == item.count:
+            self._complete(self._shards.pop(item.shard), list(received.values()))
+            del self._receipts[item.shard]
+
+    def _complete(self, shard: Shard, receipts: Sequence[Receipt]) -> None:
+        bad = [failure for receipt in receipts for failure in receipt.failures]
+        good = sum(receipt.images for receipt in receipts)
+        fraction = self.limits.max_bad_fraction_per_shard
+        quarantine = write_quarantine(self.job.output, shard.id, bad)
+        if is_over(len(bad), len(bad) + good, fraction):
+            self.uncommitted_images += good
+            self.uncommitted_failures += len(bad)
+            self.failed[shard.id] = _over_limit(shard, bad, len(bad) + good, fraction)
+            return
+        location = self.job.sources.images.location(shard.path)
+        commit = build_commit(shard, location, receipts, self.fingerprint, self.job.masks)
+        commit = with_file(commit, quarantine)
+        write_commit(self.job.output, commit, replaces=shard.id in self.entries)
+        self.committed += 1
+        tag = self.job.output.stat(commit_path(shard.id)).etag
+        self.entries[shard.id] = Entry.of(commit, tag)
+
+
+def _over_limit(shard: Shard, bad: Sequence[Failure], total: int, fraction: float) -> ShardFailure:
+    first = min(bad, key=lambda failure: (failure.location, failure.key))
+    reason = (
+        f"shard {shard.id}: {len(bad)} of {total} images are bad; at most {fraction:.0%} may be "
+        f"(limits.max_bad_fraction_per_shard). First: {first.location}: {first.reason}. "
+        "Not committed. Fix or drop them, or raise the limit; then run again."
+    )
+    return ShardFailure(shard.id, reason, "LimitsError")
+
+
+def needed_masks(plan: Plan, requested: Sequence[str]) -> tuple[str, ...]:
+    """The formats to write: those asked for, and those the replaced commits name.
+
+    A commit names all objects of its shard, so one that is replaced must not lose any.
+    """
+    existing = {name for shard in plan.outdated for name in plan.ledger[shard].masks}
+    return tuple(sorted({*requested, *existing}))

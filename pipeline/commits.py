@@ -1,0 +1,182 @@
+"""Commits: the one truth about which shards are done. Written last, create-only, one per shard."""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from fcn_core.metrics import ConfusionMatrix
+from pipeline.chunks import Failure
+from pipeline.errors import OutputError, StoreError
+from pipeline.shards import Shard
+from pipeline.store import Store
+from pipeline.writers import FileRecord, Receipt, quarantine_table, record
+
+COMMIT_FORMAT = 1
+PREFIX = "_commits"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The record that a shard is done.
+
+    Attributes:
+        shard: its id.
+        commit_id: random; tells our own commit from another driver's when an answer was lost.
+        fingerprint: of the run that made it.
+        input: location, etag and size of the input shard.
+        files: every object of the shard.
+        masks: the formats it has.
+        images, labeled_images, failures: counts of samples.
+        confusion: K x K, row = truth.
+        class_pixels: predicted pixels by class.
+        confidence_sum: sum over images of their mean confidence.
+        seconds: by stage, summed over chunks.
+    """
+
+    shard: str
+    commit_id: str
+    fingerprint: str
+    input: Mapping[str, Any]
+    files: tuple[FileRecord, ...]
+    masks: tuple[str, ...]
+    images: int
+    labeled_images: int
+    failures: int
+    confusion: tuple[tuple[int, ...], ...]
+    class_pixels: tuple[int, ...]
+    confidence_sum: float
+    seconds: Mapping[str, float]
+
+    @property
+    def matrix(self) -> ConfusionMatrix:
+        """The confusion matrix as an accumulator."""
+        return ConfusionMatrix(len(self.confusion), self.confusion)
+
+    def to_json(self) -> bytes:
+        """The commit object."""
+        document = {"format": COMMIT_FORMAT, **asdict(self)}
+        if self.labeled_images:
+            document["scores"] = self.matrix.scores().to_dict()
+        return json.dumps(document, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Commit:
+        """What `to_json` gave.
+
+        Raises:
+            OutputError: of another format version, or not a commit.
+        """
+        try:
+            document = json.loads(data)
+            found = document.pop("format")
+            if found != COMMIT_FORMAT:
+                raise OutputError(
+                    where,
+                    f"commit format {found}",
+                    f"format {COMMIT_FORMAT}",
+                    "Use the version of fcnseg that wrote this output, or a new OUTPUT.",
+                )
+            document.pop("scores", None)
+            document["files"] = tuple(FileRecord(**f) for f in document["files"])
+            document["masks"] = tuple(document["masks"])
+            document["confusion"] = tuple(tuple(row) for row in document["confusion"])
+            document["class_pixels"] = tuple(document["class_pixels"])
+            return cls(**document)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise OutputError(
+                where,
+                f"no readable commit ({error})",
+                "a commit of this project",
+                "Delete it: its shard will be labelled again.",
+            ) from error
+
+
+def commit_path(shard: str) -> str:
+    """Where a shard's commit is, below OUTPUT."""
+    return f"{PREFIX}/{shard}.json"
+
+
+def quarantine_path(shard: str) -> str:
+    """Where a shard's quarantine table is, below OUTPUT."""
+    return f"_quarantine/{shard}.parquet"
+
+
+def build_commit(
+    shard: Shard, location: str, receipts: Sequence[Receipt], fingerprint: str, masks: Sequence[str]
+) -> Commit:
+    """One commit from all receipts of a shard, in chunk order."""
+    ordered = sorted(receipts, key=lambda receipt: receipt.seq)
+    matrix = ConfusionMatrix(len(ordered[0].confusion))
+    for receipt in ordered:
+        matrix += ConfusionMatrix(len(receipt.confusion), receipt.confusion)
+    columns = zip(*(receipt.class_pixels for receipt in ordered), strict=True)
+    stages = {name for receipt in ordered for name in receipt.seconds}
+    return Commit(
+        shard=shard.id,
+        commit_id=uuid.uuid4().hex,
+        fingerprint=fingerprint,
+        input={"location": location, "etag": shard.etag, "size": shard.size},
+        files=tuple(f for receipt in ordered for f in receipt.files),
+        masks=tuple(sorted(masks)),
+        images=sum(receipt.images for receipt in ordered),
+        labeled_images=sum(receipt.labeled_images for receipt in ordered),
+        failures=sum(len(receipt.failures) for receipt in ordered),
+        confusion=tuple(tuple(row) for row in matrix.matrix.tolist()),
+        class_pixels=tuple(sum(column) for column in columns),
+        confidence_sum=math.fsum(receipt.confidence_sum for receipt in ordered),
+        seconds={
+            stage: round(sum(receipt.seconds.get(stage, 0.0) for receipt in ordered), 4)
+            for stage in sorted(stages)
+        },
+    )
+
+
+def write_quarantine(output: Store, shard: str, failures: Iterable[Failure]) -> FileRecord | None:
+    """Write a shard's quarantine table; None, and no object, when nothing failed."""
+    ordered = sorted(failures, key=lambda failure: (failure.location, failure.key))
+    path = quarantine_path(shard)
+    if not ordered:
+        output.delete(path)  # an earlier run of a changed shard may have left one
+        return None
+    data = quarantine_table(ordered)
+    output.write(path, data)
+    return record(path, data)
+
+
+def write_commit(output: Store, commit: Commit, *, replaces: bool) -> None:
+    """Make a shard done.
+
+    Args:
+        output: where.
+        commit: of the shard.
+        replaces: whether an older commit of the shard is known, and no longer holds.
+
+    Raises:
+        StoreError: somebody else committed this shard in the meantime.
+    """
+    path = commit_path(commit.shard)
+    data = commit.to_json()
+    if replaces:
+        output.write(path, data)
+        return
+    if output.create(path, data):
+        return
+    # The first answer may have been lost: then the object there is our own.
+    there = Commit.from_json(output.read(path), output.location(path))
+    if there.commit_id != commit.commit_id:
+        raise StoreError(
+            output.location(path),
+            "a commit that this driver did not write",
+            "one driver per output",
+            "Find out which other driver runs; then run again.",
+        )
+
+
+def with_file(commit: Commit, file: FileRecord | None) -> Commit:
+    """The commit with one more object named."""
+    return commit if file is None else replace(commit, files=(*commit.files, file))

@@ -1,0 +1,198 @@
+"""One configuration for every way in: file, then `--set`, then flags; Prefect's form shows it too.
+
+The docstring under a field is its help text everywhere. Credentials are never part of it: they come
+from the environment or from the provider's own chain.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import ConfigError
+
+MaskFormat = Literal["parquet", "png", "tar"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class InputConfig(_Section):
+    """Where the images are and what their labels mean."""
+
+    url: str
+    """WebDataset tars, Parquet files with an image column, or a folder of images; any URL."""
+    labels: str | None = None
+    """Folder of label PNGs parallel to a folder of images."""
+    label_set: str | None = None
+    """Name or YAML file of the label set; by default the one the weights were trained on."""
+    shard_size: int = Field(default=256, ge=1)
+    """Images per virtual shard when the input is a folder of loose images."""
+    limit_shards: int | None = Field(default=None, ge=1)
+    """Label at most this many pending shards, then finish."""
+
+
+class ModelConfig(_Section):
+    """Which network, and how exactly it computes."""
+
+    weights: str | None = None
+    """Weights file (.safetensors; any fsspec URL), or `demo` for the shipped ones."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the convolutions; part of the fingerprint because it changes masks."""
+
+
+class OutputConfig(_Section):
+    """Where the results go, and in which forms."""
+
+    url: str
+    """Prefix that belongs to this input and these weights; any fsspec URL."""
+    masks: tuple[MaskFormat, ...] = Field(default=("parquet",), min_length=1)
+    """Forms of the masks: parquet, png, tar (WebDataset)."""
+
+
+class ComputeConfig(_Section):
+    """Who does the work. Nothing here changes a result but the device and threads_per_worker."""
+
+    executor: Literal["auto", "local", "ray"] = "auto"
+    """auto: ray when an address is known or the process is a Ray job, else local."""
+    ray_address: str | None = None
+    """Ray cluster to run on; None with executor ray starts an embedded one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where a worker sees a device."""
+    workers: int | None = Field(default=None, ge=1)
+    """Copies of the network; default: one per GPU, else cores / threads_per_worker."""
+    threads_per_worker: int = Field(default=2, ge=1)
+    """CPU threads of one copy; the same number gives the same bytes."""
+    gpus_per_worker: float = Field(default=1.0, gt=0)
+    """GPU share of one copy on Ray, when the device is cuda."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Images of one shape per forward pass; default 1 on a CPU, 8 on a GPU."""
+
+
+class LimitsConfig(_Section):
+    """How much may go wrong, and how large a piece of work may be."""
+
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Quarantined share of all images above which the run exits 4 (never for fewer than 3)."""
+    max_bad_fraction_per_shard: float = Field(default=0.05, ge=0, le=1)
+    """Quarantined share above which a shard is not committed (never for fewer than 3)."""
+    chunk_images: int = Field(default=512, ge=1)
+    """A shard with more images is split."""
+    chunk_bytes: int = Field(default=64 * 2**20, ge=1)
+    """A shard with more encoded bytes is split."""
+    max_image_pixels: int = Field(default=100_000_000, ge=1)
+    """Larger pictures are quarantined before they are decoded."""
+
+
+class RunConfig(_Section):
+    """A labelling run."""
+
+    input: InputConfig
+    output: OutputConfig
+    model: ModelConfig = ModelConfig()
+    compute: ComputeConfig = ComputeConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    def resolved_executor(self) -> Literal["local", "ray"]:
+        """`local` unless the config, RAY_ADDRESS or a surrounding Ray job says otherwise."""
+        if self.compute.executor != "auto":
+            return self.compute.executor
+        # RAY_JOB_CONFIG_JSON_ENV_VAR is what `ray job submit` sets for the driver it starts.
+        hints = (self.ray_address(), os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+        return "ray" if any(hints) else "local"
+
+    def ray_address(self) -> str | None:
+        """The cluster to connect to, if one is named."""
+        return self.compute.ray_address or os.environ.get("RAY_ADDRESS") or None
+
+
+def load_config(
+    file_text: str | None, sets: Iterable[str], flags: Mapping[str, Any], where: str = "--config"
+) -> RunConfig:
+    """The configuration from all its sources; later ones win.
+
+    Args:
+        file_text: YAML, or None.
+        sets: "section.field=value" each; the value is read as YAML.
+        flags: dotted name to value; None means "not given".
+        where: the file's name, for errors.
+
+    Raises:
+        ConfigError: unknown key, missing key or impossible value.
+    """
+    tree = _parse_yaml(file_text, where) if file_text else {}
+    for item in sets:
+        name, separator, value = item.partition("=")
+        if not separator or "." not in name:
+            raise ConfigError(
+                f"--set {item}", "no section.field=value", "for example limits.chunk_images=64"
+            )
+        _put(tree, name.strip(), _parse_yaml_value(value, item))
+    for name, value in flags.items():
+        if value is not None:
+            _put(tree, name, value)
+    return validate(tree)
+
+
+def validate(tree: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a nested mapping.
+
+    Raises:
+        ConfigError: with the first problem, naming its field.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            section = RunConfig.model_fields.get(str(first["loc"][0]))
+            known = _field_names(section.annotation if section and len(first["loc"]) > 1 else None)
+            raise ConfigError(
+                f"config {name}",
+                "an unknown key",
+                f"known here: {', '.join(known)}",
+                "Correct the spelling or remove it.",
+            ) from None
+        found = "nothing" if first["type"] == "missing" else repr(first["input"])
+        raise ConfigError(
+            f"config {name}", found, first["msg"].rstrip("."), "Correct this value."
+        ) from None
+
+
+def _field_names(section: Any) -> list[str]:
+    model = section if isinstance(section, type) and issubclass(section, BaseModel) else RunConfig
+    return list(model.model_fields)
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(where, f"no YAML ({detail})", "a YAML file of sections") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(where, f"a {type(tree).__name__}", "sections with fields, as YAML")
+    return tree
+
+
+def _parse_yaml_value(text: str, item: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {item}", "an unreadable value", "a YAML value") from error
+
+
+def _put(tree: dict[str, Any], name: str, value: Any) -> None:
+    *sections, last = name.split(".")
+    for section in sections:
+        inner = tree.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"config {section}", repr(inner), "a section with fields")
+        tree = inner
+    tree[last] = value

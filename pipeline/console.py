@@ -1,0 +1,173 @@
+"""What people see: progress on stderr, results on stdout. Machines ask for --json."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from fcn_core.labels import LabelSet
+from pipeline.run import Progress, RunResult
+
+LINE_SECONDS = 10.0
+"""Where stderr is no terminal: one line per interval."""
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def set_up_logging() -> None:
+    """Warnings of this project to stderr, one line each."""
+    if err.is_terminal:
+        handler: logging.Handler = RichHandler(console=err, show_path=False, show_time=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger = logging.getLogger("fcnseg")
+    logger.handlers = [handler]
+    logger.propagate = False
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """A document for machines."""
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+
+
+class ProgressLines:
+    """Progress where nobody watches: a line at the start, per interval, and at the end."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Print a line if it is time."""
+        now = time.monotonic()
+        is_end = progress.shards_done == progress.shards_pending
+        if progress.shards_pending and (now - self.last >= LINE_SECONDS or is_end):
+            self.last = now
+            err.print(describe(progress), markup=False)
+
+
+class ProgressBar:
+    """Progress where somebody watches."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+        self.task = bar.add_task("labelling", total=None, detail="")
+
+    def __call__(self, progress: Progress) -> None:
+        """Move the bar."""
+        self.bar.update(
+            self.task,
+            total=progress.shards_pending,
+            completed=progress.shards_done,
+            detail=_images(progress),
+        )
+
+
+@contextmanager
+def progress_display() -> Iterator[ProgressLines | ProgressBar]:
+    """A live bar on a terminal, plain lines elsewhere."""
+    if not err.is_terminal:
+        yield ProgressLines()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("shards"),
+        TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=err, transient=True) as bar:
+        yield ProgressBar(bar)
+
+
+def describe(progress: Progress) -> str:
+    """One line of progress."""
+    shards = f"{progress.shards_done}/{progress.shards_pending} shards"
+    return f"labelling: {shards}, {_images(progress)}, {progress.seconds:.0f} s"
+
+
+def _images(progress: Progress) -> str:
+    rate = progress.images / progress.seconds if progress.seconds else 0.0
+    bad = f", {progress.failures} quarantined" if progress.failures else ""
+    return f"{progress.images} images{bad}, {rate:.1f}/s"
+
+
+def score_table(scores: Mapping[str, Any], labels: LabelSet) -> Table:
+    """The per-class table of a scores document, ending in mean IU."""
+    table = Table("class", "IU", "predicted pixels", title_justify="left")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for name, iou, pixels in zip(
+        labels.classes, scores["iou"], scores["class_pixels"], strict=True
+    ):
+        table.add_row(name, number(iou), f"{pixels:,}")
+    table.add_section()
+    table.add_row("mean IU", number(scores["mean_iou"]), f"{sum(scores['class_pixels']):,}")
+    return table
+
+
+def print_scores(scores: Mapping[str, Any], labels: LabelSet) -> None:
+    """The table, and the other three scores of the paper."""
+    out.print(score_table(scores, labels))
+    out.print(
+        f"pixel accuracy {number(scores['pixel_accuracy'])}, "
+        f"mean accuracy {number(scores['mean_accuracy'])}, "
+        f"frequency weighted IU {number(scores['frequency_weighted_iou'])} "
+        f"({scores['labeled_images']} labelled of {scores['images']} images)",
+        markup=False,
+    )
+
+
+def print_result(result: RunResult) -> None:
+    """What a run did, and what it could not do."""
+    if not result.done_now and not result.failed:
+        line = f"nothing pending: all {result.shards} shards are done"
+        if result.committed < result.shards:
+            line = f"nothing done: {result.committed} of {result.shards} shards are done"
+    else:
+        line = (
+            f"{result.done_now} shards done now, {result.committed} of {result.shards} in all, "
+            f"{result.images} images, {result.failures} quarantined, {result.seconds:.1f} s"
+        )
+    out.print(line, markup=False)
+    if result.vanished:
+        err.print(f"{result.vanished} shards or images vanished from the input; kept", markup=False)
+    for failure in result.failed:
+        err.print(f"failed: {failure.reason}", markup=False)
+    if result.over_limit:
+        err.print(
+            f"limits exceeded: {result.failures} of {result.images + result.failures} committed "
+            "images are quarantined (limits.max_bad_fraction); see _quarantine/ in the output",
+            markup=False,
+        )
+
+
+def number(value: float | None) -> str:
+    """A score, or a dash where it is undefined."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def size(num_bytes: int) -> str:
+    """Bytes for people.
+
+    >>> size(3 * 2**20)
+    '3.0 MiB'
+    """
+    amount = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

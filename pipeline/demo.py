@@ -1,0 +1,59 @@
+"""`fcnseg demo`: rendered scenes into shards, labelled with the shipped weights, offline."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+from PIL import Image
+
+from fcn_core.images import encode_mask
+from fcn_core.labels import SCENES
+from fcn_core.scenes import render_scene
+from pipeline.config import RunConfig, load_config
+from pipeline.store import Store
+from pipeline.writers import add_to_tar
+
+SHARDS = 3
+IMAGES_PER_SHARD = 16
+FIRST_SEED = 5_000_000
+"""The demo weights never saw scenes of these seeds (docs/demo-weights.md)."""
+
+
+def make_scene_shards(output: Store, shards: int = SHARDS, images: int = IMAGES_PER_SHARD) -> None:
+    """Write `scenes-000.tar`, …: rendered scenes with exact labels, the same every time.
+
+    Shards that are there already are left alone, so that their tags stay the same.
+    """
+    there = {info.path for info in output.objects()}
+    for shard in range(shards):
+        name = f"scenes-{shard:03d}.tar"
+        if name not in there:
+            output.write(name, _scene_tar(FIRST_SEED + shard * images, images))
+
+
+def demo_config(directory: str, executor: str = "local") -> RunConfig:
+    """The run of the demo in a directory: its `shards` to its `output`, masks in every form."""
+    return load_config(
+        None,
+        [],
+        {
+            "input.url": f"{directory}/shards",
+            "output.url": f"{directory}/output",
+            "output.masks": ("parquet", "png"),
+            "model.weights": "demo",
+            "compute.executor": executor,
+        },
+    )
+
+
+def _scene_tar(first_seed: int, images: int) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for seed in range(first_seed, first_seed + images):
+            scene = render_scene(seed)
+            picture = io.BytesIO()
+            Image.fromarray(scene.image).save(picture, "JPEG", quality=92)
+            add_to_tar(tar, f"scene-{seed}.jpg", picture.getvalue())
+            add_to_tar(tar, f"scene-{seed}.png", encode_mask(scene.label, SCENES.palette))
+    return buffer.getvalue()

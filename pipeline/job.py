@@ -1,0 +1,50 @@
+"""What every stage needs to know of a run, in one small object that travels to every worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fcn_core.errors import FcnError
+from fcn_core.labels import LabelSet
+from pipeline.chunks import ChunkLimits, Sources
+from pipeline.config import ComputeConfig
+from pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Job:
+    """The resolved parts of a `RunConfig`. Small: weights travel apart.
+
+    Attributes:
+        sources: INPUT and the labels' folder.
+        output: OUTPUT; None when nothing is to be written.
+        labels: the label set in force.
+        masks: forms of the masks to write.
+        precision: of the convolutions.
+        compute: device, threads, batch size, number of workers.
+        chunk_limits: where shards are split.
+        max_image_pixels: larger pictures are quarantined.
+    """
+
+    sources: Sources
+    output: Store
+    labels: LabelSet
+    masks: tuple[str, ...]
+    precision: str
+    compute: ComputeConfig
+    chunk_limits: ChunkLimits
+    max_image_pixels: int
+
+
+@dataclass(frozen=True)
+class ShardFailure:
+    """A shard that could not be read: the run goes on without it."""
+
+    shard: str
+    reason: str
+    error: str
+
+    @classmethod
+    def of(cls, shard: str, error: FcnError) -> ShardFailure:
+        """From the error that stopped the shard."""
+        return cls(shard, str(error), type(error).__name__)

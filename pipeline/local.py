@@ -1,0 +1,163 @@
+"""The local executor: the stages of a run as threads with short queues between them. No Ray.
+
+It starts in a second, needs no cluster, and is the oracle that the Ray executor is held against.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from fcn_core.checkpoint import WeightsFile
+from pipeline.chunks import read_chunks
+from pipeline.errors import MissingError, ShardError
+from pipeline.job import Job, ShardFailure
+from pipeline.shards import Shard
+from pipeline.writers import Receipt, write_chunk
+
+Item = Any
+Stage = Callable[[Item], Iterator[Item]]
+
+_DEPTH = 2
+"""Items waiting between two stages: enough to keep the network busy, and a bound on memory."""
+
+_READERS = 2
+_WRITERS = 2
+_END = object()
+
+
+def run_local(
+    job: Job, weights: WeightsFile, shards: Sequence[Shard]
+) -> Iterator[Receipt | ShardFailure]:
+    """Receipts of all chunks, in the order they are finished.
+
+    Raises:
+        StoreError: a store fails; whatever else a stage raises ends the run as well.
+    """
+    from pipeline.segment import Segmenter  # torch loads only where a network runs
+
+    segmenter = Segmenter(job, weights)
+    workers = job.compute.workers
+    if workers is None:
+        on_cpu = segmenter.predictor.device.type == "cpu"
+        workers = max(1, (os.cpu_count() or 1) // job.compute.threads_per_worker) if on_cpu else 1
+
+    def read(shard: Shard) -> Iterator[Item]:
+        try:
+            yield from read_chunks(shard, job.sources, job.chunk_limits)
+        except (ShardError, MissingError) as error:
+            yield ShardFailure.of(shard.id, error)
+
+    def segment(item: Item) -> Iterator[Item]:
+        yield item if isinstance(item, ShardFailure) else segmenter(item)
+
+    def write(item: Item) -> Iterator[Item]:
+        yield item if isinstance(item, ShardFailure) else write_chunk(item, job)
+
+    yield from _run_stages(shards, [(read, _READERS), (segment, workers), (write, _WRITERS)])
+
+
+def _run_stages(items: Sequence[Item], stages: Sequence[tuple[Stage, int]]) -> Iterator[Item]:
+    """Pass items through the stages; leaving the iterator early stops every thread."""
+    stop = threading.Event()
+    errors: list[BaseException] = []
+    queues: list[queue.Queue[Item]] = [queue.Queue(_DEPTH) for _ in range(len(stages) + 1)]
+    threads = [threading.Thread(target=_feed, args=(items, queues[0], stages[0][1], stop))]
+    for index, (stage, count) in enumerate(stages):
+        followers = stages[index + 1][1] if index + 1 < len(stages) else 1
+        ends = _Countdown(count)
+        work = _Work(stage, queues[index], queues[index + 1], ends, followers)
+        threads += [
+            threading.Thread(target=work.run, args=(stop, errors), name=f"stage-{index}-{n}")
+            for n in range(count)
+        ]
+    for thread in threads:
+        thread.start()
+    try:
+        while not stop.is_set():
+            item = _get(queues[-1], stop)
+            if item is _END:
+                break
+            yield item
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
+
+
+class _Countdown:
+    """Tells the last of several threads that it is the last."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.lock = threading.Lock()
+
+    def is_last(self) -> bool:
+        with self.lock:
+            self.left -= 1
+            return self.left == 0
+
+
+class _Work:
+    """One stage: what its threads do until they are told to stop."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        source: queue.Queue[Item],
+        sink: queue.Queue[Item],
+        ends: _Countdown,
+        followers: int,
+    ) -> None:
+        self.stage = stage
+        self.source = source
+        self.sink = sink
+        self.ends = ends
+        self.followers = followers
+
+    def run(self, stop: threading.Event, errors: list[BaseException]) -> None:
+        try:
+            while (item := _get(self.source, stop)) is not _END:
+                for result in self.stage(item):
+                    if not _put(self.sink, result, stop):
+                        return
+            if self.ends.is_last():
+                for _ in range(self.followers):
+                    _put(self.sink, _END, stop)
+        except BaseException as error:
+            errors.append(error)
+            stop.set()
+
+
+def _feed(
+    items: Sequence[Item], sink: queue.Queue[Item], followers: int, stop: threading.Event
+) -> None:
+    for item in [*items, *[_END] * followers]:
+        if not _put(sink, item, stop):
+            return
+
+
+def _put(sink: queue.Queue[Item], item: Item, stop: threading.Event) -> bool:
+    """Whether there was room before the stop."""
+    while not stop.is_set():
+        try:
+            sink.put(item, timeout=0.1)
+            return True
+        except queue.Full:
+            continue
+    return False
+
+
+def _get(source: queue.Queue[Item], stop: threading.Event) -> Item:
+    """The next item; the end when there is none before the stop."""
+    while not stop.is_set():
+        try:
+            return source.get(timeout=0.1)
+        except queue.Empty:
+            continue
+    return _END

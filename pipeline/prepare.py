@@ -1,0 +1,164 @@
+"""From a configuration to things that exist: stores, weights, label set, identity, job."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import yaml
+
+from fcn_core.checkpoint import DEMO_WEIGHTS, WeightsFile, read_weights
+from fcn_core.errors import WeightsError
+from fcn_core.labels import LABEL_SETS, LabelSet, label_set
+from pipeline.chunks import ChunkLimits, Sources
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, MissingError
+from pipeline.identity import Identity, identity
+from pipeline.job import Job
+from pipeline.plan import PlanRequest
+from pipeline.store import Store, read_url
+
+log = logging.getLogger("fcnseg")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose every part has been found and checked, before anything is written."""
+
+    config: RunConfig
+    weights: WeightsFile
+    identity: Identity
+    job: Job
+    request: PlanRequest
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Find everything a run needs. Reads weights and label set; writes nothing.
+
+    Raises:
+        WeightsError: no weights, or of another number of classes than the label set.
+        ConfigError, LabelSetError: the label set cannot be had.
+        StoreError: a store cannot be read.
+    """
+    if config.model.weights is None:
+        raise ConfigError(
+            "--weights", "nothing", "a weights file", "For the shipped ones: --weights demo."
+        )
+    request = plan_request(config)
+    weights = load_weights(config.model.weights)
+    labels = resolve_labels(config.input.label_set, weights)
+    images, output = request.images, request.output
+    limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)
+    mine = identity(images.url, weights, labels, config.model.precision, limits)
+    job = Job(
+        sources=Sources(images, request.labels or images),
+        output=output,
+        labels=labels,
+        masks=config.output.masks,
+        precision=config.model.precision,
+        compute=config.compute,
+        chunk_limits=limits,
+        max_image_pixels=config.limits.max_image_pixels,
+    )
+    return Prepared(config, weights, mine, job, replace(request, fingerprint=mine.fingerprint))
+
+
+def plan_request(config: RunConfig) -> PlanRequest:
+    """What to plan, of commits of any fingerprint. Needs no weights.
+
+    Raises:
+        ConfigError: INPUT and OUTPUT lie inside one another.
+    """
+    images, output = Store(config.input.url), Store(config.output.url)
+    _refuse_overlap(images, output)
+    return PlanRequest(
+        images=images,
+        labels=Store(config.input.labels) if config.input.labels else None,
+        output=output,
+        fingerprint=None,
+        masks=config.output.masks,
+        shard_size=config.input.shard_size,
+        limit_shards=config.input.limit_shards,
+    )
+
+
+def load_weights(url: str) -> WeightsFile:
+    """A weights file from anywhere, or the shipped one by the name "demo".
+
+    Raises:
+        WeightsError: there is none, or it is not of this project.
+        StoreError: it cannot be read.
+    """
+    if url == DEMO_WEIGHTS:
+        return read_weights(url)
+    try:
+        data = read_url(url)
+    except MissingError as error:
+        raise WeightsError(
+            f"weights {url}",
+            "no such file",
+            "a .safetensors file, or the word demo",
+            "Check --weights.",
+        ) from error
+    return WeightsFile(data, f"weights {url}")
+
+
+def resolve_labels(name: str | None, weights: WeightsFile) -> LabelSet:
+    """The label set in force: the named one, else the one of the weights.
+
+    Raises:
+        LabelSetError: neither a built-in name nor a readable file.
+        WeightsError: the weights have another number of classes.
+    """
+    own = weights.info.labels
+    if name is None:
+        return own
+    labels = label_set(name) if name in LABEL_SETS else read_label_set(name)
+    if labels.num_classes != own.num_classes:
+        raise WeightsError(
+            weights.where,
+            f"{own.num_classes} classes ({own.name})",
+            f"label set {labels.name!r} has {labels.num_classes}",
+            "Name the label set the weights were trained on, or other weights.",
+        )
+    if labels.classes != own.classes:
+        log.warning(
+            "the weights call their classes %s, the label set %r calls them %s: taken by position",
+            ", ".join(own.classes),
+            labels.name,
+            ", ".join(labels.classes),
+        )
+    return labels
+
+
+def read_label_set(url: str) -> LabelSet:
+    """The label set of a YAML file.
+
+    Raises:
+        LabelSetError: no built-in name and no such file, or not a label set.
+    """
+    if not url.lower().endswith((".yaml", ".yml", ".json")):
+        return label_set(url)  # raises, listing the names
+    where = f"label set {url}"
+    try:
+        return LabelSet.from_dict(yaml.safe_load(read_url(url)), where)
+    except (yaml.YAMLError, MissingError) as error:
+        detail = "no such file" if isinstance(error, MissingError) else "no YAML"
+        raise ConfigError(
+            where,
+            detail,
+            "a YAML file with name, classes, ignore and palette",
+            "Check --label-set.",
+        ) from error
+
+
+def _refuse_overlap(images: Store, output: Store) -> None:
+    if f"{output.url}/".startswith(f"{images.url}/") or f"{images.url}/".startswith(
+        f"{output.url}/"
+    ):
+        raise ConfigError(
+            output.url,
+            f"OUTPUT and INPUT ({images.url}) lie inside one another",
+            "two places apart: masks would become images of the next run",
+            "Choose another OUTPUT.",
+        )

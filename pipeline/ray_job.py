@@ -1,0 +1,189 @@
+"""The Ray executor: the same stages as a Ray Data pipeline. Row = chunk, receipts by `iter_rows`.
+
+Every row is one column of pickled bytes: Arrow sees its true size, no batch ever straddles a shard,
+and no tensor extension type is involved. The driver commits while the job runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fcn_core.checkpoint import WeightsFile
+from pipeline.chunks import read_chunks
+from pipeline.errors import MissingError, ShardError, StoreError
+from pipeline.job import Job, ShardFailure
+from pipeline.shards import Shard
+from pipeline.writers import Receipt, write_chunk
+
+# Before ray is imported: it reads these at import or at its first init.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # our own progress is enough
+# Zero-GPU tasks keep their view of the devices; Ray 2.60 warns about it otherwise.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+
+Row = dict[str, Any]
+
+_IO_CPUS = 0.25
+"""Logical CPUs of a read or write task: they wait for the store more than they compute."""
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+"""Of an embedded Ray. A few chunks in flight fit; the default would take 30 % of the memory."""
+
+
+def run_ray(
+    job: Job, weights: WeightsFile, shards: Sequence[Shard]
+) -> Iterator[Receipt | ShardFailure]:
+    """Receipts of all chunks, in the order they are finished.
+
+    Connects to `job.compute.ray_address` or RAY_ADDRESS, uses the surrounding Ray job, or starts an
+    embedded Ray and stops it afterwards.
+
+    Raises:
+        StoreError: a store fails in a worker, or the cluster cannot be reached.
+    """
+    with _connected(job.compute.ray_address):
+        try:
+            rows = _dataset(job, weights, shards).iter_rows()
+            for row in rows:
+                yield pickle.loads(row["item"])
+        except ray.exceptions.RayError as error:
+            raise _cause(error) from error
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    if ray.is_initialized():  # the caller's Ray (a test session, a notebook): left as it is
+        yield
+        return
+    # ray.init installs its own SIGTERM handler, which would skip the release of the lease.
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGTERM) if in_main else None
+    address = address or os.environ.get("RAY_ADDRESS")
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if address or inside_job:
+        options["address"] = address or "auto"
+    else:
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise StoreError(
+            f"ray {address or 'local'}",
+            f"{error}",
+            "a reachable Ray cluster of the same versions",
+            "Check --address (and RAY_AUTH_TOKEN for a cluster with tokens).",
+        ) from error
+    if in_main and previous is not None:
+        signal.signal(signal.SIGTERM, previous)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _dataset(job: Job, weights: WeightsFile, shards: Sequence[Shard]) -> Any:
+    context = ray.data.DataContext.get_current()
+    # One chunk is one block: finer streaming, and nothing waits for 128 MiB to gather.
+    context.target_max_block_size = 1
+    context.actor_init_retry_on_errors = True  # a weights download may hiccup
+    context.enable_progress_bars = False
+    workers, cpus, gpus = _resources(job)
+    rows = [{"item": pickle.dumps(shard)} for shard in shards]
+    return (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .flat_map(_Read(job), num_cpus=_IO_CPUS)
+        .map(
+            _SegmentActor,  # type: ignore[arg-type]  # Ray's stub wants the method, not the class
+            fn_constructor_kwargs={"job": job, "weights": ray.put(weights)},
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=cpus,
+            num_gpus=gpus,
+        )
+        .map(_Write(job), num_cpus=_IO_CPUS)
+    )
+
+
+def _resources(job: Job) -> tuple[int, float, float]:
+    """(workers, logical CPUs of each, GPUs of each).
+
+    Network actors that took every CPU would leave none for reading, and the job would hang.
+    """
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
+    compute = job.compute
+    if gpus and compute.device != "cpu":
+        workers = compute.workers or max(1, math.floor(gpus / compute.gpus_per_worker))
+        return workers, 1.0, compute.gpus_per_worker
+    workers = compute.workers or max(1, math.floor(cpus / compute.threads_per_worker))
+    share = max(0.0, cpus - 4 * _IO_CPUS) / workers
+    # Ray wants whole numbers above one.
+    return workers, float(min(compute.threads_per_worker, math.floor(share))) or share, 0.0
+
+
+class _Read:
+    """CPU task: the chunks of a shard."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __call__(self, row: Row) -> Iterator[Row]:
+        shard: Shard = pickle.loads(row["item"])
+        try:
+            for chunk in read_chunks(shard, self.job.sources, self.job.chunk_limits):
+                yield {"item": pickle.dumps(chunk, protocol=5)}
+        except (ShardError, MissingError) as error:
+            yield {"item": pickle.dumps(ShardFailure.of(shard.id, error))}
+
+
+class _SegmentActor:
+    """Actor with the network: a chunk in, its masks out."""
+
+    def __init__(self, job: Job, weights: Any) -> None:
+        from pipeline.segment import Segmenter  # torch loads only where a network runs
+
+        self.segmenter = Segmenter(job, ray.get(weights))
+
+    def __call__(self, row: Row) -> Row:
+        item = pickle.loads(row["item"])
+        if isinstance(item, ShardFailure):
+            return row
+        return {"item": pickle.dumps(self.segmenter(item), protocol=5)}
+
+
+class _Write:
+    """CPU task: masks to objects, a receipt out."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __call__(self, row: Row) -> Row:
+        item = pickle.loads(row["item"])
+        if isinstance(item, ShardFailure):
+            return row
+        return {"item": pickle.dumps(write_chunk(item, self.job))}
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Our own error behind what Ray wrapped it in, or the wrapped one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        inner = getattr(seen, "cause", None) or seen.__cause__
+        if isinstance(inner, StoreError):
+            return inner
+        seen = inner if isinstance(inner, BaseException) and inner is not seen else None
+    return error

@@ -1,0 +1,208 @@
+"""Shards: what INPUT holds, cut into the units of commit and of statistics.
+
+Three kinds of input, told apart by what is there: WebDataset tars, Parquet files, or loose images
+(packed into virtual shards; `pipeline.virtual` freezes which image is in which).
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import InputError
+from pipeline.store import ObjectInfo, Store
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+LABEL_SUFFIXES = (".seg.png", ".mask.png")
+
+Kind = Literal["tar", "parquet", "folder"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image of a virtual shard: its key and the paths of its files below INPUT and LABELS."""
+
+    key: str
+    image: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A unit of commit.
+
+    Attributes:
+        id: path below INPUT without the extension, or the name of a virtual shard.
+        kind: how its bytes are laid out.
+        path: the object below INPUT (empty for a virtual shard).
+        size: bytes; of a virtual shard, those of all its images and labels.
+        etag: changes when the content does.
+        members: of a virtual shard.
+    """
+
+    id: str
+    kind: Kind
+    path: str
+    size: int
+    etag: str
+    members: tuple[Member, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What an input turned out to hold.
+
+    Attributes:
+        kind: of all its shards.
+        shards: of tar and Parquet inputs, by id.
+        images: of a folder of images, by path.
+        labels: of a folder of images: label objects by key.
+        image_root: "images" for a folder that holds `images/` and `labels/`, else "".
+    """
+
+    kind: Kind
+    shards: tuple[Shard, ...] = ()
+    images: tuple[ObjectInfo, ...] = ()
+    labels: dict[str, ObjectInfo] | None = None
+    image_root: str = ""
+
+
+def list_input(source: Store, labels: Store | None) -> Listing:
+    """Look at an input and say what it is.
+
+    Raises:
+        InputError: nothing to label, several kinds in one place, or colliding shard ids.
+        StoreError: the input cannot be listed.
+    """
+    found = [info for info in source.objects() if is_visible(info.path)]
+    suffixes = Counter(posixpath.splitext(info.path)[1].lower() for info in found)
+    kinds = {
+        "tar": suffixes[".tar"],
+        "parquet": suffixes[".parquet"],
+        "folder": sum(suffixes[suffix] for suffix in IMAGE_SUFFIXES),
+    }
+    present = [kind for kind, count in kinds.items() if count]
+    if not present:
+        seen = ", ".join(f"{n} {s or 'without extension'}" for s, n in suffixes.most_common(4))
+        raise InputError(
+            source.url,
+            f"{len(found)} objects ({seen})" if found else "no such prefix, or nothing in it",
+            "tars, Parquet files or images (jpg, jpeg, png, webp)",
+            "Check the address; names beginning with '_' or '.' are not looked at.",
+        )
+    if len(present) > 1:
+        counts = " and ".join(f"{kinds[kind]} {_WORDS[kind]}" for kind in present)
+        raise InputError(
+            source.url, counts, "one kind of input per run", "Name the prefix of one of them."
+        )
+    kind = present[0]
+    if kind == "folder":
+        return _folder(source, labels, found)
+    if labels is not None:
+        raise InputError(
+            labels.url,
+            f"--labels for an input of {_WORDS[kind]}",
+            "a label folder goes with a folder of images",
+            "Put the labels into the shards (fcnseg shard), or leave --labels out.",
+        )
+    return Listing("tar" if kind == "tar" else "parquet", _object_shards(source, kind, found))
+
+
+_WORDS = {"tar": "tars", "parquet": "Parquet files", "folder": "loose images"}
+
+
+def is_visible(path: str) -> bool:
+    """Names with a part that begins with `_` or `.` are no data (as in Ray, Spark and Arrow)."""
+    return not any(part.startswith(("_", ".")) for part in path.split("/"))
+
+
+def check_key(key: str) -> str | None:
+    """What is wrong with a key that is to become part of an object's path, or None."""
+    parts = key.split("/")
+    if key.startswith("/"):
+        return "the key is an absolute path"
+    if ".." in parts:
+        return "the key contains '..'"
+    if any(part in ("", ".") for part in parts):
+        return "the key has an empty part"
+    if any(ord(character) < 32 or character == "\\" for character in key):
+        return "the key has a control character or a backslash"
+    return None
+
+
+def split_suffix(name: str) -> tuple[str, str] | None:
+    """(key, lower-case suffix) of a file that belongs to a sample, or None.
+
+    >>> split_suffix("a/b.v2.seg.png")
+    ('a/b.v2', '.seg.png')
+    """
+    lower = name.lower()
+    for suffix in (*LABEL_SUFFIXES, *IMAGE_SUFFIXES):
+        if lower.endswith(suffix) and posixpath.basename(name)[: -len(suffix)]:
+            return name[: -len(suffix)], suffix
+    return None
+
+
+def _object_shards(source: Store, kind: str, found: Sequence[ObjectInfo]) -> tuple[Shard, ...]:
+    suffix = "." + kind
+    shards = [
+        Shard(
+            id=info.path[: -len(suffix)],
+            kind="tar" if kind == "tar" else "parquet",
+            path=info.path,
+            size=info.size,
+            etag=info.etag,
+        )
+        for info in found
+        if info.path.lower().endswith(suffix)
+    ]
+    refuse_collisions(source.url, (shard.id for shard in shards))
+    return tuple(sorted(shards, key=lambda shard: shard.id))
+
+
+def refuse_collisions(where: str, ids: Iterable[str]) -> None:
+    """Refuse two shards of one id.
+
+    Raises:
+        InputError: naming the id.
+    """
+    twice = [shard_id for shard_id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise InputError(
+            where,
+            f"two shards with the id {twice[0]!r}",
+            "names must differ in more than the extension's case",
+            "Rename one of them.",
+        )
+
+
+def _folder(source: Store, labels: Store | None, found: Sequence[ObjectInfo]) -> Listing:
+    images = [i for i in found if i.path.lower().endswith(IMAGE_SUFFIXES)]
+    if labels is not None:
+        listed = [info for info in labels.objects() if is_visible(info.path)]
+        by_key = _labels_by_key(listed, "")
+        if not by_key:
+            raise InputError(
+                labels.url, "no PNG there", "label PNGs parallel to the images", "Check --labels."
+            )
+        return Listing("folder", images=tuple(images), labels=by_key)
+    tops = {info.path.split("/")[0] for info in images}
+    if "images" in tops and tops <= {"images", "labels"}:
+        return Listing(
+            "folder",
+            images=tuple(i for i in images if i.path.startswith("images/")),
+            labels=_labels_by_key(found, "labels/"),
+            image_root="images/",
+        )
+    return Listing("folder", images=tuple(images))
+
+
+def _labels_by_key(found: Sequence[ObjectInfo], root: str) -> dict[str, ObjectInfo]:
+    return {
+        info.path[len(root) : -len(".png")]: info
+        for info in found
+        if info.path.startswith(root) and info.path.lower().endswith(".png")
+    }

@@ -1,0 +1,69 @@
+"""`fcnseg status`: how an output stands, from its commits alone. Works while a run is on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import MissingError
+from pipeline.finish import PARTIAL, SUCCESS, scores_document
+from pipeline.identity import Identity, read_identity
+from pipeline.lease import Holder, read_lease
+from pipeline.ledger import Entry, read_ledger
+from pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Status:
+    """An output at this moment.
+
+    Attributes:
+        identity: what it belongs to.
+        ledger: its commits.
+        holder: the driver at work, if any.
+        marker: "_SUCCESS", "_PARTIAL" or None while (or before) a run finishes.
+        marker_document: what the marker says.
+    """
+
+    identity: Identity
+    ledger: dict[str, Entry]
+    holder: Holder | None
+    marker: str | None
+    marker_document: dict[str, Any]
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The merged scores, as `stats/scores.json` has them."""
+        return scores_document(self.ledger, self.identity.labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "input": self.identity.input,
+            "fingerprint": self.identity.fingerprint,
+            "running": None if self.holder is None else self.holder.describe(),
+            "marker": self.marker,
+            "shards_in_input": self.marker_document.get("shards"),
+            "failed_shards": self.marker_document.get("failed_shards", {}),
+            **self.scores,
+        }
+
+
+def read_status(output: Store) -> Status:
+    """The status of an output.
+
+    Raises:
+        OutputError: no output of a run.
+        StoreError: it cannot be read.
+    """
+    identity = read_identity(output)
+    marker, document = None, {}
+    for name in (SUCCESS, PARTIAL):
+        try:
+            document = json.loads(output.read(name))
+            marker = name
+            break
+        except MissingError:
+            continue
+    return Status(identity, read_ledger(output), read_lease(output), marker, document)

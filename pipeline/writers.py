@@ -1,0 +1,284 @@
+"""The write stage: masks to objects at keys that follow from the input alone.
+
+Equal results give equal bytes: no times, no random names, fixed compression levels. What is
+written, and nothing else, is named in the receipt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from fcn_core.images import encode_mask
+from fcn_core.labels import LabelSet
+from pipeline.chunks import Failure
+from pipeline.job import Job
+from pipeline.results import ImageResult, Preview, Segmented
+
+PREVIEW_SIDE = 320
+"""Longest side of a preview, px."""
+
+# At most this many bytes of masks per row group: Hugging Face viewers refuse groups over 300 MB.
+_ROW_GROUP_BYTES = 64 * 2**20
+
+MASK_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("mask", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("class_pixels", pa.list_(pa.int64())),
+        ("mean_confidence", pa.float64()),
+        ("correct_pixels", pa.int64()),
+        ("labeled_pixels", pa.int64()),
+        ("iou", pa.list_(pa.float32())),
+    ]
+)
+QUARANTINE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("key", "reason", "error", "location")]
+)
+_PREVIEW_SCHEMA = pa.schema(
+    [("key", pa.string())] + [(name, pa.binary()) for name in ("image", "label", "mask")]
+)
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """An object that was written: path below OUTPUT, bytes, hex sha256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the driver hears of a finished chunk: counts and file records, no pixels."""
+
+    shard: str
+    seq: int
+    count: int
+    files: tuple[FileRecord, ...]
+    images: int
+    labeled_images: int
+    failures: tuple[Failure, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    class_pixels: tuple[int, ...]
+    confidence_sum: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def write_chunk(segmented: Segmented, job: Job) -> Receipt:
+    """Put the chunk's objects and say what they are.
+
+    Raises:
+        StoreError: the store refuses.
+    """
+    started = time.perf_counter()
+    pngs = [encode_mask(result.mask, job.labels.palette) for result in segmented.images]
+    files = []
+    for path, data in _objects(segmented, pngs, job):
+        job.output.write(path, data)
+        files.append(record(path, data))
+    images = segmented.images
+    return Receipt(
+        shard=segmented.shard,
+        seq=segmented.seq,
+        count=segmented.count,
+        files=tuple(files),
+        images=len(images),
+        labeled_images=sum(result.labeled_pixels is not None for result in images),
+        failures=segmented.failures,
+        confusion=tuple(tuple(row) for row in segmented.confusion.matrix.tolist()),
+        class_pixels=tuple(
+            sum(result.class_pixels[k] for result in images) for k in range(job.labels.num_classes)
+        ),
+        confidence_sum=math.fsum(result.mean_confidence for result in images),
+        seconds={**segmented.seconds, "write": time.perf_counter() - started},
+    )
+
+
+def record(path: str, data: bytes) -> FileRecord:
+    """The record of an object's bytes."""
+    return FileRecord(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def read_parquet(data: bytes) -> pa.Table:
+    """A table from the bytes of a Parquet file.
+
+    `pq.read_table` would do, but imports pandas, which takes a second.
+
+    Raises:
+        pa.ArrowException: no whole Parquet file.
+    """
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        return file.read()
+
+
+def quarantine_table(failures: Sequence[Failure]) -> bytes:
+    """The Parquet bytes of a quarantine table."""
+    return _parquet(pa.Table.from_pylist([vars(f) for f in failures], schema=QUARANTINE_SCHEMA))
+
+
+def _objects(segmented: Segmented, pngs: Sequence[bytes], job: Job) -> Iterator[tuple[str, bytes]]:
+    name = chunk_name(segmented.shard, segmented.seq, segmented.count)
+    if "parquet" in job.masks:
+        yield f"masks/{name}.parquet", _mask_table(segmented, pngs, job.labels)
+    if "png" in job.masks:
+        for result, png in zip(segmented.images, pngs, strict=True):
+            yield f"png/{segmented.shard}/{result.key}.png", png
+    if "tar" in job.masks:
+        yield f"tar/{name}.tar", _tar(segmented.images, pngs)
+    if segmented.previews:
+        yield f"_previews/{name}.parquet", _preview_table(segmented.previews, job.labels)
+
+
+def chunk_name(shard: str, seq: int, count: int) -> str:
+    """The shard's own name for its only chunk, else one with number and count.
+
+    >>> chunk_name("a/voc", 0, 1), chunk_name("a/voc", 2, 4)
+    ('a/voc', 'a/voc-00002-of-00004')
+    """
+    return shard if count == 1 else f"{shard}-{seq:05d}-of-{count:05d}"
+
+
+def _mask_table(segmented: Segmented, pngs: Sequence[bytes], labels: LabelSet) -> bytes:
+    rows = [
+        {
+            "key": result.key,
+            "shard": segmented.shard,
+            "height": result.mask.shape[0],
+            "width": result.mask.shape[1],
+            "mask": {"bytes": png, "path": f"{result.key}.png"},
+            "class_pixels": result.class_pixels,
+            "mean_confidence": result.mean_confidence,
+            "correct_pixels": result.correct_pixels,
+            "labeled_pixels": result.labeled_pixels,
+            "iou": None if result.iou is None else [_null_if_nan(v) for v in result.iou],
+        }
+        for result, png in zip(segmented.images, pngs, strict=True)
+    ]
+    table = pa.Table.from_pylist(rows, schema=MASK_SCHEMA)
+    table = table.replace_schema_metadata({"huggingface": _features(), "classes": _names(labels)})
+    total = sum(len(png) for png in pngs)
+    per_group = max(1, len(rows) * _ROW_GROUP_BYTES // max(total, _ROW_GROUP_BYTES))
+    return _parquet(table, per_group)
+
+
+def _features() -> str:
+    """Hugging Face features, so that `load_dataset("parquet")` yields pictures."""
+
+    def value(dtype: str) -> dict[str, object]:
+        return {"dtype": dtype, "_type": "Value"}
+
+    def many(dtype: str) -> dict[str, object]:
+        return {"feature": value(dtype), "_type": "List"}
+
+    features = {
+        "key": value("string"),
+        "shard": value("string"),
+        "height": value("int32"),
+        "width": value("int32"),
+        "mask": {"_type": "Image"},
+        "class_pixels": many("int64"),
+        "mean_confidence": value("float64"),
+        "correct_pixels": value("int64"),
+        "labeled_pixels": value("int64"),
+        "iou": many("float32"),
+    }
+    return json.dumps({"info": {"features": features}}, sort_keys=True)
+
+
+def _names(labels: LabelSet) -> str:
+    return json.dumps(list(labels.classes))
+
+
+def _parquet(table: pa.Table, row_group_size: int | None = None) -> bytes:
+    buffer = io.BytesIO()
+    # Masks are compressed PNGs already; every other column is small.
+    compression = {
+        name: "NONE" if name in ("mask.bytes", "image", "label", "mask") else "ZSTD"
+        for name in _leaves(table.schema)
+    }
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=row_group_size,
+        compression=compression,
+        write_page_index=True,
+        use_dictionary=["shard"] if "shard" in table.column_names else False,
+    )
+    return buffer.getvalue()
+
+
+def _leaves(schema: pa.Schema) -> Iterator[str]:
+    for column in schema:
+        if pa.types.is_struct(column.type):
+            yield from (f"{column.name}.{inner.name}" for inner in column.type)
+        elif pa.types.is_list(column.type):
+            yield f"{column.name}.list.element"
+        else:
+            yield column.name
+
+
+def _null_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _tar(images: Sequence[ImageResult], pngs: Sequence[bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for result, png in zip(images, pngs, strict=True):
+            add_to_tar(tar, f"{result.key}.png", png)
+    return buffer.getvalue()
+
+
+def add_to_tar(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a member that is the same every time: no time, no owner, fixed rights."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _preview_table(previews: Sequence[Preview], labels: LabelSet) -> bytes:
+    rows = []
+    for preview in previews:
+        height, width = preview.mask.shape
+        scale = min(1.0, PREVIEW_SIDE / max(height, width))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        picture = Image.fromarray(preview.image).resize(size, Image.Resampling.BOX)
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=80)
+        rows.append(
+            {
+                "key": preview.key,
+                "image": buffer.getvalue(),
+                "label": _small_mask(preview.label, size, labels),
+                "mask": _small_mask(preview.mask, size, labels),
+            }
+        )
+    return _parquet(pa.Table.from_pylist(rows, schema=_PREVIEW_SCHEMA))
+
+
+def _small_mask(
+    mask: NDArray[np.uint8] | None, size: tuple[int, int], labels: LabelSet
+) -> bytes | None:
+    if mask is None:
+        return None
+    # Nearest: class indices must not be mixed.
+    small = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
+    return encode_mask(np.asarray(small), labels.palette)
