@@ -156,10 +156,10 @@ class WeightsFile:
 
         architecture = self.architecture()
         found = self._tensors()
-        # Shapes are compared before anything of the header's size is allocated.
+        # Without memory for its parameters: a damaged header may promise any size.
         with torch.device("meta"):
-            skeleton = FCN(architecture)
-        expected = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
+            model = FCN(architecture)
+        expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
         for name in sorted(set(expected) | set(found)):
             if name not in found or name not in expected:
                 state = "missing" if name not in found else "not part of the network"
@@ -180,8 +180,8 @@ class WeightsFile:
                     "finite numbers",
                     "The training diverged or the file is damaged: use an earlier checkpoint.",
                 )
-        model = FCN(architecture)
-        model.load_state_dict({name: t.to(torch.float32) for name, t in found.items()})
+        tensors = {name: tensor.to(torch.float32) for name, tensor in found.items()}
+        model.load_state_dict(tensors, assign=True)
         return model.eval()
 
     def _tensors(self) -> dict[str, Tensor]:

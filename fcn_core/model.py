@@ -69,7 +69,9 @@ def bilinear_kernel(size: int) -> Tensor:
     """
     factor = (size + 1) // 2
     centre = factor - 1 if size % 2 else factor - 0.5
-    line = 1 - (torch.arange(size, dtype=torch.float64) - centre).abs() / factor
+    # On the CPU also inside `torch.device("meta")`: the kernel is not loaded from a file.
+    cells = torch.arange(size, dtype=torch.float64, device="cpu")
+    line = 1 - (cells - centre).abs() / factor
     return torch.outer(line, line).to(torch.float32)
 
 
