@@ -31,6 +31,10 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
+# Ray tells every start and end of a plan, and that an embedded cluster has a token.
+for _name in ("ray.data", "ray._private.authentication"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
 Row = dict[str, Any]
 
 _IO_CPUS = 0.25
@@ -74,6 +78,8 @@ def _connected(address: str | None) -> Iterator[None]:
     if address or inside_job:
         options["address"] = address or "auto"
     else:
+        # Ray's core prints an error about its own actor arguments (ray#53727) at every start.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         options |= {
             "address": "local",
             "include_dashboard": False,

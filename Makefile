@@ -1,0 +1,55 @@
+# Everything a person or CI runs. `make` alone lists it.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Bytecode is what makes the second start of torch, Ray and Prefect quick.
+unexport PYTHONDONTWRITEBYTECODE
+export RAY_USAGE_STATS_ENABLED := 0
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+
+.PHONY: help setup demo test test-all check bench demo-weights lock format
+.DEFAULT_GOAL := help
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
+
+setup: $(VENV)/.done  ## Make the environment in .venv from the lock file
+
+$(VENV)/.done: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: setup  ## Label rendered scenes with Prefect and Ray, in ./demo
+	$(BIN)/python -m flows.demo demo
+
+test: setup  ## All tests but the slow ones (at most 15 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup  ## Every test (at most 45 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+check: setup  ## Format, lint, types and unit tests (about a minute)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not (slow or ray or prefect or s3 or cluster or gpu)"
+
+bench: setup  ## Measure against a plain loop, on this machine
+	$(BIN)/python -m benchmarks.end_to_end
+
+demo-weights: setup  ## Train the shipped demo weights again from nothing (under an hour on 2 cores)
+	$(BIN)/python -m fcn_core.training fcn_core/demo.safetensors
+
+lock: setup  ## Write requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --extra dev -o requirements.lock pyproject.toml
+
+format: setup  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

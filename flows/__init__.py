@@ -1,0 +1,1 @@
+"""Prefect flows around the pipeline. Importing this package loads no torch."""

@@ -1,0 +1,49 @@
+"""Small seeded worlds that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fcn_core.model import FCN, Architecture, Variant
+from tests import world
+
+# Networks this small gain nothing from threads, and lose a factor of 30 when a core is busy: the
+# threads of a layer wait for the slowest.
+torch.set_num_threads(1)
+
+
+def _random_fcn(
+    variant: Variant = "fcn8s", num_classes: int = 4, width: float = 1 / 16, seed: int = 0
+) -> FCN:
+    model = FCN(Architecture(variant, num_classes, width))
+    generator = torch.Generator().manual_seed(seed)
+    model.reset_parameters(generator)
+    for name, parameter in model.named_parameters():
+        if name.startswith("score"):  # zero by default, which would hide every skip
+            nn.init.normal_(parameter, std=0.2, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def random_fcn() -> Callable[..., FCN]:
+    """Makes a small FCN whose every layer matters: random_fcn("fcn16s", num_classes=3)."""
+    return _random_fcn
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of three classes whose masks are not constant."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    path.write_bytes(world.weights_bytes(_random_fcn(num_classes=3, width=1 / 32)))
+    return path
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three tars of four labelled pictures of mixed sizes."""
+    return world.write_shards(tmp_path / "in")
