@@ -1,0 +1,193 @@
+"""Arrays in, masks out, and no picture's answer depends on its neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fcn_core.checkpoint import WeightsFile, WeightsInfo, save_weights
+from fcn_core.errors import FcnError, ImageError, WeightsError
+from fcn_core.labels import LabelSet
+from fcn_core.predictor import Predictor
+from fcn_core.preprocessing import CAFFE_VOC, CENTRED_RGB, Preprocessing
+from tests import oracles
+
+RNG = np.random.default_rng(0)
+SIZES = [(17, 23), (40, 30), (17, 23), (1, 1), (40, 30), (17, 23), (23, 17), (17, 23), (17, 23)]
+LABELS = LabelSet("four", ("a", "b", "c", "d"))
+
+
+def noise(height, width):
+    """Noise in patches, so that masks have regions."""
+    patches = RNG.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    return np.kron(patches, np.ones((8, 8, 1), np.uint8))[:height, :width].copy()
+
+
+PICTURES = [noise(*size) for size in SIZES]
+LARGE = noise(90, 130)
+
+
+def info(preprocessing=CENTRED_RGB):
+    return WeightsInfo("fcn8s", 1 / 16, LABELS, preprocessing)
+
+
+@pytest.fixture(scope="module")
+def predictor(random_fcn):
+    return Predictor(random_fcn(), info())
+
+
+def same(first, second):
+    return np.array_equal(first.mask, second.mask) and (
+        first.mean_confidence == second.mean_confidence
+    )
+
+
+def logits(model, picture, preprocessing=CENTRED_RGB):
+    """(K, H, W), from the formula of the preprocessing pixel by pixel."""
+    colours = picture if preprocessing.channels == "RGB" else picture[..., ::-1]
+    pixels = (colours - np.array(preprocessing.mean)) / np.array(preprocessing.std)
+    planes = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float()
+    with torch.inference_mode():
+        return model(planes[None])[0].numpy()
+
+
+# --- Batches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_batch_is_its_pictures_one_by_one_bit_for_bit(random_fcn, batch_size):
+    predictor = Predictor(random_fcn(), info(), batch_size=batch_size)
+    together = predictor.predict(PICTURES)
+    alone = [predictor.predict([picture])[0] for picture in PICTURES]
+    assert all(map(same, together, alone))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_order_is_kept_among_mixed_sizes(random_fcn, batch_size):
+    predictor = Predictor(random_fcn(), info(), batch_size=batch_size)
+    forth, back = predictor.predict(PICTURES), predictor.predict(PICTURES[::-1])
+    assert [prediction.mask.shape for prediction in forth] == SIZES
+    assert all(map(same, forth, back[::-1]))
+
+
+def test_batch_sizes_agree_on_the_masks(random_fcn, predictor):
+    batched = Predictor(random_fcn(), info(), batch_size=4).predict([LARGE])[0]
+    alone = predictor.predict([LARGE])[0]
+    assert np.mean(batched.mask == alone.mask) > 0.999
+    assert batched.mean_confidence == pytest.approx(alone.mean_confidence, abs=1e-5)
+
+
+def test_no_pictures_are_no_predictions(predictor):
+    assert predictor.predict([]) == []
+
+
+def test_pictures_are_left_alone(predictor):
+    picture = LARGE.copy()
+    predictor.predict([picture])
+    assert np.array_equal(picture, LARGE)
+
+
+def test_views_of_arrays_are_pictures(predictor):
+    mirrored = LARGE[:, ::-1]
+    assert same(predictor.predict([mirrored])[0], predictor.predict([mirrored.copy()])[0])
+
+
+# --- Values ------------------------------------------------------------------------------------
+
+
+def test_the_mask_is_the_highest_logit(random_fcn, predictor):
+    prediction = predictor.predict([LARGE])[0]
+    assert prediction.mask.dtype == np.uint8
+    assert np.mean(prediction.mask == logits(random_fcn(), LARGE).argmax(axis=0)) > 0.999
+    assert len(np.unique(prediction.mask)) == 4
+
+
+def test_mean_confidence_is_the_softmax_of_the_chosen_class(random_fcn, predictor):
+    expected = oracles.softmax_peak(logits(random_fcn(), LARGE)).mean()
+    assert predictor.predict([LARGE])[0].mean_confidence == pytest.approx(expected, abs=1e-5)
+
+
+def test_of_equal_logits_the_lowest_class_wins(random_fcn):
+    model = random_fcn()
+    model.reset_parameters()  # every score is zero
+    prediction = Predictor(model, info()).predict([LARGE])[0]
+    assert not prediction.mask.any()
+    assert prediction.mean_confidence == 1 / 4
+
+
+@pytest.mark.parametrize("preprocessing", [CAFFE_VOC, CENTRED_RGB, Preprocessing()], ids=str)
+def test_preprocessing_is_the_formula(random_fcn, preprocessing):
+    model = random_fcn()
+    expected = oracles.softmax_peak(logits(model, LARGE, preprocessing)).mean()
+    found = Predictor(model, info(preprocessing)).predict([LARGE])[0].mean_confidence
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_bgr_network_sees_what_an_rgb_network_sees_of_the_swapped_picture(random_fcn):
+    rgb = Preprocessing("RGB", (10, 20, 30), (40, 50, 60))
+    bgr = Preprocessing("BGR", (10, 20, 30), (40, 50, 60))
+    swapped = Predictor(random_fcn(), info(rgb)).predict([LARGE[..., ::-1]])[0]
+    straight, other = (Predictor(random_fcn(), info(p)).predict([LARGE])[0] for p in (bgr, rgb))
+    assert same(straight, swapped)
+    assert not same(straight, other)
+
+
+def test_bf16_agrees_with_fp32_on_most_pixels(random_fcn, predictor):
+    coarse = Predictor(random_fcn(), info(), precision="bf16").predict([LARGE])[0]
+    exact = predictor.predict([LARGE])[0]
+    assert np.mean(coarse.mask == exact.mask) > 0.95
+    assert coarse.mean_confidence == pytest.approx(exact.mean_confidence, abs=0.02)
+
+
+# --- Loading -----------------------------------------------------------------------------------
+
+
+def test_a_predictor_of_a_file_is_that_of_its_network(random_fcn, predictor, tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(save_weights(random_fcn(), info()))
+    expected = predictor.predict([LARGE])[0]
+    for weights in (path, str(path), WeightsFile(path.read_bytes(), "w")):
+        assert same(Predictor.load(weights).predict([LARGE])[0], expected)
+
+
+def test_missing_weights_are_refused(tmp_path):
+    with pytest.raises(WeightsError, match="No such file"):
+        Predictor.load(tmp_path / "absent.safetensors")
+
+
+# --- Refusals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("picture", "found"),
+    [
+        (np.zeros((4, 4), np.uint8), r"uint8 \(4, 4\)"),
+        (np.zeros((4, 4, 4), np.uint8), r"uint8 \(4, 4, 4\)"),
+        (np.zeros((3, 4, 4), np.uint8), r"uint8 \(3, 4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"uint8 \(0, 4, 3\)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), r"uint8 \(1, 4, 4, 3\)"),
+        (np.zeros((4, 4, 3), np.float32), r"float32 \(4, 4, 3\)"),
+        (np.zeros((4, 4, 3), np.int8), r"int8 \(4, 4, 3\)"),
+        ([[[0, 0, 0]]], r"list \(1, 1, 3\)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_picture_is_refused_by_its_place(predictor, picture, found):
+    with pytest.raises(ImageError, match=f"^picture 1: {found}; "):
+        predictor.predict([LARGE, picture])
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"precision": "fp16"}, "precision: fp16 on a CPU"),
+        ({"precision": "fp64"}, "precision: 'fp64'"),
+        ({"device": "abacus"}, "device: 'abacus'"),
+        ({"device": "cuda:99"}, "device: 'cuda:99', but torch sees"),
+    ],
+    ids=str,
+)
+def test_what_is_not_to_be_had_is_refused(random_fcn, options, found):
+    with pytest.raises(FcnError, match=found):
+        Predictor(random_fcn(), info(), **options)

@@ -1,0 +1,180 @@
+"""Slow, obvious twins of the science. They share no code with it: leave them slow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own habit
+
+# --- Scores (Long, Shelhamer, Darrell 2015, section 5) -----------------------------------------
+
+
+def confusion(label: NDArray, mask: NDArray, num_classes: int, void: int = 255) -> list[list[int]]:
+    counts = [[0] * num_classes for _ in range(num_classes)]
+    for truth, prediction in zip(label.flat, mask.flat, strict=True):
+        if truth != void:
+            counts[truth][prediction] += 1
+    return counts
+
+
+def scores(n: Sequence[Sequence[int]], policy: str = "reference") -> dict[str, object]:
+    """The four formulas, term by term; None where a ratio has no denominator."""
+    classes = range(len(n))
+    t = [sum(n[i][j] for j in classes) for i in classes]
+    predicted = [sum(n[j][i] for j in classes) for i in classes]
+    total = sum(t)
+    iou = [ratio(n[i][i], t[i] + predicted[i] - n[i][i]) for i in classes]
+    averaged = [iou[i] for i in classes if policy == "reference" or t[i] > 0]
+    weighted = [t[i] * iou[i] for i in classes if t[i] > 0]
+    return {
+        "pixel_accuracy": ratio(sum(n[i][i] for i in classes), total),
+        "mean_accuracy": mean([ratio(n[i][i], t[i]) for i in classes]),
+        "mean_iou": mean(averaged),
+        "frequency_weighted_iou": ratio(sum(weighted), total),
+        "iou": iou,
+    }
+
+
+def ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+# --- Upsampling (surgery.upsample_filt) --------------------------------------------------------
+
+
+def tent(offset: int, size: int) -> float:
+    """The weight at `offset` of a 1-D bilinear kernel of `size`."""
+    factor = (size + 1) // 2
+    centre = factor - 1 if size % 2 == 1 else factor - 0.5
+    return 1 - abs(offset - centre) / factor
+
+
+def upsample(plane: NDArray, stride: int) -> NDArray:
+    """(H, W) to (sH + s, sW + s): each input pixel paints a tent of 2s x 2s where it lands."""
+    height, width = plane.shape
+    size = 2 * stride
+    result = np.zeros((stride * height + stride, stride * width + stride))
+    for y, x in np.ndindex(height, width):
+        for i, j in np.ndindex(size, size):
+            weight = tent(i, size) * tent(j, size)
+            result[stride * y + i, stride * x + j] += plane[y, x] * weight
+    return result
+
+
+# --- The networks (net.py and the prototxt files of the reference code) ------------------------
+
+TRUNK = (
+    "conv1_1 conv1_2 pool1 conv2_1 conv2_2 pool2 conv3_1 conv3_2 conv3_3 pool3 "
+    "conv4_1 conv4_2 conv4_3 pool4 conv5_1 conv5_2 conv5_3 pool5 fc6 fc7 score_fr"
+).split()
+
+
+def fcn_logits(variant: str, weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
+    """The forward pass, layer after layer as the reference network lists them."""
+    out = {"data": image}
+    x = image
+    for name in TRUNK:
+        x = ceil_pool(x) if name.startswith("pool") else conv(x, name, weights)
+        x = x if name == "score_fr" else x.clamp(min=0)
+        out[name] = x
+    if variant == "fcn32s":
+        return crop(deconv(out["score_fr"], 64, 32), 19, like=image)
+    if variant == "fcn8s-atonce":
+        out["pool4"], out["pool3"] = 0.01 * out["pool4"], 0.0001 * out["pool3"]
+    upscore2 = deconv(out["score_fr"], 4, 2)
+    fuse_pool4 = upscore2 + crop(conv(out["pool4"], "score_pool4", weights), 5, like=upscore2)
+    if variant == "fcn16s":
+        return crop(deconv(fuse_pool4, 32, 16), 27, like=image)
+    up_pool4 = deconv(fuse_pool4, 4, 2)
+    fuse_pool3 = up_pool4 + crop(conv(out["pool3"], "score_pool3", weights), 9, like=up_pool4)
+    return crop(deconv(fuse_pool3, 16, 8), 31, like=image)
+
+
+def conv(x: Tensor, name: str, weights: Mapping[str, Tensor]) -> Tensor:
+    pad = 100 if name == "conv1_1" else 1 if name.startswith("conv") else 0
+    return F.conv2d(F.pad(x, (pad,) * 4), weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+
+def ceil_pool(x: Tensor) -> Tensor:
+    """2x2, stride 2; an odd side is completed with minus infinity."""
+    height, width = x.shape[-2:]
+    x = F.pad(x, (0, width % 2, 0, height % 2), value=-math.inf)
+    corners = [x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    return torch.stack(corners).amax(dim=0)
+
+
+def deconv(x: Tensor, size: int, stride: int) -> Tensor:
+    """Caffe's Deconvolution after surgery.interp: dense K x K, bilinear on the diagonal."""
+    classes = x.shape[1]
+    weight = torch.zeros(classes, classes, size, size, dtype=x.dtype)
+    for i, j in np.ndindex(size, size):
+        for k in range(classes):
+            weight[k, k, i, j] = tent(i, size) * tent(j, size)
+    return F.conv_transpose2d(x, weight, stride=stride)
+
+
+def crop(finer: Tensor, offset: int, *, like: Tensor) -> Tensor:
+    height, width = like.shape[-2:]
+    result = finer[:, :, offset : offset + height, offset : offset + width]
+    assert result.shape[-2:] == like.shape[-2:], "the crop runs out of the picture"
+    return result
+
+
+Map = tuple[Fraction, Fraction]
+"""Where cell x of a layer lies in the picture: scale * x + shift."""
+
+
+def crop_offsets() -> dict[str, Fraction]:
+    """The crops, from where pads and strides put each layer (caffe.coord_map), exactly."""
+    place: dict[str, Map] = {"data": (Fraction(1), Fraction(0))}
+    last = place["data"]
+    for name in TRUNK:
+        kernel, stride = {"p": (2, 2), "c": (3, 1)}.get(name[0], (7 if name == "fc6" else 1, 1))
+        pad = 100 if name == "conv1_1" else 1 if name[0] == "c" else 0
+        last = place[name] = down(last, kernel, stride, pad)
+    score, pool4, pool3, data = (place[n] for n in ("score_fr", "pool4", "pool3", "data"))
+    upscore2 = up(score, 2)
+    upscore_pool4 = up(upscore2, 2)
+    return {
+        "fcn32s": offset(up(score, 32), data),
+        "pool4": offset(pool4, upscore2),
+        "fcn16s": offset(up(upscore2, 16), data),
+        "pool3": offset(pool3, upscore_pool4),
+        "fcn8s": offset(up(upscore_pool4, 8), data),
+    }
+
+
+def down(place: Map, kernel: int, stride: int, pad: int) -> Map:
+    """A cell of a convolution or pool sits at the centre of its window."""
+    scale, shift = place
+    return scale * stride, scale * (Fraction(kernel - 1, 2) - pad) + shift
+
+
+def up(place: Map, stride: int) -> Map:
+    """Input cell x of a deconvolution lands on output cell stride * x + (kernel - 1) / 2."""
+    scale, shift = place
+    finer = scale / stride
+    return finer, shift - finer * Fraction(2 * stride - 1, 2)
+
+
+def offset(place: Map, like: Map) -> Fraction:
+    """The cell of `place` that lies on cell 0 of `like`."""
+    assert place[0] == like[0]
+    return (like[1] - place[1]) / place[0]
+
+
+def softmax_peak(logits: NDArray) -> NDArray:
+    """(K, H, W) to (H, W): the softmax probability of the highest class, in float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=0))
+    return (powers / powers.sum(axis=0)).max(axis=0)
