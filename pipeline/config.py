@@ -178,7 +178,8 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(where, f"no YAML ({detail})", "a YAML file of sections") from error
     if not isinstance(tree, dict):
         raise ConfigError(where, f"a {type(tree).__name__}", "sections with fields, as YAML")
-    return tree
+    # A section whose fields are all commented out is null in YAML.
+    return {name: section for name, section in tree.items() if section is not None}
 
 
 def _parse_yaml_value(text: str, item: str) -> Any:
