@@ -18,6 +18,9 @@ from pipeline.store import ObjectInfo, Store
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 LABEL_SUFFIXES = (".seg.png", ".mask.png")
 
+MAX_PART = 240
+"""Longest part of a key, bytes: file systems allow 255, and masks add an extension."""
+
 Kind = Literal["tar", "parquet", "folder"]
 
 
@@ -77,7 +80,7 @@ def list_input(source: Store, labels: Store | None) -> Listing:
         InputError: nothing to label, several kinds in one place, or colliding shard ids.
         StoreError: the input cannot be listed.
     """
-    found = [info for info in source.objects() if is_visible(info.path)]
+    found = _visible(source)
     suffixes = Counter(posixpath.splitext(info.path)[1].lower() for info in found)
     kinds = {
         "tar": suffixes[".tar"],
@@ -130,7 +133,16 @@ def check_key(key: str) -> str | None:
         return "the key has an empty part"
     if any(ord(character) < 32 or character == "\\" for character in key):
         return "the key has a control character or a backslash"
+    if not is_text(key):
+        return "the key is no UTF-8"
+    if any(len(part.encode()) > MAX_PART for part in parts):
+        return f"a part of the key is longer than {MAX_PART} bytes"
     return None
+
+
+def is_text(name: str) -> bool:
+    """Whether a name has a UTF-8 form, as tables need it; the name of a file may have none."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def split_suffix(name: str) -> tuple[str, str] | None:
@@ -144,6 +156,17 @@ def split_suffix(name: str) -> tuple[str, str] | None:
         if lower.endswith(suffix) and posixpath.basename(name)[: -len(suffix)]:
             return name[: -len(suffix)], suffix
     return None
+
+
+def _visible(source: Store) -> list[ObjectInfo]:
+    found = [info for info in source.objects() if is_visible(info.path)]
+    for info in found:
+        if not is_text(info.path):
+            name = info.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise InputError(
+                source.url, f"a file named {name}", "names in UTF-8", "Rename it (convmv does)."
+            )
+    return found
 
 
 def _object_shards(source: Store, kind: str, found: Sequence[ObjectInfo]) -> tuple[Shard, ...]:
@@ -182,8 +205,7 @@ def refuse_collisions(where: str, ids: Iterable[str]) -> None:
 def _folder(source: Store, labels: Store | None, found: Sequence[ObjectInfo]) -> Listing:
     images = [i for i in found if i.path.lower().endswith(IMAGE_SUFFIXES)]
     if labels is not None:
-        listed = [info for info in labels.objects() if is_visible(info.path)]
-        by_key = _labels_by_key(listed, "")
+        by_key = _labels_by_key(_visible(labels), "")
         if not by_key:
             raise InputError(
                 labels.url, "no PNG there", "label PNGs parallel to the images", "Check --labels."
