@@ -103,6 +103,7 @@ class Lease:
                     "one driver per output",
                     "Wait for it, or run again after that time.",
                 )
+            self.output.sweep()  # the driver before us may have died in the middle of a put
             self.output.delete(PATH)
             if not self.output.create(PATH, self._data()):  # another one was faster
                 raise LeaseError(

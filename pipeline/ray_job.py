@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fcn_core.checkpoint import WeightsFile
+from fcn_core.errors import FcnError
 from pipeline.chunks import read_chunks
 from pipeline.errors import MissingError, ShardError, StoreError
 from pipeline.job import Job, ShardFailure
@@ -30,10 +31,7 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # our own progress
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-
-# Ray tells every start and end of a plan, and that an embedded cluster has a token.
-for _name in ("ray.data", "ray._private.authentication"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+import ray.data
 
 Row = dict[str, Any]
 
@@ -56,12 +54,11 @@ def run_ray(
         StoreError: a store fails in a worker, or the cluster cannot be reached.
     """
     with _connected(job.compute.ray_address):
-        try:
-            rows = _dataset(job, weights, shards).iter_rows()
-            for row in rows:
-                yield pickle.loads(row["item"])
-        except ray.exceptions.RayError as error:
-            raise _cause(error) from error
+        for row in _dataset(job, weights, shards).iter_rows():
+            item = pickle.loads(row["item"])
+            if isinstance(item, FcnError):
+                raise item
+            yield item
 
 
 @contextmanager
@@ -80,6 +77,8 @@ def _connected(address: str | None) -> Iterator[None]:
     else:
         # Ray's core prints an error about its own actor arguments (ray#53727) at every start.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # …and warns that an embedded cluster has a token.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         options |= {
             "address": "local",
             "include_dashboard": False,
@@ -103,6 +102,8 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _dataset(job: Job, weights: WeightsFile, shards: Sequence[Shard]) -> Any:
+    # Ray logs every start and end of a plan; set here, because its own set-up comes late.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     # One chunk is one block: finer streaming, and nothing waits for 128 MiB to gather.
     context.target_max_block_size = 1
@@ -141,6 +142,11 @@ def _resources(job: Job) -> tuple[int, float, float]:
     return workers, float(min(compute.threads_per_worker, math.floor(share))) or share, 0.0
 
 
+# An error of ours travels as a row and is raised in the driver. Raised in a worker, Ray would wrap
+# it, print its traceback, and hold the actors (and their CPUs) as long as the exception lives.
+_PASSED_ON = (ShardFailure, FcnError)
+
+
 class _Read:
     """CPU task: the chunks of a shard."""
 
@@ -154,6 +160,8 @@ class _Read:
                 yield {"item": pickle.dumps(chunk, protocol=5)}
         except (ShardError, MissingError) as error:
             yield {"item": pickle.dumps(ShardFailure.of(shard.id, error))}
+        except FcnError as error:
+            yield {"item": pickle.dumps(error)}
 
 
 class _SegmentActor:
@@ -166,7 +174,7 @@ class _SegmentActor:
 
     def __call__(self, row: Row) -> Row:
         item = pickle.loads(row["item"])
-        if isinstance(item, ShardFailure):
+        if isinstance(item, _PASSED_ON):
             return row
         return {"item": pickle.dumps(self.segmenter(item), protocol=5)}
 
@@ -179,17 +187,9 @@ class _Write:
 
     def __call__(self, row: Row) -> Row:
         item = pickle.loads(row["item"])
-        if isinstance(item, ShardFailure):
+        if isinstance(item, _PASSED_ON):
             return row
-        return {"item": pickle.dumps(write_chunk(item, self.job))}
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Our own error behind what Ray wrapped it in, or the wrapped one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        inner = getattr(seen, "cause", None) or seen.__cause__
-        if isinstance(inner, StoreError):
-            return inner
-        seen = inner if isinstance(inner, BaseException) and inner is not seen else None
-    return error
+        try:
+            return {"item": pickle.dumps(write_chunk(item, self.job))}
+        except FcnError as error:
+            return {"item": pickle.dumps(error)}

@@ -7,13 +7,15 @@ stores travel to Ray workers. No listing is cached: what another process wrote i
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 from fsspec.utils import get_protocol
@@ -51,8 +53,8 @@ class Store:
 
     def __post_init__(self) -> None:
         protocol = get_protocol(self.url)
-        if protocol == "file":
-            path = self.url.removeprefix("file://")
+        if protocol in ("file", "local"):
+            path = self.url.removeprefix(f"{protocol}://")
             self.url = os.path.abspath(os.path.expanduser(path))
         elif protocol not in fsspec.available_protocols():
             raise ConfigError(self.url, f"protocol {protocol!r}", "file, s3, gs, az, memory, …")
@@ -76,21 +78,25 @@ class Store:
         fs, root = self._open()
         base = f"{root}/{prefix.strip('/')}".rstrip("/")
         with _explained(self.location(prefix)):
+            if self.is_local:
+                return sorted(_local_objects(base or "/", len(root) + 1))
             try:
                 found = fs.find(base, detail=True)
             except FileNotFoundError:
                 return []
-        infos = (
-            _info(name[len(root) :].lstrip("/"), details)
+        return sorted(
+            _info(name[len(root) + 1 :], details)
             for name, details in found.items()
-            if details["type"] == "file" and _TEMPORARY not in name
+            # `a/` is what consoles put to show an empty folder.
+            if details["type"] == "file" and name.startswith(f"{base}/") and name[-1] != "/"
         )
-        return sorted(info for info in infos if info.path)
 
     def stat(self, path: str) -> ObjectInfo:
         """One object's size and tag."""
         fs, root = self._open()
         with _explained(self.location(path)):
+            if self.is_local:
+                return _local_info(path, os.stat(f"{root}/{path}"))
             return _info(path, fs.info(f"{root}/{path}"))
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -103,16 +109,14 @@ class Store:
         """A seekable, read-only file object."""
         fs, root = self._open()
         with _explained(self.location(path)):
-            handle: IO[bytes] = fs.open(f"{root}/{path}", "rb")
-        return handle
+            return cast(IO[bytes], _Reader(fs.open(f"{root}/{path}", "rb"), self.location(path)))
 
     def write(self, path: str, data: bytes) -> None:
         """Put an object, whole or not at all, over whatever is there."""
         fs, root = self._open()
         with _explained(self.location(path)):
             if self.is_local:
-                temporary = _write_temporary(Path(root, path), data)
-                os.replace(temporary, Path(root, path))
+                _replace(Path(root, path), data)
             else:
                 fs.pipe_file(f"{root}/{path}", data)
 
@@ -144,13 +148,58 @@ class Store:
         with _explained(self.location(path)), contextlib.suppress(FileNotFoundError):
             fs.rm_file(f"{root}/{path}")
 
+    def sweep(self) -> None:
+        """Remove what writers that were killed left half-written. Only local stores have such."""
+        if self.is_local:
+            for leftover in Path(self.url).rglob(f"{_TEMPORARY}*"):
+                leftover.unlink(missing_ok=True)
+
     def _open(self) -> tuple[Any, str]:
         if self._fs is None:
             with _explained(self.url):
                 options = {} if self.is_local else {"use_listings_cache": False}
-                self._fs, self._root = fsspec.url_to_fs(self.url, **options)
-                self._root = self._root.rstrip("/")
+                fs, root = fsspec.url_to_fs(self.url, **options)
+                # In this order: another thread may look between the two.
+                self._root = root.rstrip("/")
+                self._fs = fs
         return self._fs, self._root
+
+
+class _Reader(io.RawIOBase):
+    """A file object whose failures are explained as those of the verbs are."""
+
+    def __init__(self, handle: IO[bytes], where: str) -> None:
+        self._handle = handle
+        self._where = where
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        with _explained(self._where):
+            return self._handle.read(-1 if size is None else size)
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._handle.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._handle.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._handle.close()
+        super().close()
 
 
 def read_url(url: str) -> bytes:
@@ -169,8 +218,34 @@ def _info(path: str, details: dict[str, Any]) -> ObjectInfo:
     tag = details.get("ETag") or details.get("etag")
     if not tag:
         moment = details.get("mtime") or details.get("LastModified") or details.get("created")
-        tag = f"{size:x}-{moment}"
+        # The memory filesystem has numbers in listings and datetimes elsewhere.
+        tag = f"{size:x}-{moment.timestamp() if isinstance(moment, datetime) else moment}"
     return ObjectInfo(path, size, str(tag).strip('"'))
+
+
+def _local_info(path: str, stat: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(path, stat.st_size, f"{stat.st_size:x}-{stat.st_mtime_ns:x}")
+
+
+def _local_objects(folder: str, cut: int, above: tuple[str, ...] = ()) -> Iterator[ObjectInfo]:
+    """Files below a folder, links followed.
+
+    Not `fs.find`, which knows no links and takes a folder that it may not read for an empty one.
+    """
+    real = os.path.realpath(folder)
+    if real in above:  # a link to a folder that it is in
+        return
+    try:
+        with os.scandir(folder) as listed:
+            entries = list(listed)
+    except (FileNotFoundError, NotADirectoryError):  # none, or just removed
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _local_objects(entry.path, cut, (*above, real))
+        elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
+            with contextlib.suppress(FileNotFoundError):
+                yield _local_info(entry.path[cut:], entry.stat())
 
 
 def _write_temporary(target: Path, data: bytes) -> Path:
@@ -186,6 +261,15 @@ def _write_temporary(target: Path, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def _replace(target: Path, data: bytes) -> None:
+    temporary = _write_temporary(target, data)
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _link_new(target: Path, data: bytes) -> bool:
