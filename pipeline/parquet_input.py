@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import posixpath
 from bisect import bisect_right
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -38,21 +39,29 @@ def parquet_entries(shard: Shard, source: Store, files: ExitStack) -> list[Entry
         ShardError: no Parquet file, or no image column in it.
     """
     where = source.location(shard.path)
+    handle = files.enter_context(source.open(shard.path))
+    with _explained(where):
+        rows = _Rows(pq.ParquetFile(handle), where)
+        keys = rows.keys()
+    mean = shard.size // max(1, len(keys))
+    return [
+        Entry(key, mean, f"{where}#row={index}", rows.loader(index))
+        for index, key in enumerate(keys)
+    ]
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Turn what pyarrow raises for damaged files into our error."""
     try:
-        file = pq.ParquetFile(files.enter_context(source.open(shard.path)))
-    except (pa.ArrowException, OSError) as error:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is no UTF-8
         raise ShardError(
             where,
             f"not a whole Parquet file ({error})",
             "a Parquet file with an image column",
             "Copy or write it again; the other shards go on.",
         ) from error
-    rows = _Rows(file, where)
-    mean = shard.size // max(1, len(rows))
-    return [
-        Entry(key, mean, f"{where}#row={index}", rows.loader(index))
-        for index, key in enumerate(rows.keys())
-    ]
 
 
 class _Rows:
@@ -74,25 +83,24 @@ class _Rows:
         self.image: str = image
         labels = [name for name in pictures if name != self.image and name in LABEL_COLUMNS]
         self.label = labels[0] if labels else None
-        groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-        self.starts = [sum(groups[:g]) for g in range(len(groups))]
+        self.groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+        self.starts = [0, *accumulate(self.groups)]
         self._loaded: tuple[int, list[dict[str, Any]]] = (-1, [])
-
-    def __len__(self) -> int:
-        return int(self.file.metadata.num_rows)
 
     def keys(self) -> list[str]:
         schema = self.file.schema_arrow
+        numbers = [f"{index:08d}" for index in range(self.starts[-1])]
         for name in KEY_COLUMNS:
-            if name in schema.names and pa.types.is_string(schema.field(name).type):
+            if name in schema.names and _is_text(schema.field(name).type):
                 values = self.file.read(columns=[name]).column(0).to_pylist()
-                return [str(value) if value else f"{i:08d}" for i, value in enumerate(values)]
-        if pa.types.is_struct(schema.field(self.image).type):
+                return [value or n for value, n in zip(values, numbers, strict=True)]
+        image = schema.field(self.image).type
+        if pa.types.is_struct(image) and image.get_field_index("path") >= 0:
             paths = self.file.read(columns=[f"{self.image}.path"]).column(0).to_pylist()
             stems = [posixpath.splitext((p or {}).get("path") or "")[0] for p in paths]
-            if all(stems) and len(set(stems)) == len(stems):
+            if all(stems) and len(set(stems)) == len(numbers):
                 return stems
-        return [f"{index:08d}" for index in range(len(self))]
+        return numbers
 
     def loader(self, index: int) -> Callable[[], tuple[bytes, bytes | None]]:
         def load() -> tuple[bytes, bytes | None]:
@@ -113,16 +121,11 @@ class _Rows:
         group = bisect_right(self.starts, index) - 1
         if self._loaded[0] != group:
             columns = [name for name in (self.image, self.label) if name]
-            try:
-                table = self.file.read_row_group(group, columns=columns)
-            except (pa.ArrowException, OSError) as error:
-                raise ShardError(
-                    self.where,
-                    f"row group {group} does not decode ({error})",
-                    "a whole file",
-                    "Copy or write it again; the other shards go on.",
-                ) from error
-            self._loaded = (group, table.to_pylist())
+            with _explained(self.where):
+                rows = self.file.read_row_group(group, columns=columns).to_pylist()
+                if len(rows) != self.groups[group]:
+                    raise ValueError(f"row group {group} has {len(rows)} rows")
+            self._loaded = (group, rows)
         row: dict[str, Any] = self._loaded[1][index - self.starts[group]]
         return row
 
@@ -148,6 +151,10 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(f.name == "bytes" and _holds_bytes(f.type) for f in kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _bytes(value: Any) -> bytes | None:

@@ -62,9 +62,7 @@ def tar_entries(shard: Shard, source: Store, files: ExitStack, *, in_memory: boo
 def _members(handle: IO[bytes], where: str) -> list[_File]:
     try:
         with tarfile.open(fileobj=handle, mode="r:") as tar:
-            members = [
-                _File(m.name.removeprefix("./"), m.offset_data, m.size) for m in tar if m.isfile()
-            ]
+            members = [_File(_name(m), m.offset_data, m.size) for m in tar if m.isfile()]
             end = tar.offset
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise ShardError(
@@ -83,6 +81,12 @@ def _members(handle: IO[bytes], where: str) -> list[_File]:
             "It is truncated or damaged. " + _REMEDY,
         )
     return members
+
+
+def _name(member: tarfile.TarInfo) -> str:
+    """The name below the tar's root; what is no UTF-8 in it with backslashes, as no key has."""
+    name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name.removeprefix("./")
 
 
 def _key_entries(key: str, group: list[_File], handle: IO[bytes], where: str) -> list[Entry]:
