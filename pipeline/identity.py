@@ -138,12 +138,11 @@ def check(output: Store, mine: Identity) -> None:
         raise
     if theirs.input != mine.input:
         _refuse(output, f"it holds the labels of {theirs.input}", f"this run labels {mine.input}")
-    for name, value in theirs.parts.items():
-        if mine.parts.get(name) != value:
+    for name in {**theirs.parts, **mine.parts}:
+        then, now = theirs.parts.get(name), mine.parts.get(name)
+        if then != now:
             _refuse(
-                output,
-                f"it was made with {name} {_short(value)}",
-                f"this run has {_short(mine.parts.get(name))}",
+                output, f"it was made with {name} {_short(then)}", f"this run has {_short(now)}"
             )
     if theirs.chunk_limits != mine.chunk_limits:
         _refuse(

@@ -1,0 +1,121 @@
+"""Laws of the identity: an output belongs to one input, one network and one way of cutting."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcn_core.checkpoint import read_weights
+from fcn_core.labels import LabelSet
+from pipeline.chunks import ChunkLimits
+from pipeline.errors import OutputError
+from pipeline.identity import OUTPUT_FORMAT, PATH, Identity, check, claim, identity, read_identity
+from pipeline.status import read_status
+from pipeline.store import Store
+from pipeline.verify import verify
+from tests import world
+
+LIMITS = ChunkLimits(512, 64 * 2**20)
+PARTS = {"weights_sha256": "ab", "precision": "fp32", "labels": {"classes": ["a", "é"]}}
+MINE = Identity("s3://b/in", LIMITS, world.TINY, PARTS)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text() | st.booleans() | st.none()))
+def test_json_carries_an_identity(parts: dict) -> None:
+    mine = replace(MINE, parts=parts)
+    copy = Identity.from_json(mine.to_json(), "here")
+    assert (copy, copy.fingerprint) == (mine, mine.fingerprint)
+
+
+def test_the_fingerprint_is_short_and_does_not_depend_on_order() -> None:
+    assert len(MINE.fingerprint) == 16 and int(MINE.fingerprint, 16)
+    reordered = replace(MINE, parts=dict(reversed(PARTS.items())))
+    assert reordered.fingerprint == MINE.fingerprint
+    assert {replace(MINE, parts={**PARTS, name: "x"}).fingerprint for name in PARTS}.isdisjoint(
+        {MINE.fingerprint}
+    )
+
+
+def test_place_and_limits_are_no_part_of_the_fingerprint() -> None:
+    moved = replace(MINE, input="elsewhere", chunk_limits=ChunkLimits(1, 1))
+    assert moved.fingerprint == MINE.fingerprint
+
+
+def test_the_fingerprint_has_all_that_changes_a_result(weights: Path) -> None:
+    file = read_weights(weights)
+    other = LabelSet("other", ("a", "b", "c"))
+
+    def fingerprint(labels: LabelSet = world.TINY, precision: str = "fp32") -> str:
+        return identity("in", file, labels, precision, LIMITS).fingerprint
+
+    assert fingerprint() == fingerprint()
+    assert len({fingerprint(), fingerprint(other), fingerprint(precision="bf16")}) == 3
+    assert identity("in", file, world.TINY, "fp32", LIMITS).parts["weights_sha256"] == file.sha256
+
+
+def test_an_empty_place_is_claimed_once(output: Store) -> None:
+    check(output, MINE)
+    assert output.objects() == []
+    claim(output, MINE)
+    written = output.objects()
+    claim(output, MINE)
+    assert output.objects() == written and [info.path for info in written] == [PATH]
+    assert read_identity(output) == MINE
+
+
+CHANGES = [
+    ({"input": "s3://b/other"}, "it holds the labels of s3://b/in; this run labels s3://b/other"),
+    ({"parts": {**PARTS, "precision": "bf16"}}, "made with precision fp32; this run has bf16"),
+    ({"parts": {**PARTS, "weights_sha256": "cd"}}, "weights_sha256 ab; this run has cd"),
+    ({"parts": {**PARTS, "labels": {"classes": ["x"] * 99}}}, '...'),
+    ({"parts": {"precision": "fp32"}}, "this run has null"),
+    ({"parts": {**PARTS, "dilation": 2}}, "made with dilation null; this run has 2"),
+    ({"chunk_limits": ChunkLimits(8, 64 * 2**20)}, "images=512"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_another_identity_is_refused_and_named(output: Store, change: dict, message: str) -> None:
+    claim(output, MINE)
+    before = output.objects()
+    for verb in (check, claim):
+        with pytest.raises(OutputError) as caught:
+            verb(output, replace(MINE, **change))
+        assert message in str(caught.value) and caught.value.exit_code == 2
+        assert "Nothing was changed. Use a new OUTPUT" in caught.value.remedy
+        assert len(str(caught.value)) < 400
+    assert output.objects() == before
+
+
+def test_a_newer_format_is_refused_with_the_way_out(output: Store) -> None:
+    document = {**json.loads(MINE.to_json()), "format": OUTPUT_FORMAT + 1}
+    output.write(PATH, json.dumps(document).encode())
+    verbs = (lambda: check(output, MINE), lambda: claim(output, MINE), lambda: verify(output),
+             lambda: read_status(output))  # fmt: skip
+    for verb in verbs:
+        with pytest.raises(OutputError, match=f"output format {OUTPUT_FORMAT + 1};") as caught:
+            verb()
+        assert "version of fcnseg that wrote it, or a new OUTPUT" in caught.value.remedy
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"{}", b'{"format": 1}', b"\xff\xfe"])
+def test_what_is_no_identity_is_refused(output: Store, data: bytes) -> None:
+    output.write(PATH, data)
+    for verb in (read_identity, lambda output: check(output, MINE)):
+        with pytest.raises(OutputError, match=rf"{PATH}: unreadable .*; the _run.json of a run"):
+            verb(output)
+
+
+def test_a_place_without_an_output_is_said_so(output: Store) -> None:
+    with pytest.raises(OutputError, match=r"no _run\.json; the OUTPUT of a run. Check the address"):
+        read_identity(output)
