@@ -49,10 +49,14 @@ class Holder:
         )
 
     def is_known_dead(self) -> bool:
-        """True only if it ran on this host and boot and its process is gone."""
+        """True only if it ran on this host, boot and container, and its process is gone."""
         if not self.boot or (self.host, self.boot) != (socket.gethostname(), _boot_id()):
             return False
         return _start_time(self.pid) != self.started
+
+    def is_in_force(self) -> bool:
+        """Whether it keeps others out: neither run out nor held by a dead process."""
+        return not self.is_known_dead() and self.expires > time.time()
 
     def describe(self) -> str:
         """For people."""
@@ -96,24 +100,29 @@ class Lease:
     def __enter__(self) -> Lease:
         if not self.output.create(PATH, self._data()):
             current = read_lease(self.output)
-            if current and not current.is_known_dead() and current.expires > time.time():
-                raise LeaseError(
-                    self.output.location(PATH),
-                    f"held by {current.describe()}",
-                    "one driver per output",
-                    "Wait for it, or run again after that time.",
-                )
-            self.output.sweep()  # the driver before us may have died in the middle of a put
-            self.output.delete(PATH)
-            if not self.output.create(PATH, self._data()):  # another one was faster
-                raise LeaseError(
-                    self.output.location(PATH),
-                    "taken by another driver just now",
-                    "one driver per output",
-                    "Run again when it is done.",
-                )
+            # Our own if the answer to the first try of the put was lost.
+            if current is None or current.owner != self.holder.owner:
+                self._take_over(current)
         self._thread.start()
         return self
+
+    def _take_over(self, current: Holder | None) -> None:
+        if current is not None and current.is_in_force():
+            raise LeaseError(
+                self.output.location(PATH),
+                f"held by {current.describe()}",
+                "one driver per output",
+                "Wait for it, or run again after that time.",
+            )
+        self.output.delete(PATH)
+        if not self.output.create(PATH, self._data()):  # another one was faster
+            raise LeaseError(
+                self.output.location(PATH),
+                "taken by another driver just now",
+                "one driver per output",
+                "Run again when it is done.",
+            )
+        self.output.sweep()  # the driver before us may have died in the middle of a put
 
     def __exit__(
         self,
@@ -155,8 +164,10 @@ def read_lease(output: Store) -> Holder | None:
 
 
 def _boot_id() -> str:
+    """Tells boots apart, and containers of one boot, which number their processes on their own."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 
