@@ -1,0 +1,64 @@
+"""The promises that hold the house: imports run one way, heavy packages load where they work."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("fcn_core", "pipeline", "flows")
+MODULES = [path for package in PACKAGES for path in (ROOT / package).glob("*.py")]
+FORBIDDEN = {
+    "fcn_core": {"pipeline", "flows", "ray", "prefect", "fsspec", "s3fs", "pydantic"},
+    "pipeline": {"flows", "prefect"},
+    "flows": {"torch", "torchvision", "ray"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Top-level names of everything a module imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}.{p.stem}")
+def test_imports_run_one_way(path: Path) -> None:
+    found = set(imports(path))
+    assert not found & FORBIDDEN[path.parent.name]
+    if path.parent.name == "pipeline" and not path.stem.startswith("ray_"):
+        assert "ray" not in found
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("fcn_core.metrics", "torch ray prefect fsspec"),
+        ("fcn_core.checkpoint", "torch ray prefect fsspec"),
+        ("fcn_core.predictor", "ray prefect fsspec"),
+        ("pipeline.run", "torch ray prefect pandas"),
+        ("pipeline.cli", "torch ray prefect pandas"),
+        ("flows.label", "torch ray"),
+    ],
+)
+def test_importing_loads_no_more_than_it_must(module: str, absent: str) -> None:
+    script = f"import sys, {module}; sys.exit(repr(set({absent.split()}) & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stderr.strip() == "set()"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}.{p.stem}")
+def test_modules_stay_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 350
+
+
+def test_every_package_is_typed_and_shipped() -> None:
+    for package in PACKAGES:
+        assert (ROOT / package / "py.typed").exists()
