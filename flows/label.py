@@ -16,8 +16,8 @@ from prefect.states import Completed, Failed
 
 from fcn_core.errors import FcnError
 from pipeline.config import RunConfig
+from pipeline.outcome import Progress, RunResult
 from pipeline.report import REPORT_PATH
-from pipeline.run import Progress, RunResult
 from pipeline.run import plan as plan_run
 from pipeline.run import run as run_pipeline
 

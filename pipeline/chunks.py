@@ -11,38 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from fcn_core.errors import FcnError
 from pipeline.errors import MissingError, SampleError
+from pipeline.parquet_input import parquet_entries
+from pipeline.samples import Entry, Failure, Sample
 from pipeline.shards import Shard, check_key
 from pipeline.store import Store
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A key with its encoded image and perhaps its encoded label.
-
-    `location` says where the image's bytes are in the input, for people.
-    """
-
-    key: str
-    image: bytes
-    label: bytes | None
-    location: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sample that went to quarantine: a row of the quarantine table."""
-
-    key: str
-    reason: str
-    error: str
-    location: str
-
-    @classmethod
-    def of(cls, key: str, error: FcnError, location: str) -> Failure:
-        """From the error that stopped the sample."""
-        return cls(key, error.reason, type(error).__name__, location)
+from pipeline.tar_input import tar_entries
 
 
 @dataclass(frozen=True)
@@ -71,23 +45,6 @@ class Sources:
 
     images: Store
     labels: Store
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A sample that is known but not fetched.
-
-    Attributes:
-        key: as found; not yet checked.
-        size: encoded bytes of image and label.
-        location: where the image is.
-        load: fetches (image, label); raises FcnError for a sample that cannot be had.
-    """
-
-    key: str
-    size: int
-    location: str
-    load: Callable[[], tuple[bytes, bytes | None]]
 
 
 def read_chunks(shard: Shard, sources: Sources, limits: ChunkLimits) -> Iterator[Chunk]:
@@ -168,12 +125,8 @@ def _fetch(entry: Entry) -> Sample:
 
 def _entries(shard: Shard, sources: Sources, limits: ChunkLimits, files: ExitStack) -> list[Entry]:
     if shard.kind == "tar":
-        from pipeline.tar_input import tar_entries
-
         return tar_entries(shard, sources.images, files, in_memory=shard.size <= limits.bytes)
     if shard.kind == "parquet":
-        from pipeline.parquet_input import parquet_entries
-
         return parquet_entries(shard, sources.images, files)
     return _folder_entries(shard, sources)
 

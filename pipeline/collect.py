@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.chunks import Failure
 from pipeline.commits import (
     build_commit,
     commit_path,
@@ -18,6 +17,7 @@ from pipeline.config import LimitsConfig
 from pipeline.job import Job, ShardFailure
 from pipeline.ledger import Entry
 from pipeline.plan import Plan
+from pipeline.samples import Failure
 from pipeline.shards import Shard
 from pipeline.writers import Receipt
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fcn_core.metrics import ConfusionMatrix
-from pipeline.chunks import Failure
 from pipeline.errors import OutputError, StoreError
+from pipeline.samples import Failure
 from pipeline.shards import Shard
 from pipeline.store import Store
 from pipeline.writers import FileRecord, Receipt, quarantine_table, record

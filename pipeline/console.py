@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from fcn_core.labels import LabelSet
-from pipeline.run import Progress, RunResult
+from pipeline.outcome import Progress, RunResult
 
 LINE_SECONDS = 10.0
 """Where stderr is no terminal: one line per interval."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix, none_if_nan
 from pipeline.ledger import Entry, merged, write_table
+from pipeline.outcome import RunResult
 from pipeline.report import write_report
 from pipeline.store import Store
-
-if TYPE_CHECKING:
-    from pipeline.run import RunResult
 
 SCORES_PATH = "stats/scores.json"
 SUCCESS = "_SUCCESS"

@@ -6,12 +6,14 @@ hold, and only what the table lacks is read.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +27,7 @@ from pipeline.writers import read_parquet
 
 TABLE_PATH = "stats/shards.parquet"
 _READERS = 16
+_DIGEST = b"rows_sha256"
 _SCHEMA = pa.schema(
     [
         ("shard", pa.string()),
@@ -134,7 +137,8 @@ def write_table(output: Store, ledger: Mapping[str, Entry]) -> None:
             }
         )
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer)
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    pq.write_table(table.replace_schema_metadata({_DIGEST: _digest(table)}), buffer)
     output.write(TABLE_PATH, buffer.getvalue())
 
 
@@ -160,18 +164,24 @@ def worst_shards(ledger: Mapping[str, Entry]) -> list[Entry]:
 
 
 def _read_table(output: Store) -> dict[str, Entry]:
+    """The rows of the table; none if it is missing or damaged, for it is only a cache."""
     try:
-        table = read_parquet(output.read(TABLE_PATH))
-    except (MissingError, pa.ArrowException):
-        return {}  # a cache: without it every commit is read
-    if table.schema.names != _SCHEMA.names:
+        rows = read_parquet(output.read(TABLE_PATH))
+        if rows.schema.metadata != {_DIGEST: _digest(rows)}:
+            return {}
+    except (MissingError, pa.ArrowException, OSError, ValueError):
         return {}
-    entries = {}
-    for row in table.to_pylist():
-        classes = len(row["class_pixels"])
-        row["confusion"] = ConfusionMatrix(classes, row["confusion"])
-        row["class_pixels"] = tuple(row["class_pixels"])
-        row["seconds"] = json.loads(row["seconds"])
-        row["masks"] = tuple(row["masks"])
-        entries[row["shard"]] = Entry(**{name: row[name] for name in Entry.__dataclass_fields__})
-    return entries
+    return {row["shard"]: _entry(row) for row in rows.to_pylist()}
+
+
+def _digest(rows: pa.Table) -> bytes:
+    """Parquet's own checksums leave out the headers of its pages."""
+    return hashlib.sha256(json.dumps(rows.to_pylist()).encode()).hexdigest().encode()
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    row["confusion"] = ConfusionMatrix(len(row["class_pixels"]), row["confusion"])
+    row["class_pixels"] = tuple(row["class_pixels"])
+    row["seconds"] = json.loads(row["seconds"])
+    row["masks"] = tuple(row["masks"])
+    return Entry(**{name: row[name] for name in Entry.__dataclass_fields__})

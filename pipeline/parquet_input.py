@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.chunks import Entry
 from pipeline.errors import SampleError, ShardError
+from pipeline.samples import Entry
 from pipeline.shards import Shard
 from pipeline.store import Store
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn_core.metrics import ConfusionMatrix
-from pipeline.chunks import Failure
+from pipeline.samples import Failure
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from fcn_core.images import decode_image, decode_label
 from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix
 from fcn_core.predictor import Prediction, Predictor
-from pipeline.chunks import Chunk, Failure, Sample
+from pipeline.chunks import Chunk
 from pipeline.job import Job
 from pipeline.results import ImageResult, Preview, Segmented
+from pipeline.samples import Failure, Sample
 
 # Decoded pictures held at once, per worker. A chunk of 64 MiB of flat PNGs may decode to gigabytes.
 _WINDOW_BYTES = 256 * 2**20

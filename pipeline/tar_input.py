@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO
 
-from pipeline.chunks import Entry
 from pipeline.errors import SampleError, ShardError
+from pipeline.samples import Entry
 from pipeline.shards import LABEL_SUFFIXES, Shard, split_suffix
 from pipeline.store import Store
 

@@ -23,9 +23,9 @@ from PIL import Image
 
 from fcn_core.images import encode_mask
 from fcn_core.labels import LabelSet
-from pipeline.chunks import Failure
 from pipeline.job import Job
 from pipeline.results import ImageResult, Preview, Segmented
+from pipeline.samples import Failure
 
 PREVIEW_SIDE = 320
 """Longest side of a preview, px."""

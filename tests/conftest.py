@@ -52,3 +52,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(tmp_path: Path) -> Path:
     """Three tars of four labelled pictures of mixed sizes."""
     return world.write_shards(tmp_path / "in")
+
+
+@pytest.fixture
+def fcnseg(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: (exit code, stdout, stderr)."""
+    from pipeline.cli import app
+
+    def call(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            app([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call

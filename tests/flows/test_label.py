@@ -10,7 +10,7 @@ import pytest
 from flows import label
 from flows.label import final_state, label_dataset, summary
 from pipeline.job import ShardFailure
-from pipeline.run import RunResult
+from pipeline.outcome import RunResult
 from tests import world
 
 

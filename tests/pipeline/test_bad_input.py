@@ -11,26 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import app
 from pipeline.config import RunConfig
 from pipeline.run import run
 from pipeline.store import Store
 from tests import world
 
 Fcnseg = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def fcnseg(capsys: pytest.CaptureFixture[str]) -> Fcnseg:
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            app([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def quarantine(output: Path, shard: str = "s0") -> list[dict[str, str]]:

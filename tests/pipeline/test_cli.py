@@ -9,22 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.cli import app
 from pipeline.run import run
 from tests import world
 
 Fcnseg = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def fcnseg(capsys: pytest.CaptureFixture[str]) -> Fcnseg:
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            app([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcn_core.metrics import ConfusionMatrix
-from pipeline.chunks import Failure
 from pipeline.commits import (
     COMMIT_FORMAT,
     Commit,
@@ -25,6 +24,7 @@ from pipeline.commits import (
     write_quarantine,
 )
 from pipeline.errors import OutputError, StoreError
+from pipeline.samples import Failure
 from pipeline.shards import Shard
 from pipeline.store import Store
 from pipeline.writers import FileRecord, Receipt, record

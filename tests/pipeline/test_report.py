@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from fcn_core.labels import LabelSet
-from pipeline.chunks import ChunkLimits, Failure
+from pipeline.chunks import ChunkLimits
 from pipeline.commits import Commit, quarantine_path, with_file, write_commit, write_quarantine
 from pipeline.identity import Identity
 from pipeline.ledger import merged, read_ledger
 from pipeline.report import MAX_PICTURES, REPORT_PATH, percent, write_report
 from pipeline.results import Preview
+from pipeline.samples import Failure
 from pipeline.store import Store
 from pipeline.writers import _preview_table, record
 

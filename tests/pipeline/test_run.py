@@ -15,7 +15,8 @@ from fcn_core.predictor import Predictor
 from pipeline import chunks
 from pipeline.errors import InputError, LeaseError, OutputError
 from pipeline.lease import Lease
-from pipeline.run import RunResult, run
+from pipeline.outcome import RunResult
+from pipeline.run import run
 from pipeline.store import Store
 from pipeline.verify import verify
 from tests import world

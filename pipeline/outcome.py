@@ -1,0 +1,75 @@
+"""What a run says of itself: its progress, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fcn_core.labels import LabelSet
+from pipeline.job import ShardFailure
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far this run is with what was pending when it began."""
+
+    shards_done: int
+    shards_pending: int
+    images: int
+    failures: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves behind, for people and for exit codes.
+
+    Attributes:
+        output: its URL.
+        labels: the label set.
+        scores: merged over all commits of the output, as `stats/scores.json` has them.
+        images, failures: over all commits.
+        shards: of the input.
+        committed: shards of the input that are done.
+        done_now: shards committed by this run.
+        failed: shards that this run could not finish, with reasons.
+        over_limit: whether the run's bad-fraction limit was exceeded.
+        vanished: see `Plan`.
+        seconds: wall time.
+    """
+
+    output: str
+    labels: LabelSet
+    scores: Mapping[str, Any]
+    images: int
+    failures: int
+    shards: int
+    committed: int
+    done_now: int
+    failed: tuple[ShardFailure, ...]
+    over_limit: bool
+    vanished: int
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 3 done with quarantined images, 4 limits exceeded."""
+        if self.failed or self.over_limit:
+            return 4
+        return 3 if self.failures else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For machines: the scores, and what became of the shards."""
+        return {
+            **self.scores,
+            "output": self.output,
+            "exit_code": self.exit_code,
+            "shards_in_input": self.shards,
+            "shards_committed": self.committed,
+            "shards_done_now": self.done_now,
+            "failed_shards": {failure.shard: failure.reason for failure in self.failed},
+            "over_limit": self.over_limit,
+            "vanished": self.vanished,
+            "seconds": round(self.seconds, 3),
+        }
