@@ -36,9 +36,13 @@ class Plan:
     sources: Sources
 
     def count_images(self) -> tuple[int, dict[str, str]]:
-        """(samples of readable shards, reason by unreadable shard): reads only their indexes."""
+        """(samples of readable shards, reason by unreadable shard): reads indexes, or commits."""
         total, unreadable = 0, {}
         for shard in self.shards:
+            entry = self.ledger.get(shard.id)
+            if entry is not None and entry.input_etag == shard.etag:
+                total += entry.images + entry.failures
+                continue
             try:
                 total += count_images(shard, self.sources)
             except (ShardError, MissingError) as error:

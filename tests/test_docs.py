@@ -97,7 +97,7 @@ def test_changelog_has_the_output_format_and_its_version() -> None:
 
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert "### Output format" in changelog
-    assert f"version {OUTPUT_FORMAT}" in changelog
+    assert f"Version {OUTPUT_FORMAT}" in changelog
 
 
 def test_lock_names_no_address() -> None:
