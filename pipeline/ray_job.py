@@ -102,8 +102,9 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _dataset(job: Job, weights: WeightsFile, shards: Sequence[Shard]) -> Any:
-    # Ray logs every start and end of a plan; set here, because its own set-up comes late.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Ray logs every start and end of a plan, and warns that its bars are off; set here, because its
+    # own set-up comes late.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     # One chunk is one block: finer streaming, and nothing waits for 128 MiB to gather.
     context.target_max_block_size = 1
