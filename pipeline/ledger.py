@@ -169,7 +169,7 @@ def _read_table(output: Store) -> dict[str, Entry]:
         rows = read_parquet(output.read(TABLE_PATH))
         if rows.schema.metadata != {_DIGEST: _digest(rows)}:
             return {}
-    except (MissingError, pa.ArrowException, OSError, ValueError):
+    except (MissingError, pa.ArrowException, OSError, ValueError, TypeError):
         return {}
     return {row["shard"]: _entry(row) for row in rows.to_pylist()}
 
