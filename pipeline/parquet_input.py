@@ -58,7 +58,7 @@ def _explained(where: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is no UTF-8
         raise ShardError(
             where,
-            f"not a whole Parquet file ({error})",
+            f"not a whole Parquet file ({str(error).strip()})",
             "a Parquet file with an image column",
             "Copy or write it again; the other shards go on.",
         ) from error

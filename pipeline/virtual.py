@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import OutputError
 from pipeline.shards import Listing, Member, Shard, split_suffix
 from pipeline.store import Store
 from pipeline.writers import read_parquet
@@ -64,6 +65,9 @@ def pack(listing: Listing, output: Store, shard_size: int) -> Packing:
         listing: of kind "folder".
         output: whose `_index/` is honoured.
         shard_size: images per new shard.
+
+    Raises:
+        OutputError: the index is damaged.
     """
     frozen, generations = _read_index(output)
     current = _current(listing)
@@ -103,8 +107,16 @@ def _read_index(output: Store) -> tuple[dict[str, _Entry], int]:
     entries: dict[str, _Entry] = {}
     infos = output.objects(INDEX_PREFIX)
     for info in infos:
-        table = read_parquet(output.read(info.path))
-        entries.update((row["image"], _Entry(**row)) for row in table.to_pylist())
+        try:
+            rows = read_parquet(output.read(info.path)).to_pylist()
+            entries.update((row["image"], _Entry(**row)) for row in rows)
+        except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+            raise OutputError(
+                output.location(info.path),
+                f"unreadable ({str(error).strip()})",
+                "the index of a folder of images",
+                "Restore it, or use a new OUTPUT: only it knows which image is in which shard.",
+            ) from error
     return entries, len(infos)
 
 

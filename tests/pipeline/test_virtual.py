@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import OutputError
 from pipeline.run import plan, run
 from pipeline.shards import Shard, list_input
 from pipeline.store import Store
@@ -175,6 +176,14 @@ def test_images_of_one_key_are_both_in_the_index(tmp_path: Path) -> None:
         source.write(name, b"1")
     (shard,) = pack(list_input(source, None), Store(str(tmp_path / "out")), SIZE).shards
     assert [m.image for m in shard.members] == ["a.jpg", "a.png"]
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", b"PAR1" + bytes(100) + b"PAR1"])
+def test_a_damaged_index_is_refused(folder: Folder, data: bytes) -> None:
+    folder.freeze()
+    folder.output.write(f"{INDEX_PREFIX}/000000.parquet", data)
+    with pytest.raises(OutputError, match=r"_index/000000.parquet: unreadable .* a new OUTPUT"):
+        folder.pack()
 
 
 STEPS = st.lists(
