@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from fcn_core.errors import FcnError
 from fcn_core.images import decode_label
 from fcn_core.labels import VOID, LabelSet
-from pipeline.commits import Commit
+from pipeline.commits import Commit, commit_path
 from pipeline.errors import MissingError
 from pipeline.identity import read_identity
 from pipeline.ledger import read_commits
@@ -39,7 +41,7 @@ def verify(output: Store, *, deep: bool = False) -> Verification:
 
     Args:
         output: of a run.
-        deep: also decode every mask, compare it with its row and its class counts with the commit.
+        deep: also decode every mask, compare it with its row and all counts with the commit.
 
     Raises:
         OutputError: no output of this project, or an unreadable commit.
@@ -51,15 +53,15 @@ def verify(output: Store, *, deep: bool = False) -> Verification:
         for commit in read_commits(output):
             shards += 1
             if commit.fingerprint != identity.fingerprint:
-                found = f"fingerprint {commit.fingerprint}, the output has {identity.fingerprint}"
-                problems.append((f"_commits/{commit.shard}.json", found))
+                problem = f"fingerprint {commit.fingerprint}, the output has {identity.fingerprint}"
+                problems.append((commit_path(commit.shard), problem))
             check = _Check(output, identity.labels, commit, deep)
-            for file, found_problems in zip(
-                commit.files, pool.map(check.file, commit.files), strict=True
-            ):
-                files += 1
-                size += file.size
-                problems.extend((file.path, problem) for problem in found_problems)
+            checked = zip(commit.files, pool.map(check.file, commit.files), strict=True)
+            found = [(file.path, problem) for file, wrong in checked for problem in wrong]
+            files += len(commit.files)
+            size += sum(file.size for file in commit.files)
+            # Without an object the counts differ for sure: that is no second problem.
+            problems.extend(found or [(commit_path(commit.shard), p) for p in check.totals()])
     return Verification(shards, files, size, tuple(problems))
 
 
@@ -71,6 +73,7 @@ class _Check:
         self.labels = labels
         self.commit = commit
         self.deep = deep
+        self._counts: list[tuple[str, NDArray[np.int64]]] = []
 
     def file(self, file: FileRecord) -> list[str]:
         try:
@@ -89,27 +92,39 @@ class _Check:
         except (FcnError, pa.ArrowException, tarfile.TarError, OSError) as error:
             return [f"does not decode: {error}"]
 
+    def totals(self) -> Iterator[str]:
+        """Where the commit counts otherwise than the masks that were decoded, form by form."""
+        for form in sorted({form for form, _ in self._counts}):
+            masks = [counts for name, counts in self._counts if name == form]
+            if len(masks) != self.commit.images:
+                yield f"{self.commit.images} images, {form}/ has {len(masks)}"
+            if np.sum(masks, axis=0).tolist() != list(self.commit.class_pixels):
+                yield f"class counts differ from those of {form}/"
+
     def _masks(self, path: str, data: bytes) -> Iterator[str]:
-        if path.startswith("png/"):
-            yield from self._mask(path, data)
-        elif path.startswith("tar/"):
+        form = path.split("/")[0]
+        if form == "png":
+            yield from self._mask(form, path, data)
+        elif form == "tar":
             with tarfile.open(fileobj=io.BytesIO(data)) as tar:
                 for member in tar:
                     handle = tar.extractfile(member)
-                    yield from self._mask(member.name, handle.read() if handle else b"")
-        elif path.startswith("masks/"):
+                    yield from self._mask(form, member.name, handle.read() if handle else b"")
+        elif form == "masks":
             for row in read_parquet(data).to_pylist():
-                png = row["mask"]["bytes"]
-                yield from self._mask(row["key"], png)
-                mask = decode_label(png)
-                counts = np.bincount(mask.ravel(), minlength=self.labels.num_classes)
-                if mask.shape != (row["height"], row["width"]):
-                    yield f"{row['key']}: mask is {mask.shape}, its row says otherwise"
-                if counts[: self.labels.num_classes].tolist() != row["class_pixels"]:
-                    yield f"{row['key']}: class counts differ from its row"
+                yield from self._mask(form, row["key"], row["mask"]["bytes"], row)
 
-    def _mask(self, name: str, png: bytes) -> Iterator[str]:
-        values = np.unique(decode_label(png, name))
-        bad = [int(v) for v in values if v >= self.labels.num_classes and v != VOID]
-        if bad:
-            yield f"{name}: value {bad[0]} is no class"
+    def _mask(
+        self, form: str, name: str, png: bytes, row: Mapping[str, Any] | None = None
+    ) -> Iterator[str]:
+        mask = decode_label(png, name)
+        counts = np.bincount(mask.ravel(), minlength=VOID + 1)
+        classes = counts[: self.labels.num_classes]
+        self._counts.append((form, classes))
+        for value in np.flatnonzero(counts):
+            if value >= self.labels.num_classes and value != VOID:
+                yield f"{name}: value {value} is no class"
+        if row is not None and mask.shape != (row["height"], row["width"]):
+            yield f"{name}: mask is {mask.shape}, its row says otherwise"
+        if row is not None and classes.tolist() != row["class_pixels"]:
+            yield f"{name}: class counts differ from its row"
