@@ -85,7 +85,9 @@ def _tar(samples: list[_Triple], images: Store, labels: Store) -> bytes:
             suffix = posixpath.splitext(image.path)[1].lower()
             add_to_tar(tar, key + suffix, images.read(image.path))
             if label is not None:
-                # Beside a PNG image, `key.png` would be a second image.
-                label_suffix = ".seg.png" if suffix == ".png" else ".png"
-                add_to_tar(tar, key + label_suffix, labels.read(label.path))
+                # Beside a PNG image, `key.png` would be a second image; after the key `a.seg`, it
+                # would be the label of `a`.
+                plain = suffix != ".png" and split_suffix(f"{key}.png") == (key, ".png")
+                name = f"{key}.png" if plain else f"{key}.seg.png"
+                add_to_tar(tar, name, labels.read(label.path))
     return buffer.getvalue()
