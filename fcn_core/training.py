@@ -51,7 +51,7 @@ class TrainSettings:
         weight_decay: of AdamW, on weights only: biases have none, as in the reference code.
         clip_norm: longest gradient; longer ones are shortened. Without batch normalisation single
             steps can otherwise throw the network back to nothing.
-        dropout: probability at fc6 and fc7; the paper has 0.5, of which slim layers have less to spare.
+        dropout: probability at fc6 and fc7; the paper has 0.5, but slim layers less to spare.
         flip: mirror half the crops left to right.
         jitter: largest relative change of contrast, and of each channel's brightness; 0 for none.
         seed: of crops, flips, jitter and dropout.
