@@ -34,14 +34,19 @@ test: setup  ## All tests but the slow ones (at most 15 minutes on 2 cores)
 test-all: setup  ## Every test (at most 45 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
-check: setup  ## Format, lint, types and unit tests (about a minute)
+# Left to `make test`: whole processes, and networks that train.
+E2E := tests/pipeline/test_kill.py tests/test_readme.py tests/test_real_images.py \
+  tests/fcn_core/test_training.py
+
+check: setup  ## Format, lint, types and unit tests (one to two minutes)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not (slow or ray or prefect or s3 or cluster or gpu)"
+	$(BIN)/python -m pytest -q -m "not (slow or ray or prefect or s3 or cluster or gpu)" \
+	  $(addprefix --ignore=,$(E2E))
 
 bench: setup  ## Measure against a plain loop, on this machine
-	$(BIN)/python -m benchmarks.end_to_end
+	$(BIN)/python -m benchmarks.end_to_end --images 128 --json benchmarks/end_to_end.json
 
 demo-weights: setup  ## Train the shipped demo weights again from nothing (under an hour on 2 cores)
 	$(BIN)/python -m fcn_core.training fcn_core/demo.safetensors

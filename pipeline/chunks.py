@@ -7,7 +7,7 @@ others; what makes the whole shard unreadable is a `ShardError`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -65,6 +65,7 @@ def read_chunks(shard: Shard, sources: Sources, limits: ChunkLimits) -> Iterator
                 entry = entries[index]
                 try:
                     _refuse_duplicate(entry, first=first_with_key[entry.key] == index)
+                    _refuse_nested(entry, first_with_key)
                     samples.append(_fetch(entry))
                 except (SampleError, MissingError) as error:
                     failures.append(Failure.of(entry.key, error, entry.location))
@@ -108,6 +109,20 @@ def _refuse_duplicate(entry: Entry, *, first: bool) -> None:
             "one sample per key in a shard",
             "Rename one of them.",
         )
+
+
+def _refuse_nested(entry: Entry, keys: Mapping[str, int]) -> None:
+    """Masks are `<key>.png`: below key `a.png/b` that would have to be a folder for key `a`."""
+    parts = entry.key.split("/")
+    for depth in range(1, len(parts)):
+        folder = "/".join(parts[:depth])
+        if folder.endswith(".png") and folder.removesuffix(".png") in keys:
+            raise SampleError(
+                entry.location,
+                f"the key {entry.key!r} lies below the mask of {folder.removesuffix('.png')!r}",
+                "keys whose masks do not collide",
+                "Rename one of them.",
+            )
 
 
 def _fetch(entry: Entry) -> Sample:

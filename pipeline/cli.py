@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from fcn_core.errors import FcnError
 from pipeline import console
 from pipeline.config import RunConfig, load_config
+from pipeline.errors import ConfigError
 from pipeline.store import Store, read_url
 
 
@@ -221,6 +222,11 @@ def verify(
             f"{len(found.problems)} problems",
             markup=False,
         )
+        if found.problems:
+            console.err.print(
+                "to label a shard again, delete its _commits/<shard>.json and run again",
+                markup=False,
+            )
     if found.problems:
         raise typer.Exit(1)
 
@@ -239,17 +245,19 @@ def predict(
     from pipeline.prepare import load_weights
 
     file = load_weights(weights)
-    bad = 0
+    bad, done = 0, []
     options: dict[str, Any] = {"device": device, "precision": precision}
     for found in predict_files(images, Store(output), file, **options):
         if isinstance(found, FcnError):
             bad += 1
             console.err.print(f"error: {found}", markup=False)
         elif as_json:
-            console.print_json(vars(found))
+            done.append(vars(found))
         else:
             shares = ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items())
             console.out.print(f"{found.image}: {shares} -> {found.mask}", markup=False)
+    if as_json:
+        console.print_json(done)
     if bad:
         raise typer.Exit(1)
 
@@ -273,7 +281,12 @@ def _flags(
 
 
 def _load(config: str | None, sets: list[str] | None, flags: dict[str, Any]) -> RunConfig:
-    text = read_url(config).decode() if config else None
+    try:
+        text = read_url(config).decode() if config else None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"--config {config}", "bytes that are no UTF-8", "a YAML file", "Check the file."
+        ) from None
     return load_config(text, sets or [], flags, config or "--config")
 
 
@@ -298,6 +311,7 @@ def _print_plan(config: RunConfig, as_json: bool) -> None:
 
     found = plan_run(config)
     images, unreadable = found.count_images()
+    console.print_passed_over(found.passed_over)
     for shard_id, reason in unreadable.items():
         console.err.print(f"unreadable {shard_id}: {reason}", markup=False)
     summary = {
@@ -310,6 +324,7 @@ def _print_plan(config: RunConfig, as_json: bool) -> None:
         "outdated": list(found.outdated),
         "committed": len(found.ledger),
         "vanished": found.vanished,
+        "passed_over": list(found.passed_over),
     }
     if as_json:
         console.print_json(summary)

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +38,7 @@ def set_up_logging() -> None:
     logger.propagate = False
 
 
-def print_json(document: Mapping[str, Any]) -> None:
+def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
     """A document for machines."""
     sys.stdout.write(json.dumps(document, indent=1) + "\n")
 
@@ -142,8 +142,13 @@ def print_result(result: RunResult) -> None:
             f"{result.images} images, {result.failures} quarantined, {result.seconds:.1f} s"
         )
     out.print(line, markup=False)
+    print_passed_over(result.passed_over)
     if result.vanished:
-        err.print(f"{result.vanished} shards or images vanished from the input; kept", markup=False)
+        err.print(
+            f"{result.vanished} shards or images vanished from the input; what is committed of "
+            "them stays until their shard is labelled again",
+            markup=False,
+        )
     for failure in result.failed:
         err.print(f"failed: {failure.reason}", markup=False)
     if result.over_limit:
@@ -152,6 +157,12 @@ def print_result(result: RunResult) -> None:
             "images are quarantined (limits.max_bad_fraction); see _quarantine/ in the output",
             markup=False,
         )
+
+
+def print_passed_over(passed_over: Sequence[str]) -> None:
+    """Say which files of the input nobody looks at."""
+    if passed_over:
+        err.print(f"passed over by their names: {', '.join(passed_over)}", markup=False)
 
 
 def number(value: float | None) -> str:

@@ -133,9 +133,11 @@ def check(output: Store, mine: Identity) -> None:
     try:
         theirs = read_identity(output)
     except OutputError as error:
-        if isinstance(error.__cause__, MissingError):
-            return
-        raise
+        if not isinstance(error.__cause__, MissingError):
+            raise
+        if output.objects("_commits"):
+            _refuse(output, "commits, but no _run.json", "a new place, or the output of a run")
+        return
     if theirs.input != mine.input:
         _refuse(output, f"it holds the labels of {theirs.input}", f"this run labels {mine.input}")
     for name in {**theirs.parts, **mine.parts}:

@@ -36,6 +36,7 @@ class RunResult:
         failed: shards that this run could not finish, with reasons.
         over_limit: whether the run's bad-fraction limit was exceeded.
         vanished: see `Plan`.
+        passed_over: see `Listing`.
         seconds: wall time.
     """
 
@@ -50,6 +51,7 @@ class RunResult:
     failed: tuple[ShardFailure, ...]
     over_limit: bool
     vanished: int
+    passed_over: tuple[str, ...]
     seconds: float
 
     @property
@@ -71,5 +73,6 @@ class RunResult:
             "failed_shards": {failure.shard: failure.reason for failure in self.failed},
             "over_limit": self.over_limit,
             "vanished": self.vanished,
+            "passed_over": list(self.passed_over),
             "seconds": round(self.seconds, 3),
         }

@@ -42,7 +42,8 @@ def pack_folder(images: Store, labels: Store | None, output: Store, shard_size: 
         )
     samples, left_out = _samples(listing)
     names = [f"shard-{i:06d}.tar" for i in range((len(samples) + shard_size - 1) // shard_size)]
-    others = [info.path for info in output.objects() if info.path not in names]
+    there = {info.path for info in output.objects()}
+    others = sorted(there - set(names))
     if others:
         raise OutputError(
             output.url,
@@ -53,7 +54,15 @@ def pack_folder(images: Store, labels: Store | None, output: Store, shard_size: 
     label_store = labels or images
     for index, name in enumerate(names):
         part = samples[index * shard_size : (index + 1) * shard_size]
-        output.write(name, _tar(part, images, label_store))
+        data = _tar(part, images, label_store)
+        if name in there and output.read(name) != data:
+            raise OutputError(
+                output.url,
+                f"another {name}",
+                "an empty place, or the same folder packed before",
+                "Nothing was overwritten. Choose another OUTPUT.",
+            )
+        output.write(name, data)
     labeled = sum(label is not None for _, _, label in samples)
     return Packed(len(names), len(samples), labeled, tuple(left_out))
 

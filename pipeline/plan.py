@@ -24,6 +24,7 @@ class Plan:
         ledger: all commits of the output, by shard.
         vanished: committed shards, and images of virtual shards, that the input no longer holds.
         packing: of a folder of images; its new rows are to be frozen before work starts.
+        passed_over: see `Listing`.
         sources: where the shards' bytes come from.
     """
 
@@ -33,6 +34,7 @@ class Plan:
     ledger: Mapping[str, Entry]
     vanished: int
     packing: Packing | None
+    passed_over: tuple[str, ...]
     sources: Sources
 
     def count_images(self) -> tuple[int, dict[str, str]]:
@@ -110,6 +112,7 @@ def make_plan(request: PlanRequest) -> Plan:
         ledger=ledger,
         vanished=len(gone) + (packing.vanished if packing else 0),
         packing=packing,
+        passed_over=listing.passed_over,
         sources=Sources(request.images, request.labels or request.images),
     )
 

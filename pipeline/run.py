@@ -128,5 +128,6 @@ def _result(prepared: Prepared, todo: Plan, collector: Collector, seconds: float
         failed=tuple(collector.failed[shard] for shard in sorted(collector.failed)),
         over_limit=is_over(bad, total, prepared.config.limits.max_bad_fraction),
         vanished=todo.vanished,
+        passed_over=todo.passed_over,
         seconds=seconds,
     )

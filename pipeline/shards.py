@@ -7,9 +7,10 @@ Three kinds of input, told apart by what is there: WebDataset tars, Parquet file
 from __future__ import annotations
 
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.errors import InputError
@@ -20,6 +21,9 @@ LABEL_SUFFIXES = (".seg.png", ".mask.png")
 
 MAX_PART = 240
 """Longest part of a key, bytes: file systems allow 255, and masks add an extension."""
+
+MAX_KEY = 800
+"""Longest key, bytes: S3 allows 1024 for a whole object name, and OUTPUT and shard come first."""
 
 Kind = Literal["tar", "parquet", "folder"]
 
@@ -64,6 +68,7 @@ class Listing:
         images: of a folder of images, by path.
         labels: of a folder of images: label objects by key.
         image_root: "images" for a folder that holds `images/` and `labels/`, else "".
+        passed_over: objects that are no part of the input: "3 .tif", most frequent first.
     """
 
     kind: Kind
@@ -71,6 +76,7 @@ class Listing:
     images: tuple[ObjectInfo, ...] = ()
     labels: dict[str, ObjectInfo] | None = None
     image_root: str = ""
+    passed_over: tuple[str, ...] = ()
 
 
 def list_input(source: Store, labels: Store | None) -> Listing:
@@ -102,8 +108,14 @@ def list_input(source: Store, labels: Store | None) -> Listing:
             source.url, counts, "one kind of input per run", "Name the prefix of one of them."
         )
     kind = present[0]
+    taken = IMAGE_SUFFIXES if kind == "folder" else (f".{kind}",)
+    passed_over = tuple(
+        f"{count} {suffix or 'without extension'}"
+        for suffix, count in suffixes.most_common()
+        if suffix not in taken
+    )
     if kind == "folder":
-        return _folder(source, labels, found)
+        return replace(_folder(source, labels, found), passed_over=passed_over)
     if labels is not None:
         raise InputError(
             labels.url,
@@ -111,7 +123,11 @@ def list_input(source: Store, labels: Store | None) -> Listing:
             "a label folder goes with a folder of images",
             "Put the labels into the shards (fcnseg shard), or leave --labels out.",
         )
-    return Listing("tar" if kind == "tar" else "parquet", _object_shards(source, kind, found))
+    return Listing(
+        "tar" if kind == "tar" else "parquet",
+        _object_shards(source, kind, found),
+        passed_over=passed_over,
+    )
 
 
 _WORDS = {"tar": "tars", "parquet": "Parquet files", "folder": "loose images"}
@@ -137,6 +153,8 @@ def check_key(key: str) -> str | None:
         return "the key is no UTF-8"
     if any(len(part.encode()) > MAX_PART for part in parts):
         return f"a part of the key is longer than {MAX_PART} bytes"
+    if len(key.encode()) > MAX_KEY:
+        return f"the key is longer than {MAX_KEY} bytes"
     return None
 
 
@@ -183,6 +201,7 @@ def _object_shards(source: Store, kind: str, found: Sequence[ObjectInfo]) -> tup
         if info.path.lower().endswith(suffix)
     ]
     refuse_collisions(source.url, (shard.id for shard in shards))
+    refuse_chunk_names(source.url, (shard.id for shard in shards))
     return tuple(sorted(shards, key=lambda shard: shard.id))
 
 
@@ -200,6 +219,24 @@ def refuse_collisions(where: str, ids: Iterable[str]) -> None:
             "names must differ in more than the extension's case",
             "Rename one of them.",
         )
+
+
+def refuse_chunk_names(where: str, ids: Iterable[str]) -> None:
+    """Refuse a shard that is named like a chunk of another one: their objects would collide.
+
+    Raises:
+        InputError: naming both.
+    """
+    known = set(ids)
+    for shard_id in sorted(known):
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", shard_id)
+        if stem != shard_id and stem in known:
+            raise InputError(
+                where,
+                f"shards {stem!r} and {shard_id!r}",
+                f"{stem!r} may be split into chunks of the second name",
+                "Rename one of them.",
+            )
 
 
 def _folder(source: Store, labels: Store | None, found: Sequence[ObjectInfo]) -> Listing:

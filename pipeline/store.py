@@ -304,6 +304,13 @@ def _explained(where: str) -> Iterator[None]:
         raise MissingError(
             where, "nothing there", "an existing object", "Check the spelling and the bucket."
         ) from error
+    except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        raise StoreError(
+            where,
+            f"a file where a folder is needed, or the other way round ({error})",
+            "a path of the right kind",
+            "Name another place.",
+        ) from error
     except PermissionError as error:
         raise StoreError(
             where,

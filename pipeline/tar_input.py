@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import posixpath
 import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from pipeline.shards import LABEL_SUFFIXES, Shard, split_suffix
 from pipeline.store import Store
 
 _BLOCK = 512
+_NOWHERE = -1
 _REMEDY = "Copy or pack it again; the other shards go on."
 
 
@@ -62,7 +64,7 @@ def tar_entries(shard: Shard, source: Store, files: ExitStack, *, in_memory: boo
 def _members(handle: IO[bytes], where: str) -> list[_File]:
     try:
         with tarfile.open(fileobj=handle, mode="r:") as tar:
-            members = [_File(_name(m), m.offset_data, m.size) for m in tar if m.isfile()]
+            members = _files(list(tar))
             end = tar.offset
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise ShardError(
@@ -81,6 +83,22 @@ def _members(handle: IO[bytes], where: str) -> list[_File]:
             "It is truncated or damaged. " + _REMEDY,
         )
     return members
+
+
+def _files(members: list[tarfile.TarInfo]) -> list[_File]:
+    """Regular files, and links to them: packing hard-linked files makes such."""
+    files = {_name(m): _File(_name(m), m.offset_data, m.size) for m in members if m.isfile()}
+    found = []
+    for member in members:
+        name = _name(member)
+        if member.isfile():
+            found.append(_File(name, member.offset_data, member.size))
+        elif member.islnk() or member.issym():
+            base = posixpath.dirname(name) if member.issym() else ""
+            target = posixpath.normpath(posixpath.join(base, member.linkname))
+            there = files.get(target, _File(name, _NOWHERE, 0))
+            found.append(_File(name, there.offset, there.size))
+    return found
 
 
 def _name(member: tarfile.TarInfo) -> str:
@@ -130,6 +148,10 @@ def _loader(
 
 
 def _read(handle: IO[bytes], file: _File) -> bytes:
+    if file.offset == _NOWHERE:
+        raise SampleError(
+            file.name, "a link to nothing in this tar", "a file", "Pack the file itself."
+        )
     handle.seek(file.offset)
     return handle.read(file.size)
 

@@ -18,4 +18,4 @@ def test_every_named_entry_point_imports(entry: tuple[str, str]) -> None:
 
 
 def test_entry_points_are_named() -> None:
-    assert "`flows.label:label_dataset`" in TEXT and "`pipeline.cli:main`" in TEXT
+    assert "`flows.label:label_dataset`" in TEXT and "`pipeline.entry:main`" in TEXT

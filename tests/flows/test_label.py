@@ -19,7 +19,7 @@ def result(**changes: object) -> RunResult:
     values = {
         "output": "s3://b/out", "labels": world.TINY, "scores": scores, "images": 10,
         "failures": 0, "shards": 3, "committed": 3, "done_now": 3, "failed": (),
-        "over_limit": False, "vanished": 0, "seconds": 1.0,
+        "over_limit": False, "vanished": 0, "passed_over": (), "seconds": 1.0,
     }  # fmt: skip
     return RunResult(**{**values, **changes})  # type: ignore[arg-type]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from pipeline.config import RunConfig
 from pipeline.run import run
 from pipeline.store import Store
+from pipeline.writers import add_to_tar
 from tests import world
 
 Fcnseg = Callable[..., tuple[int, str, str]]
@@ -194,9 +197,9 @@ def _denied(*_: object) -> None:
 def test_input_without_permission(
     shards: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fsspec.implementations.local import LocalFileSystem
+    import os
 
-    monkeypatch.setattr(LocalFileSystem, "find", lambda self, path, **_: _denied())
+    monkeypatch.setattr(os, "scandir", lambda *_: _denied())
     code, _, stderr = fcnseg("run", shards, tmp_path / "out", "--weights", weights)
     assert code == 1 and "permission denied" in stderr and "Check the credentials" in stderr
 
@@ -302,3 +305,82 @@ def test_store_failure_in_the_middle_exits_1_and_a_rerun_finishes(
         with pytest.raises(StoreError, match="Make room"):
             run(config)
     assert run(config).exit_code == 0
+
+
+def test_shard_named_like_a_chunk_of_another_is_refused(
+    shards: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
+) -> None:
+    (shards / "s0-00000-of-00002.tar").write_bytes((shards / "s1.tar").read_bytes())
+    code, _, stderr = fcnseg("run", shards, tmp_path / "out", "--weights", weights)
+    assert code == 1 and "may be split into chunks" in stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["img0.png/x", "/".join(["d" * 200] * 5)])
+def test_key_that_cannot_become_a_path_is_quarantined(
+    shards: Path, weights: Path, tmp_path: Path, key: str, fcnseg: Fcnseg
+) -> None:
+    (shards / "s0.tar").write_bytes(world.tar({**world.samples(0), f"{key}.jpg": GOOD}))
+    code, _, _ = fcnseg("run", shards, tmp_path / "out", "--weights", weights, "--masks", "png")
+    assert code == 3
+    (row,) = quarantine(tmp_path / "out")
+    assert row["key"] == key and row["error"] == "SampleError"
+
+
+def test_links_in_a_tar_are_followed(
+    shards: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
+) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        add_to_tar(archive, "d/a.jpg", GOOD)
+        for name, kind, target in (
+            ("hard.jpg", tarfile.LNKTYPE, "d/a.jpg"),
+            ("d/soft.jpg", tarfile.SYMTYPE, "a.jpg"),
+            ("gone.jpg", tarfile.SYMTYPE, "nowhere.jpg"),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            archive.addfile(link)
+    (shards / "s0.tar").write_bytes(buffer.getvalue())
+    out = tmp_path / "out"
+    assert fcnseg("run", shards, out, "--weights", weights, "--masks", "png")[0] == 3
+    masks = {name: (out / f"png/s0/{name}.png").read_bytes() for name in ("d/a", "hard", "d/soft")}
+    assert len(set(masks.values())) == 1
+    assert [row["key"] for row in quarantine(out)] == ["gone"]
+
+
+def test_output_without_its_run_record_is_not_taken_over(
+    shards: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
+) -> None:
+    out = tmp_path / "out"
+    fcnseg("run", shards, out, "--weights", weights)
+    (out / "_run.json").unlink()
+    code, _, stderr = fcnseg("run", shards, out, "--weights", weights)
+    assert code == 2 and "commits, but no _run.json" in stderr
+
+
+def test_config_that_is_no_text(shards: Path, tmp_path: Path, fcnseg: Fcnseg) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    code, _, stderr = fcnseg("run", shards, tmp_path / "out", "--config", tmp_path / "c.yaml")
+    assert code == 2 and "no UTF-8" in stderr
+
+
+def test_files_that_nobody_looks_at_are_counted(
+    shards: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
+) -> None:
+    (shards / "notes.txt").write_text("x")
+    (shards / "old.tif").write_bytes(b"x")
+    _, _, stderr = fcnseg("run", shards, tmp_path / "out", "--weights", weights)
+    assert "passed over by their names: 1 .txt, 1 .tif" in stderr or "1 .tif, 1 .txt" in stderr
+
+
+def test_packing_never_overwrites_other_shards(tmp_path: Path, fcnseg: Fcnseg) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").write_bytes(world.jpeg(world.picture(seed)))
+    assert fcnseg("shard", tmp_path / "a", tmp_path / "tars")[0] == 0
+    assert fcnseg("shard", tmp_path / "a", tmp_path / "tars")[0] == 0  # the same again
+    before = (tmp_path / "tars/shard-000000.tar").read_bytes()
+    code, _, stderr = fcnseg("shard", tmp_path / "b", tmp_path / "tars")
+    assert code == 2 and "Nothing was overwritten" in stderr
+    assert (tmp_path / "tars/shard-000000.tar").read_bytes() == before
