@@ -28,12 +28,15 @@ class Identity:
         chunk_limits: where shards are split, which decides file names.
         labels: the label set.
         parts: what the fingerprint is made of.
+        layout: how the input is laid out ("tar", "parquet", "folder", "folder images/"); None
+            before it was listed. A folder whose `labels/` is renamed would become other images.
     """
 
     input: str
     chunk_limits: ChunkLimits
     labels: LabelSet
     parts: Mapping[str, Any]
+    layout: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -48,6 +51,7 @@ class Identity:
             "fingerprint": self.fingerprint,
             "parts": self.parts,
             "input": self.input,
+            "layout": self.layout,
             "chunk_limits": vars(self.chunk_limits),
             "labels": self.labels.to_dict(),
         }
@@ -74,6 +78,7 @@ class Identity:
                 chunk_limits=ChunkLimits(**document["chunk_limits"]),
                 labels=LabelSet.from_dict(document["labels"], where),
                 parts=document["parts"],
+                layout=document["layout"],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise OutputError(
@@ -146,6 +151,8 @@ def check(output: Store, mine: Identity) -> None:
             _refuse(
                 output, f"it was made with {name} {_short(then)}", f"this run has {_short(now)}"
             )
+    if None not in (theirs.layout, mine.layout) and theirs.layout != mine.layout:
+        _refuse(output, f"its input was laid out as {theirs.layout}", f"now it is {mine.layout}")
     if theirs.chunk_limits != mine.chunk_limits:
         _refuse(
             output,

@@ -5,6 +5,7 @@ Without it two drivers would do the same work twice (harmless: equal bytes) and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -132,9 +133,11 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        current = read_lease(self.output)
-        if current is not None and current.owner == self.holder.owner:
-            self.output.delete(PATH)
+        # A store that fails here failed before, and that error is the one to show; the lease expires.
+        with contextlib.suppress(FcnError):
+            current = read_lease(self.output)
+            if current is not None and current.owner == self.holder.owner:
+                self.output.delete(PATH)
 
     def _data(self) -> bytes:
         return json.dumps(asdict(self.holder)).encode()

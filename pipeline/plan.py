@@ -25,6 +25,7 @@ class Plan:
         vanished: committed shards, and images of virtual shards, that the input no longer holds.
         packing: of a folder of images; its new rows are to be frozen before work starts.
         passed_over: see `Listing`.
+        layout: of the input, as `Identity` keeps it.
         sources: where the shards' bytes come from.
     """
 
@@ -35,6 +36,7 @@ class Plan:
     vanished: int
     packing: Packing | None
     passed_over: tuple[str, ...]
+    layout: str
     sources: Sources
 
     def count_images(self) -> tuple[int, dict[str, str]]:
@@ -113,6 +115,7 @@ def make_plan(request: PlanRequest) -> Plan:
         vanished=len(gone) + (packing.vanished if packing else 0),
         packing=packing,
         passed_over=listing.passed_over,
+        layout=f"{listing.kind} {listing.image_root}".strip(),
         sources=Sources(request.images, request.labels or request.images),
     )
 

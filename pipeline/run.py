@@ -36,7 +36,9 @@ def plan(config: RunConfig) -> Plan:
         return make_plan(plan_request(config))
     prepared = prepare(config)
     check(prepared.job.output, prepared.identity)
-    return make_plan(prepared.request)
+    found = make_plan(prepared.request)
+    check(prepared.job.output, replace(prepared.identity, layout=found.layout))
+    return found
 
 
 def run(config: RunConfig, on_progress: Callable[[Progress], None] | None = None) -> RunResult:
@@ -58,9 +60,11 @@ def run(config: RunConfig, on_progress: Callable[[Progress], None] | None = None
     prepared = prepare(config)
     output = prepared.job.output
     check(output, prepared.identity)
-    make_plan(prepared.request)  # an input that cannot be labelled leaves no trace in the output
+    # Before the lease: an input that cannot be labelled leaves no trace in the output.
+    mine = replace(prepared.identity, layout=make_plan(prepared.request).layout)
+    check(output, mine)
     with Lease(output) as lease:
-        claim(output, prepared.identity)
+        claim(output, mine)
         remove_markers(output)
         todo = make_plan(prepared.request)  # again: now nobody else changes it
         if todo.packing is not None:

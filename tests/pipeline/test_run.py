@@ -248,3 +248,20 @@ def test_crash_at_every_write_and_rerun_gives_the_undisturbed_tree(
         assert world.tree(out) == expected
         assert verify(Store(str(out)), deep=True).problems == ()
     assert crashes > 25  # lease, identity, 3 shards of 7 objects and a commit, results, marker
+
+
+def test_input_of_another_layout_is_refused(weights: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for top, data in (
+        ("images", world.jpeg(world.picture(1))),
+        ("labels", world.png(world.label(1))),
+    ):
+        (source / top).mkdir(parents=True)
+        (source / top / f"a.{'jpg' if top == 'images' else 'png'}").write_bytes(data)
+    config = world.config(source, tmp_path / "out", weights)
+    run(config)
+    before = world.tree(tmp_path / "out")
+    (source / "labels").rename(source / "truth")  # its labels would become images
+    with pytest.raises(OutputError, match="laid out as folder images/"):
+        run(config)
+    assert world.tree(tmp_path / "out") == before
