@@ -52,7 +52,7 @@ demo-weights: setup  ## Train the shipped demo weights again from nothing (under
 	$(BIN)/python -m fcn_core.training fcn_core/demo.safetensors
 
 lock: setup  ## Write requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --extra dev -o requirements.lock pyproject.toml
 
 format: setup  ## Format the code

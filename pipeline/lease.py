@@ -133,7 +133,7 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        # A store that fails here failed before, and that error is the one to show; the lease expires.
+        # A store that fails here failed before: that error is to be shown, and the lease expires.
         with contextlib.suppress(FcnError):
             current = read_lease(self.output)
             if current is not None and current.owner == self.holder.owner:
