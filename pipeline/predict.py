@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from fcn_core.checkpoint import WeightsFile
@@ -63,23 +64,24 @@ def predict_files(
         except FcnError as error:
             yield error
             continue
-        prediction = predictor.predict([picture])[0]
-        labels = weights.info.labels
-        paths = f"{name}-mask.png", f"{name}-overlay.png"
-        output.write(paths[0], encode_mask(prediction.mask, labels.palette))
-        buffer = io.BytesIO()
-        Image.fromarray(overlay(picture, prediction.mask, labels.palette)).save(buffer, "PNG")
-        output.write(paths[1], buffer.getvalue())
-        counts = np.bincount(prediction.mask.ravel(), minlength=labels.num_classes)
-        shares = {
-            labels.classes[k]: float(counts[k] / counts.sum())
-            for k in np.argsort(-counts, kind="stable")
-            if counts[k]
-        }
-        yield Predicted(
-            image,
-            output.location(paths[0]),
-            output.location(paths[1]),
-            prediction.mean_confidence,
-            shares,
-        )
+        yield _write(image, name, picture, predictor, output)
+
+
+def _write(
+    image: str, name: str, picture: NDArray[np.uint8], predictor: Predictor, output: Store
+) -> Predicted:
+    prediction = predictor.predict([picture])[0]
+    labels = predictor.info.labels
+    paths = f"{name}-mask.png", f"{name}-overlay.png"
+    output.write(paths[0], encode_mask(prediction.mask, labels.palette))
+    buffer = io.BytesIO()
+    Image.fromarray(overlay(picture, prediction.mask, labels.palette)).save(buffer, "PNG")
+    output.write(paths[1], buffer.getvalue())
+    counts = np.bincount(prediction.mask.ravel(), minlength=labels.num_classes)
+    shares = {
+        labels.classes[k]: float(counts[k] / counts.sum())
+        for k in np.argsort(-counts, kind="stable")
+        if counts[k]
+    }
+    mask, picture_with_mask = (output.location(path) for path in paths)
+    return Predicted(image, mask, picture_with_mask, prediction.mean_confidence, shares)

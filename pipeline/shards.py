@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -93,21 +93,7 @@ def list_input(source: Store, labels: Store | None) -> Listing:
         "parquet": suffixes[".parquet"],
         "folder": sum(suffixes[suffix] for suffix in IMAGE_SUFFIXES),
     }
-    present = [kind for kind, count in kinds.items() if count]
-    if not present:
-        seen = ", ".join(f"{n} {s or 'without extension'}" for s, n in suffixes.most_common(4))
-        raise InputError(
-            source.url,
-            f"{len(found)} objects ({seen})" if found else "no such prefix, or nothing in it",
-            "tars, Parquet files or images (jpg, jpeg, png, webp)",
-            "Check the address; names beginning with '_' or '.' are not looked at.",
-        )
-    if len(present) > 1:
-        counts = " and ".join(f"{kinds[kind]} {_WORDS[kind]}" for kind in present)
-        raise InputError(
-            source.url, counts, "one kind of input per run", "Name the prefix of one of them."
-        )
-    kind = present[0]
+    kind = _only_kind(source.url, kinds, suffixes)
     taken = IMAGE_SUFFIXES if kind == "folder" else (f".{kind}",)
     passed_over = tuple(
         f"{count} {suffix or 'without extension'}"
@@ -128,6 +114,25 @@ def list_input(source: Store, labels: Store | None) -> Listing:
         _object_shards(source, kind, found),
         passed_over=passed_over,
     )
+
+
+def _only_kind(where: str, kinds: Mapping[str, int], suffixes: Counter[str]) -> str:
+    total = suffixes.total()
+    present = [kind for kind, count in kinds.items() if count]
+    if not present:
+        seen = ", ".join(f"{n} {s or 'without extension'}" for s, n in suffixes.most_common(4))
+        raise InputError(
+            where,
+            f"{total} objects ({seen})" if total else "no such prefix, or nothing in it",
+            "tars, Parquet files or images (jpg, jpeg, png, webp)",
+            "Check the address; names beginning with '_' or '.' are not looked at.",
+        )
+    if len(present) > 1:
+        counts = " and ".join(f"{kinds[kind]} {_WORDS[kind]}" for kind in present)
+        raise InputError(
+            where, counts, "one kind of input per run", "Name the prefix of one of them."
+        )
+    return present[0]
 
 
 _WORDS = {"tar": "tars", "parquet": "Parquet files", "folder": "loose images"}
