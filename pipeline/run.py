@@ -79,6 +79,8 @@ def run(config: RunConfig, on_progress: Callable[[Progress], None] | None = None
                 collector.add(item)
                 if on_progress is not None:
                     on_progress(_progress(collector, started))
+            # Workers that died in the middle of a put, now or in the run that this one resumes.
+            output.sweep()
         lease.check()
         result = _result(prepared, todo, collector, time.monotonic() - started)
         write_results(output, collector.entries, result)

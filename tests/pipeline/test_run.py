@@ -265,3 +265,13 @@ def test_input_of_another_layout_is_refused(weights: Path, tmp_path: Path) -> No
     with pytest.raises(OutputError, match="laid out as folder images/"):
         run(config)
     assert world.tree(tmp_path / "out") == before
+
+
+def test_what_a_killed_worker_left_half_written_is_removed(
+    shards: Path, weights: Path, tmp_path: Path
+) -> None:
+    leftover = tmp_path / "out/masks/.fcnseg-tmp-0123"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half")
+    run(world.config(shards, tmp_path / "out", weights))
+    assert not leftover.exists()
