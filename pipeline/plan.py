@@ -103,7 +103,7 @@ def make_plan(request: PlanRequest) -> Plan:
     if "png" in request.masks:
         _refuse_nested(request.images.url, shards)
     ledger = read_ledger(request.output)
-    pending = [shard for shard in shards if not _is_done(shard, ledger.get(shard.id), request)]
+    pending = [shard for shard in shards if not is_done(shard, ledger.get(shard.id), request)]
     if request.limit_shards is not None:
         pending = pending[: request.limit_shards]
     gone = ledger.keys() - {shard.id for shard in shards}
@@ -120,7 +120,8 @@ def make_plan(request: PlanRequest) -> Plan:
     )
 
 
-def _is_done(shard: Shard, entry: Entry | None, request: PlanRequest) -> bool:
+def is_done(shard: Shard, entry: Entry | None, request: PlanRequest) -> bool:
+    """Whether a commit holds: for this content, this fingerprint, and every format asked for."""
     return (
         entry is not None
         and entry.input_etag == shard.etag

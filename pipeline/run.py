@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,13 +14,11 @@ from pipeline.identity import check, claim
 from pipeline.job import Job, ShardFailure
 from pipeline.lease import Lease
 from pipeline.outcome import Progress, RunResult
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import Plan, is_done, make_plan
 from pipeline.prepare import Prepared, plan_request, prepare
 from pipeline.shards import Shard
 from pipeline.virtual import freeze
 from pipeline.writers import Receipt
-
-log = logging.getLogger("fcnseg")
 
 Execute = Callable[[Job, WeightsFile, Sequence[Shard]], Iterator[Receipt | ShardFailure]]
 
@@ -126,10 +123,7 @@ def _result(prepared: Prepared, todo: Plan, collector: Collector, seconds: float
         images=images,
         failures=failures,
         shards=len(todo.shards),
-        committed=sum(
-            shard.id in entries and entries[shard.id].input_etag == shard.etag
-            for shard in todo.shards
-        ),
+        committed=sum(is_done(s, entries.get(s.id), prepared.request) for s in todo.shards),
         done_now=collector.committed,
         failed=tuple(collector.failed[shard] for shard in sorted(collector.failed)),
         over_limit=is_over(bad, total, prepared.config.limits.max_bad_fraction),

@@ -275,3 +275,13 @@ def test_what_a_killed_worker_left_half_written_is_removed(
     leftover.write_bytes(b"half")
     run(world.config(shards, tmp_path / "out", weights))
     assert not leftover.exists()
+
+
+def test_commit_without_a_format_that_is_asked_for_is_no_success(
+    shards: Path, weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(world.config(shards, out, weights, output__masks=("parquet",)))
+    flags = {"output__masks": ("png",), "input__limit_shards": 1}
+    assert run(world.config(shards, out, weights, **flags)).committed == 1
+    assert (out / "_PARTIAL").exists() and not (out / "_SUCCESS").exists()
