@@ -1,0 +1,199 @@
+"""The commands that label: demo, shard, plan, run, predict."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from fcn_core.errors import FcnError
+from pipeline import console
+from pipeline.cli_options import (
+    AsJson,
+    ConfigFile,
+    Input,
+    Labels,
+    LabelSetName,
+    LimitShards,
+    Masks,
+    Output,
+    Sets,
+    ShardSize,
+    Weights,
+    load_run_config,
+    run_flags,
+)
+from pipeline.config import RunConfig
+from pipeline.store import Store
+
+
+def demo(
+    directory: Annotated[
+        str, typer.Argument(help="Made if missing: shards/ and output/ go there.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Make rendered scenes, label them with the shipped weights, show the scores."""
+    from pipeline.demo import demo_config, make_scene_shards
+
+    make_scene_shards(Store(f"{directory}/shards"))
+    _run(demo_config(directory), as_json)
+
+
+def shard(
+    images: Annotated[str, typer.Argument(help="Folder of images; any URL.")],
+    output: Annotated[str, typer.Argument(help="Empty place for the tars; any URL.")],
+    labels: Labels = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Samples per tar.")] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """Pack a folder of images, and their labels, into WebDataset tars."""
+    from pipeline.packing import pack_folder
+
+    packed = pack_folder(
+        Store(images), Store(labels) if labels else None, Store(output), shard_size
+    )
+    for path, reason in packed.left_out:
+        console.err.print(f"left out {path}: {reason}", markup=False)
+    if as_json:
+        console.print_json(vars(packed))
+    else:
+        console.out.print(
+            f"{packed.shards} shards, {packed.images} images, {packed.labeled_images} labelled, "
+            f"{len(packed.left_out)} left out",
+            markup=False,
+        )
+    if packed.left_out:
+        raise typer.Exit(3)
+
+
+def plan(
+    input: Input,
+    output: Output,
+    weights: Weights = None,
+    labels: Labels = None,
+    label_set: LabelSetName = None,
+    masks: Masks = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    limit_shards: LimitShards = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run would do: shards, bytes, pending. Loads no network, writes nothing."""
+    flags = run_flags(input, output, weights, labels, label_set, masks)
+    flags["input.limit_shards"] = limit_shards
+    _print_plan(load_run_config(config, sets, flags), as_json)
+
+
+def run(
+    input: Input,
+    output: Output,
+    weights: Weights = None,
+    labels: Labels = None,
+    label_set: LabelSetName = None,
+    masks: Masks = None,
+    executor: Annotated[str | None, typer.Option(help="local or ray.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to run on.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Copies of the network.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share of one copy.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    limit_shards: LimitShards = None,
+    shard_size: ShardSize = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: Annotated[bool, typer.Option(help="Only plan.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Label INPUT into OUTPUT. Running the same command again resumes."""
+    flags = run_flags(input, output, weights, labels, label_set, masks)
+    flags |= {
+        "compute.executor": executor or ("ray" if address else None),
+        "compute.ray_address": address,
+        "compute.workers": workers,
+        "compute.gpus_per_worker": gpus_per_worker,
+        "model.precision": precision,
+        "input.limit_shards": limit_shards,
+        "input.shard_size": shard_size,
+    }
+    loaded = load_run_config(config, sets, flags)
+    if dry_run:
+        _print_plan(loaded, as_json)
+    else:
+        _run(loaded, as_json)
+
+
+def predict(
+    images: Annotated[list[str], typer.Argument(help="Pictures: files or URLs.")],
+    output: Annotated[str, typer.Option(help="Directory for masks and overlays.")],
+    weights: Annotated[str, typer.Option(help="Weights file or URL, or `demo`.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    as_json: AsJson = False,
+) -> None:
+    """Label single pictures: a mask and an overlay each."""
+    from pipeline.predict import predict_files
+    from pipeline.prepare import load_weights
+
+    file = load_weights(weights)
+    bad, done = 0, []
+    options: dict[str, Any] = {"device": device, "precision": precision}
+    for found in predict_files(images, Store(output), file, **options):
+        if isinstance(found, FcnError):
+            bad += 1
+            console.err.print(f"error: {found}", markup=False)
+        elif as_json:
+            done.append(vars(found))
+        else:
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items())
+            console.out.print(f"{found.image}: {shares} -> {found.mask}", markup=False)
+    if as_json:
+        console.print_json(done)
+    if bad:
+        raise typer.Exit(1)
+
+
+def _run(config: RunConfig, as_json: bool) -> NoReturn:
+    from pipeline.report import REPORT_PATH
+    from pipeline.run import run as run_pipeline
+
+    with console.progress_display() as progress:
+        result = run_pipeline(config, progress)
+    if as_json:
+        console.print_json(result.to_dict())
+    else:
+        console.print_result(result)
+        if result.images:
+            console.print_scores(result.scores, result.labels)
+        console.out.print(f"report: {result.output}/{REPORT_PATH}", markup=False)
+    raise typer.Exit(result.exit_code)
+
+
+def _print_plan(config: RunConfig, as_json: bool) -> None:
+    from pipeline.run import plan as plan_run
+
+    found = plan_run(config)
+    images, unreadable = found.count_images()
+    console.print_passed_over(found.passed_over)
+    for shard_id, reason in unreadable.items():
+        console.err.print(f"unreadable {shard_id}: {reason}", markup=False)
+    summary = {
+        "shards": len(found.shards),
+        "images": images,
+        "unreadable": unreadable,
+        "bytes": found.bytes,
+        "pending": [shard.id for shard in found.pending],
+        "pending_bytes": found.pending_bytes,
+        "outdated": list(found.outdated),
+        "committed": len(found.ledger),
+        "vanished": found.vanished,
+        "passed_over": list(found.passed_over),
+    }
+    if as_json:
+        console.print_json(summary)
+        return
+    console.out.print(
+        f"{len(found.shards)} shards, {images} images, {console.size(found.bytes)}; "
+        f"{len(found.pending)} pending, {console.size(found.pending_bytes)}"
+        + (f"; {len(found.outdated)} of them changed" if found.outdated else ""),
+        markup=False,
+    )

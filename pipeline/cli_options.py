@@ -1,0 +1,61 @@
+"""What several commands have in common: their options, and how these become a configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.config import RunConfig, load_config
+from pipeline.errors import ConfigError
+from pipeline.store import read_url
+
+Input = Annotated[str, typer.Argument(help="Tars, Parquet files or a folder of images; any URL.")]
+Output = Annotated[str, typer.Argument(help="Where the results are; any URL.")]
+Weights = Annotated[str | None, typer.Option(help="Weights file or URL, or `demo`.")]
+Labels = Annotated[str | None, typer.Option(help="Folder of label PNGs parallel to the images.")]
+LabelSetName = Annotated[
+    str | None, typer.Option(help="scenes, voc, camvid or a YAML file. Default: the weights' own.")
+]
+Masks = Annotated[str | None, typer.Option(help="Comma-separated: parquet,png,tar.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file of a RunConfig.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="section.field=value; may be repeated.")
+]
+ShardSize = Annotated[int | None, typer.Option(min=1, help="Images per shard of a folder.")]
+LimitShards = Annotated[int | None, typer.Option(min=1, help="At most this many pending shards.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def run_flags(
+    input: str,
+    output: str,
+    weights: str | None,
+    labels: str | None,
+    label_set: str | None,
+    masks: str | None,
+) -> dict[str, Any]:
+    """The fields that `run` and its relatives set by name."""
+    return {
+        "input.url": input,
+        "output.url": output,
+        "model.weights": weights,
+        "input.labels": labels,
+        "input.label_set": label_set,
+        "output.masks": masks.split(",") if masks is not None else None,
+    }
+
+
+def load_run_config(config: str | None, sets: list[str] | None, flags: dict[str, Any]) -> RunConfig:
+    """The configuration of a command: file, then --set, then flags.
+
+    Raises:
+        ConfigError: unknown key, missing key or impossible value.
+    """
+    try:
+        text = read_url(config).decode() if config else None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"--config {config}", "bytes that are no UTF-8", "a YAML file", "Check the file."
+        ) from None
+    return load_config(text, sets or [], flags, config or "--config")
