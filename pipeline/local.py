@@ -9,17 +9,19 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fcn_core.checkpoint import WeightsFile
-from pipeline.chunks import read_chunks
+from pipeline.chunks import Chunk, read_chunks
 from pipeline.errors import MissingError, ShardError
 from pipeline.job import Job, ShardFailure
+from pipeline.results import Segmented
 from pipeline.shards import Shard
 from pipeline.writers import Receipt, write_chunk
 
 Item = Any
 Stage = Callable[[Item], Iterator[Item]]
+Finished = TypeVar("Finished")
 
 _DEPTH = 2
 """Items waiting between two stages: enough to keep the network busy, and a bound on memory."""
@@ -37,6 +39,35 @@ def run_local(
     Raises:
         StoreError: a store fails; whatever else a stage raises ends the run as well.
     """
+    yield from run_around_network(
+        job,
+        weights,
+        shards,
+        read=lambda shard: read_chunks(shard, job.sources, job.chunk_limits),
+        finish=lambda segmented: write_chunk(segmented, job),
+    )
+
+
+def run_around_network(
+    job: Job,
+    weights: WeightsFile,
+    shards: Sequence[Shard],
+    *,
+    read: Callable[[Shard], Iterator[Chunk]],
+    finish: Callable[[Segmented], Finished],
+) -> Iterator[Finished | ShardFailure]:
+    """The network between any two ends: `run` writes masks, `evaluate` counts pixels.
+
+    Args:
+        job: for the network.
+        weights: of the network.
+        shards: what to read, in order.
+        read: the chunks of a shard; called in threads of this process.
+        finish: what becomes of a chunk's masks; called in threads of this process.
+
+    Raises:
+        FcnError: whatever a stage raises, but for shards that cannot be read.
+    """
     from pipeline.segment import Segmenter  # torch loads only where a network runs
 
     segmenter = Segmenter(job, weights)
@@ -45,22 +76,22 @@ def run_local(
         on_cpu = segmenter.predictor.device.type == "cpu"
         workers = max(1, (os.cpu_count() or 1) // job.compute.threads_per_worker) if on_cpu else 1
 
-    def read(shard: Shard) -> Iterator[Item]:
+    def chunks(shard: Shard) -> Iterator[Item]:
         try:
-            yield from read_chunks(shard, job.sources, job.chunk_limits)
+            yield from read(shard)
         except (ShardError, MissingError) as error:
             yield ShardFailure.of(shard.id, error)
 
     def segment(item: Item) -> Iterator[Item]:
         yield item if isinstance(item, ShardFailure) else segmenter(item)
 
-    def write(item: Item) -> Iterator[Item]:
-        yield item if isinstance(item, ShardFailure) else write_chunk(item, job)
+    def end(item: Item) -> Iterator[Item]:
+        yield item if isinstance(item, ShardFailure) else finish(item)
 
-    yield from _run_stages(shards, [(read, _READERS), (segment, workers), (write, _WRITERS)])
+    yield from run_stages(shards, [(chunks, _READERS), (segment, workers), (end, _WRITERS)])
 
 
-def _run_stages(items: Sequence[Item], stages: Sequence[tuple[Stage, int]]) -> Iterator[Item]:
+def run_stages(items: Sequence[Item], stages: Sequence[tuple[Stage, int]]) -> Iterator[Item]:
     """Pass items through the stages; leaving the iterator early stops every thread."""
     stop = threading.Event()
     errors: list[BaseException] = []

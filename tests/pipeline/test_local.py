@@ -15,7 +15,7 @@ from fcn_core.checkpoint import WeightsFile
 from pipeline import local
 from pipeline.errors import StoreError
 from pipeline.job import Job, ShardFailure
-from pipeline.local import _DEPTH, _run_stages, run_local
+from pipeline.local import _DEPTH, run_local, run_stages
 from pipeline.plan import make_plan
 from pipeline.prepare import prepare
 from pipeline.run import run
@@ -159,12 +159,12 @@ def odd(item: int) -> Iterator[int]:
 def test_items_pass_every_stage_exactly_once(counts: tuple[int, int, int]) -> None:
     stages = list(zip((twice, odd, passing), counts, strict=True))
     for total in (0, 1, 2, 50):
-        found = Counter(_run_stages(range(total), stages))
+        found = Counter(run_stages(range(total), stages))
         assert found == {item: 2 for item in range(1, total, 2)}
 
 
 def test_one_thread_per_stage_keeps_the_order() -> None:
-    assert list(_run_stages(range(30), [(passing, 1), (odd, 1)])) == list(range(1, 30, 2))
+    assert list(run_stages(range(30), [(passing, 1), (odd, 1)])) == list(range(1, 30, 2))
 
 
 @pytest.mark.parametrize("where", [0, 1, 2])
@@ -177,7 +177,7 @@ def test_whatever_a_stage_raises_comes_out(where: int, error: type[BaseException
 
     stages = [(breaking if index == where else passing, 2) for index in range(3)]
     with pytest.raises(error):
-        list(_run_stages(range(100), stages))
+        list(run_stages(range(100), stages))
 
 
 class Gauge:
@@ -208,7 +208,7 @@ def test_what_is_in_flight_is_bounded_however_slow_the_next_stage(slow: int) -> 
         yield from gauges[slow](item)
 
     stages = [(held if n == slow else gauge, counts[n]) for n, gauge in enumerate(gauges)]
-    results = _run_stages(range(50), stages)
+    results = run_stages(range(50), stages)
     first: list[int] = []
     consumer = threading.Thread(target=lambda: first.append(next(results)))
     consumer.start()
