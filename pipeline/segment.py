@@ -127,16 +127,30 @@ def decode_sample(sample: Sample, labels: LabelSet, max_pixels: int) -> _Decoded
     image = decode_image(sample.image, sample.location, max_pixels)
     if sample.label is None:
         return _Decoded(sample, image, None)
-    where = f"{sample.location}, label of {sample.key}"
-    raw = decode_label(sample.label, where, max_pixels)
-    if raw.shape != image.shape[:2]:
+    label = decode_truth(sample.label, _label_place(sample), labels, max_pixels)
+    if label.shape != image.shape[:2]:
+        height, width = label.shape
         raise LabelError(
-            where,
-            f"label is {raw.shape[1]}x{raw.shape[0]}, image is {image.shape[1]}x{image.shape[0]}",
+            _label_place(sample),
+            f"label is {width}x{height}, image is {image.shape[1]}x{image.shape[0]}",
             "labels must match the image size",
             "Drop the sample or fix the label.",
         )
-    return _Decoded(sample, image, labels.encode(raw, where))
+    return _Decoded(sample, image, label)
+
+
+def decode_truth(data: bytes, where: str, labels: LabelSet, max_pixels: int) -> NDArray[np.uint8]:
+    """(H, W) class indices, 255 = void, of an encoded label.
+
+    Raises:
+        ImageError: it does not decode.
+        LabelError: it holds values outside the label set.
+    """
+    return labels.encode(decode_label(data, where, max_pixels), where)
+
+
+def _label_place(sample: Sample) -> str:
+    return f"{sample.location}, label of {sample.key}"
 
 
 def _windows(decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded]]:
