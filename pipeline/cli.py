@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from fcn_core.errors import FcnError
 from pipeline import console
 from pipeline.cli_label import demo, plan, predict, run, shard
-from pipeline.cli_output import report, status, verify
+from pipeline.cli_output import failed, report, status, verify
 
 
 class _Commands(TyperGroup):
@@ -41,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, shard, plan, run, status, report, verify, predict):
+for command in (demo, shard, plan, run, status, report, verify, failed, predict):
     app.command()(command)
 
 

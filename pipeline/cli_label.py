@@ -153,18 +153,11 @@ def predict(
 
 
 def _run(config: RunConfig, as_json: bool) -> NoReturn:
-    from pipeline.report import REPORT_PATH
     from pipeline.run import run as run_pipeline
 
     with console.progress_display() as progress:
         result = run_pipeline(config, progress)
-    if as_json:
-        console.print_json(result.to_dict())
-    else:
-        console.print_result(result)
-        if result.images:
-            console.print_scores(result.scores, result.labels)
-        console.out.print(f"report: {result.output}/{REPORT_PATH}", markup=False)
+    console.print_result(result, as_json=as_json)
     raise typer.Exit(result.exit_code)
 
 

@@ -52,10 +52,19 @@ def load_run_config(config: str | None, sets: list[str] | None, flags: dict[str,
     Raises:
         ConfigError: unknown key, missing key or impossible value.
     """
+    return load_config(read_text(config), sets or [], flags, config or "--config")
+
+
+def read_text(config: str | None) -> str | None:
+    """The text of a --config file, if there is one.
+
+    Raises:
+        ConfigError: it is no text.
+        StoreError: it cannot be read.
+    """
     try:
-        text = read_url(config).decode() if config else None
+        return read_url(config).decode() if config else None
     except UnicodeDecodeError:
         raise ConfigError(
             f"--config {config}", "bytes that are no UTF-8", "a YAML file", "Check the file."
         ) from None
-    return load_config(text, sets or [], flags, config or "--config")

@@ -1,13 +1,14 @@
-"""The commands that look after an output: status, report, verify."""
+"""The commands that look after an output: status, report, verify, failed."""
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated
 
 import typer
 
 from pipeline import console
-from pipeline.cli_options import AsJson, Output
+from pipeline.cli_options import AsJson, ConfigFile, Output, Sets, Weights, read_text
 from pipeline.store import Store
 
 
@@ -78,3 +79,46 @@ def verify(
             )
     if found.problems:
         raise typer.Exit(1)
+
+
+def failed(
+    output: Output,
+    retry: Annotated[bool, typer.Option("--retry", help="Label their shards again.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="List at most this many images.")] = 100,
+    weights: Weights = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what was quarantined and why, and the shards that failed; or label them again."""
+    from pipeline.failed import find_redo, quarantined, retry_config
+    from pipeline.run import run
+    from pipeline.status import read_status
+
+    store = Store(output)
+    found = read_status(store)
+    if retry:
+        flags = {"model.weights": weights}
+        loaded = retry_config(store, found.identity, read_text(config), sets or [], flags)
+        with console.progress_display() as progress:
+            result = run(loaded, progress, find_redo(found))
+        console.print_result(result, as_json=as_json)
+        raise typer.Exit(result.exit_code)
+    shards = found.marker_document.get("failed_shards", {})
+    count = found.scores["failures"]
+    images = list(islice(quarantined(store, found), limit))
+    if as_json:
+        rows = [vars(image) for image in images]
+        console.print_json({"quarantined": count, "failed_shards": shards, "images": rows})
+        return
+    if images:
+        console.print_rows(
+            tuple(vars(images[0])), [tuple(vars(image).values()) for image in images]
+        )
+    for reason in shards.values():
+        console.out.print(f"failed: {reason}", markup=False)
+    console.err.print(
+        f"{count} images quarantined, {len(shards)} shards failed"
+        + (f"; the first {limit} images are listed (--limit)" if len(images) == limit else ""),
+        markup=False,
+    )

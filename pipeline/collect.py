@@ -45,6 +45,7 @@ class Collector:
         limits: the per-shard bad fraction.
         entries: the ledger, growing.
         failed: shards that were not committed.
+        empty: shards that were committed and hold no sample at all.
         images, failures: of this run's finished chunks.
         uncommitted_images, uncommitted_failures: of failed shards.
     """
@@ -55,6 +56,7 @@ class Collector:
     limits: LimitsConfig
     entries: dict[str, Entry] = field(default_factory=dict)
     failed: dict[str, ShardFailure] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
     images: int = 0
     failures: int = 0
     committed: int = 0
@@ -107,6 +109,8 @@ class Collector:
         commit = with_file(commit, quarantine)
         write_commit(self.job.output, commit, replaces=shard.id in self.entries)
         self.committed += 1
+        if good + len(bad) == 0:
+            self.empty.append(shard.id)
         tag = self.job.output.stat(commit_path(shard.id)).etag
         self.entries[shard.id] = Entry.of(commit, tag)
 

@@ -125,7 +125,7 @@ def load_config(
     Raises:
         ConfigError: unknown key, missing key or impossible value.
     """
-    tree = _parse_yaml(file_text, where) if file_text else {}
+    tree = parse_yaml(file_text, where) if file_text else {}
     for item in sets:
         name, separator, value = item.partition("=")
         if not separator or "." not in name:
@@ -170,7 +170,12 @@ def _field_names(section: Any) -> list[str]:
     return list(model.model_fields)
 
 
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """The sections of a YAML file.
+
+    Raises:
+        ConfigError: it is none.
+    """
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -130,8 +131,20 @@ def print_scores(scores: Mapping[str, Any], labels: LabelSet) -> None:
     )
 
 
-def print_result(result: RunResult) -> None:
+def print_result(result: RunResult, *, as_json: bool = False) -> None:
     """What a run did, and what it could not do."""
+    from pipeline.report import REPORT_PATH  # jinja2, and more
+
+    if as_json:
+        print_json(result.to_dict())
+        return
+    _print_outcome(result)
+    if result.images:
+        print_scores(result.scores, result.labels)
+    out.print(f"report: {result.output}/{REPORT_PATH}", markup=False)
+
+
+def _print_outcome(result: RunResult) -> None:
     if not result.done_now and not result.failed:
         line = f"nothing pending: all {result.shards} shards are done"
         if result.committed < result.shards:
@@ -143,6 +156,8 @@ def print_result(result: RunResult) -> None:
         )
     out.print(line, markup=False)
     print_passed_over(result.passed_over)
+    if result.empty:
+        err.print(f"warning: no images in {named(result.empty)}", markup=False)
     if result.vanished:
         err.print(
             f"{result.vanished} shards or images vanished from the input; what is committed of "
@@ -154,15 +169,37 @@ def print_result(result: RunResult) -> None:
     if result.over_limit:
         err.print(
             f"limits exceeded: {result.failures} of {result.images + result.failures} committed "
-            "images are quarantined (limits.max_bad_fraction); see _quarantine/ in the output",
+            "images are quarantined (limits.max_bad_fraction); fcnseg failed lists them",
             markup=False,
         )
 
 
 def print_passed_over(passed_over: Sequence[str]) -> None:
-    """Say which files of the input nobody looks at."""
+    """Say which files and columns of the input nobody looks at."""
     if passed_over:
-        err.print(f"passed over by their names: {', '.join(passed_over)}", markup=False)
+        err.print(f"passed over: {', '.join(passed_over)}", markup=False)
+
+
+def named(names: Sequence[str], most: int = 10) -> str:
+    """Names in a line, however many there are.
+
+    >>> named(["a", "b", "c"], most=2)
+    '3: a, b, …'
+    """
+    return f"{len(names)}: {', '.join(names[:most])}{', …' if len(names) > most else ''}"
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table where somebody looks, tab-separated lines elsewhere."""
+    if not out.is_terminal:
+        for row in (columns, *rows):
+            fields = (" ".join(field.split("\t")) for field in row)
+            sys.stdout.write("\t".join(fields) + "\n")
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(escape(field) for field in row))
+    out.print(table)
 
 
 def number(value: float | None) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fcn_core.checkpoint import WeightsFile
-from fcn_core.labels import LabelSet
+from fsspec.utils import get_protocol
+
+from fcn_core.checkpoint import DEMO_WEIGHTS, WeightsFile
+from fcn_core.labels import LABEL_SETS, LabelSet
 from pipeline.chunks import ChunkLimits
+from pipeline.config import RunConfig
 from pipeline.errors import MissingError, OutputError
 from pipeline.store import Store
 
@@ -30,6 +35,8 @@ class Identity:
         parts: what the fingerprint is made of.
         layout: how the input is laid out ("tar", "parquet", "folder", "folder images/"); None
             before it was listed. A folder whose `labels/` is renamed would become other images.
+        config: of the latest run, as `remembered` makes it, for `fcnseg failed --retry`; None in
+            outputs that are older than this field. No part of the fingerprint, and never compared.
     """
 
     input: str
@@ -37,6 +44,7 @@ class Identity:
     labels: LabelSet
     parts: Mapping[str, Any]
     layout: str | None = None
+    config: Mapping[str, Any] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -54,6 +62,7 @@ class Identity:
             "layout": self.layout,
             "chunk_limits": vars(self.chunk_limits),
             "labels": self.labels.to_dict(),
+            "config": self.config,
         }
         return json.dumps(document, indent=1, sort_keys=True).encode()
 
@@ -79,6 +88,7 @@ class Identity:
                 labels=LabelSet.from_dict(document["labels"], where),
                 parts=document["parts"],
                 layout=document["layout"],
+                config=document.get("config"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise OutputError(
@@ -105,6 +115,32 @@ def identity(
     return Identity(input_url, limits, labels, json.loads(json.dumps(parts)))
 
 
+def remembered(config: RunConfig) -> dict[str, Any]:
+    """The configuration of a run as `_run.json` keeps it: what differs from the defaults.
+
+    Local paths are made absolute, so that it holds from any working directory. Passwords in URLs
+    are left out; other credentials are never part of a configuration.
+    """
+    tree: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
+    # Not what the output is about, but what one run was asked to do.
+    tree["input"].pop("limit_shards", None)
+    names = (("input", "url"), ("input", "labels"), ("input", "label_set"), ("model", "weights"))
+    for section, name in (*names, ("output", "url")):
+        value = tree.get(section, {}).get(name)
+        if value is not None:
+            tree[section][name] = _anywhere(value)
+    return tree
+
+
+def _anywhere(value: str) -> str:
+    """A name, path or URL as it holds from any working directory, without a password."""
+    if value == DEMO_WEIGHTS or value in LABEL_SETS:
+        return value
+    if get_protocol(value) in ("file", "local"):
+        return os.path.abspath(os.path.expanduser(value.split("://")[-1]))
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", value)
+
+
 def read_identity(output: Store) -> Identity:
     """The identity of an existing output.
 
@@ -120,13 +156,17 @@ def read_identity(output: Store) -> Identity:
 
 
 def claim(output: Store, mine: Identity) -> None:
-    """Make an output ours, or make sure it is.
+    """Make an output ours, or make sure it is; keep the configuration of the latest run.
 
     Raises:
         OutputError: it belongs to another input, other weights or other chunk limits.
     """
     check(output, mine)
-    output.create(PATH, mine.to_json())
+    if output.create(PATH, mine.to_json()):
+        return
+    theirs = read_identity(output)
+    if theirs.config != mine.config:
+        output.write(PATH, replace(theirs, config=mine.config).to_json())
 
 
 def check(output: Store, mine: Identity) -> None:

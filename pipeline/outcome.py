@@ -37,6 +37,7 @@ class RunResult:
         over_limit: whether the run's bad-fraction limit was exceeded.
         vanished: see `Plan`.
         passed_over: see `Listing`.
+        empty: shards committed by this run that hold no sample.
         seconds: wall time.
     """
 
@@ -53,6 +54,7 @@ class RunResult:
     vanished: int
     passed_over: tuple[str, ...]
     seconds: float
+    empty: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -74,5 +76,6 @@ class RunResult:
             "over_limit": self.over_limit,
             "vanished": self.vanished,
             "passed_over": list(self.passed_over),
+            "empty_shards": list(self.empty),
             "seconds": round(self.seconds, 3),
         }

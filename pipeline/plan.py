@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from pipeline.chunks import Sources, count_images
 from pipeline.errors import InputError, MissingError, ShardError
 from pipeline.ledger import Entry, read_ledger
+from pipeline.redo import read_redo
 from pipeline.shards import Shard, list_input
 from pipeline.store import Store
 from pipeline.virtual import Packing, pack
@@ -21,6 +22,7 @@ class Plan:
         shards: all shards of the input.
         pending: those to be labelled now, in order.
         outdated: of the pending ones, those whose earlier commit no longer holds.
+        redo: see `PlanRequest`; as the output has it written down.
         ledger: all commits of the output, by shard.
         vanished: committed shards, and images of virtual shards, that the input no longer holds.
         packing: of a folder of images; its new rows are to be frozen before work starts.
@@ -32,6 +34,7 @@ class Plan:
     shards: tuple[Shard, ...]
     pending: tuple[Shard, ...]
     outdated: tuple[str, ...]
+    redo: Mapping[str, str]
     ledger: Mapping[str, Entry]
     vanished: int
     packing: Packing | None
@@ -76,6 +79,8 @@ class PlanRequest:
         masks: formats that a commit must have.
         shard_size: images per virtual shard.
         limit_shards: at most this many pending shards.
+        redo: tag of a commit that is to be replaced although it holds, by shard.
+        only: ids of the shards that may be pending; None for all.
     """
 
     images: Store
@@ -85,6 +90,8 @@ class PlanRequest:
     masks: tuple[str, ...]
     shard_size: int
     limit_shards: int | None = None
+    redo: Mapping[str, str] = field(default_factory=dict)
+    only: frozenset[str] | None = None
 
 
 def make_plan(request: PlanRequest) -> Plan:
@@ -103,7 +110,10 @@ def make_plan(request: PlanRequest) -> Plan:
     if "png" in request.masks:
         _refuse_nested(request.images.url, shards)
     ledger = read_ledger(request.output)
+    request = replace(request, redo=read_redo(request.output))
     pending = [shard for shard in shards if not is_done(shard, ledger.get(shard.id), request)]
+    if request.only is not None:
+        pending = [shard for shard in pending if shard.id in request.only]
     if request.limit_shards is not None:
         pending = pending[: request.limit_shards]
     gone = ledger.keys() - {shard.id for shard in shards}
@@ -111,6 +121,7 @@ def make_plan(request: PlanRequest) -> Plan:
         shards=shards,
         pending=tuple(pending),
         outdated=tuple(shard.id for shard in pending if shard.id in ledger),
+        redo=request.redo,
         ledger=ledger,
         vanished=len(gone) + (packing.vanished if packing else 0),
         packing=packing,
@@ -124,6 +135,7 @@ def is_done(shard: Shard, entry: Entry | None, request: PlanRequest) -> bool:
     """Whether a commit holds: for this content, this fingerprint, and every format asked for."""
     return (
         entry is not None
+        and request.redo.get(shard.id) != entry.commit_etag
         and entry.input_etag == shard.etag
         and request.fingerprint in (None, entry.fingerprint)
         and set(request.masks) <= set(entry.masks)

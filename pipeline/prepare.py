@@ -13,7 +13,7 @@ from fcn_core.labels import LABEL_SETS, LabelSet, label_set
 from pipeline.chunks import ChunkLimits, Sources
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, MissingError
-from pipeline.identity import Identity, identity
+from pipeline.identity import Identity, identity, remembered
 from pipeline.job import Job
 from pipeline.plan import PlanRequest
 from pipeline.store import Store, read_url
@@ -50,6 +50,7 @@ def prepare(config: RunConfig) -> Prepared:
     images, output = request.images, request.output
     limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)
     mine = identity(images.url, weights, labels, config.model.precision, limits)
+    mine = replace(mine, config=remembered(config))
     job = Job(
         sources=Sources(images, request.labels or images),
         output=output,

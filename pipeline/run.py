@@ -16,6 +16,7 @@ from pipeline.lease import Lease
 from pipeline.outcome import Progress, RunResult
 from pipeline.plan import Plan, is_done, make_plan
 from pipeline.prepare import Prepared, plan_request, prepare
+from pipeline.redo import Redo, read_redo, write_redo
 from pipeline.shards import Shard
 from pipeline.virtual import freeze
 from pipeline.writers import Receipt
@@ -38,7 +39,11 @@ def plan(config: RunConfig) -> Plan:
     return found
 
 
-def run(config: RunConfig, on_progress: Callable[[Progress], None] | None = None) -> RunResult:
+def run(
+    config: RunConfig,
+    on_progress: Callable[[Progress], None] | None = None,
+    redo: Redo | None = None,
+) -> RunResult:
     """Label everything that is pending, and finish.
 
     Running the same configuration again resumes; a finished shard is never read again.
@@ -46,6 +51,7 @@ def run(config: RunConfig, on_progress: Callable[[Progress], None] | None = None
     Args:
         config: what, where and how.
         on_progress: called at the start and after every finished chunk.
+        redo: label these shards again, and no others.
 
     Raises:
         ConfigError, OutputError, WeightsError, LabelSetError: before anything is written.
@@ -63,7 +69,11 @@ def run(config: RunConfig, on_progress: Callable[[Progress], None] | None = None
     with Lease(output) as lease:
         claim(output, mine)
         remove_markers(output)
-        todo = make_plan(prepared.request)  # again: now nobody else changes it
+        request = prepared.request
+        if redo is not None:
+            write_redo(output, {**read_redo(output), **redo.commits})
+            request = replace(request, only=redo.shards)
+        todo = make_plan(request)  # again: now nobody else changes it
         if todo.packing is not None:
             freeze(todo.packing, output)
         collector = _collector(prepared, todo)
@@ -80,6 +90,7 @@ def run(config: RunConfig, on_progress: Callable[[Progress], None] | None = None
             output.sweep()
         lease.check()
         result = _result(prepared, todo, collector, time.monotonic() - started)
+        write_redo(output, _still_to_redo(todo, collector))
         write_results(output, collector.entries, result)
     return result
 
@@ -87,6 +98,16 @@ def run(config: RunConfig, on_progress: Callable[[Progress], None] | None = None
 def _collector(prepared: Prepared, todo: Plan) -> Collector:
     job = replace(prepared.job, masks=needed_masks(todo, prepared.job.masks))
     return Collector(todo, job, prepared.identity.fingerprint, prepared.config.limits)
+
+
+def _still_to_redo(todo: Plan, collector: Collector) -> dict[str, str]:
+    """What was to be redone and has the same commit as before; not what left the input."""
+    left = {}
+    for shard in todo.shards:
+        entry = collector.entries.get(shard.id)
+        if entry is not None and todo.redo.get(shard.id) == entry.commit_etag:
+            left[shard.id] = entry.commit_etag
+    return left
 
 
 def _executor(config: RunConfig) -> Execute:
@@ -116,6 +137,7 @@ def _result(prepared: Prepared, todo: Plan, collector: Collector, seconds: float
     failures = sum(entry.failures for entry in entries.values())
     bad = failures + collector.uncommitted_failures
     total = images + collector.uncommitted_images + bad
+    request = replace(prepared.request, redo=todo.redo)
     return RunResult(
         output=prepared.job.output.url,
         labels=prepared.job.labels,
@@ -123,11 +145,12 @@ def _result(prepared: Prepared, todo: Plan, collector: Collector, seconds: float
         images=images,
         failures=failures,
         shards=len(todo.shards),
-        committed=sum(is_done(s, entries.get(s.id), prepared.request) for s in todo.shards),
+        committed=sum(is_done(s, entries.get(s.id), request) for s in todo.shards),
         done_now=collector.committed,
         failed=tuple(collector.failed[shard] for shard in sorted(collector.failed)),
         over_limit=is_over(bad, total, prepared.config.limits.max_bad_fraction),
         vanished=todo.vanished,
         passed_over=todo.passed_over,
+        empty=tuple(sorted(collector.empty)),
         seconds=seconds,
     )

@@ -1,0 +1,127 @@
+"""`fcnseg failed`: what was quarantined and why, and which shards a retry is about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from pipeline.commits import quarantine_path
+from pipeline.config import RunConfig, load_config, parse_yaml
+from pipeline.errors import MissingError, OutputError
+from pipeline.identity import Identity
+from pipeline.ordered import map_ordered
+from pipeline.redo import Redo
+from pipeline.status import Status
+from pipeline.store import Store
+from pipeline.writers import QUARANTINE_SCHEMA, read_parquet
+
+_READERS = 16
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A sample that could not be labelled: its shard, and a row of the quarantine table."""
+
+    shard: str
+    key: str
+    error: str
+    reason: str
+    location: str
+
+
+def quarantined(output: Store, status: Status) -> Iterator[Quarantined]:
+    """Every quarantined sample, by shard; reads one quarantine table after the other.
+
+    Args:
+        output: of a run.
+        status: of that output.
+
+    Raises:
+        OutputError: a table that cannot be read, or that a commit promises and that is gone.
+    """
+    failed = set(status.marker_document.get("failed_shards", {}))
+    committed = {entry.shard for entry in status.ledger.values() if entry.failures}
+    shards = sorted(failed | committed)
+
+    def read(shard: str) -> list[Quarantined]:
+        return _read(output, shard, required=shard in committed)
+
+    for rows in map_ordered(read, shards, _READERS):
+        yield from rows
+
+
+def _read(output: Store, shard: str, *, required: bool) -> list[Quarantined]:
+    path = quarantine_path(shard)
+    try:
+        table = read_parquet(output.read(path)).select(QUARANTINE_SCHEMA.names)
+    except MissingError:
+        if not required:  # an unreadable shard: no sample of it was ever seen
+            return []
+        found = "nothing there"
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        found = f"no quarantine table ({error})"
+    else:
+        return [Quarantined(shard=shard, **row) for row in table.to_pylist()]
+    raise OutputError(
+        output.location(path),
+        found,
+        "the table that a commit names",
+        "Run `fcnseg verify`, and `fcnseg failed --retry` to label the shard again.",
+    )
+
+
+def find_redo(status: Status) -> Redo:
+    """What a retry is about: shards with quarantined samples, and shards that failed."""
+    failed = frozenset(status.marker_document.get("failed_shards", {}))
+    commits = {entry.shard: entry.commit_etag for entry in status.ledger.values() if entry.failures}
+    return Redo(commits, failed - commits.keys())
+
+
+def retry_config(
+    output: Store,
+    identity: Identity,
+    file_text: str | None,
+    sets: list[str],
+    flags: Mapping[str, Any],
+) -> RunConfig:
+    """The configuration of the output's latest run, with what was given now laid over it.
+
+    Args:
+        output: of the run.
+        identity: of the output.
+        file_text: YAML of a `RunConfig`, or of a part of one.
+        sets: "section.field=value" each.
+        flags: dotted name to value; None means "not given".
+
+    Raises:
+        OutputError: the output keeps no configuration, and no weights are given.
+        ConfigError: what was given is no configuration.
+    """
+    tree = dict(identity.config) if identity.config is not None else _of_older(identity)
+    for section, fields in (parse_yaml(file_text, "--config") if file_text else {}).items():
+        both = isinstance(fields, dict) and isinstance(tree.get(section), dict)
+        tree[section] = {**tree[section], **fields} if both else fields
+    text = yaml.safe_dump(tree, allow_unicode=True)
+    config = load_config(text, sets, {**flags, "output.url": output.url})
+    if identity.config is None and config.model.weights is None:
+        raise OutputError(
+            output.location("_run.json"),
+            "no configuration: an older version of fcnseg made this output",
+            "the configuration of its run",
+            "Add --weights W, and what else the run was given: --config FILE, --set a.b=c.",
+        )
+    return config
+
+
+def _of_older(identity: Identity) -> dict[str, Any]:
+    """What `_run.json` tells of a run even where it keeps no configuration."""
+    limits = identity.chunk_limits
+    return {
+        "input": {"url": identity.input},
+        "model": {"precision": identity.parts["precision"]},
+        "limits": {"chunk_images": limits.images, "chunk_bytes": limits.bytes},
+    }
