@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fcn_core.architecture import Architecture
 from fcn_core.errors import FcnError, WeightsError
 from fcn_core.labels import LabelSet
 from fcn_core.preprocessing import Preprocessing
@@ -23,14 +24,11 @@ from fcn_core.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fcn_core.model import FCN, Architecture
+    from fcn_core.model import FCN
 
 WEIGHTS_FORMAT = "fcn-pipeline/1"
 DEMO_WEIGHTS = "demo"
 """The name under which commands find the weights in this package."""
-
-MAX_WIDTH = 8.0
-"""Past it a header is damaged: fc6 alone would take 26 GB."""
 
 _KEY = "fcn"  # one JSON document under one safetensors metadata key
 _REMEDY = "Name a .safetensors file written by this project, or convert yours to it."
@@ -41,25 +39,28 @@ class WeightsInfo:
     """What a weights file says about itself.
 
     Attributes:
-        variant: "fcn8s", …: staged and at-once files have equal shapes, so that only this tells.
-        width: multiplier of VGG-16's channels.
-        labels: the classes it predicts.
+        architecture: which network; staged and at-once FCN-8s have equal shapes, so that only
+            its variant tells them apart.
+        labels: the classes it predicts, of the first head if there are several.
         preprocessing: what its first layer expects.
         origin: where the weights come from, in words and numbers.
     """
 
-    variant: str
-    width: float
+    architecture: Architecture
     labels: LabelSet
     preprocessing: Preprocessing
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def variant(self) -> str:
+        """One of `fcn_core.architecture.VARIANTS`."""
+        return self.architecture.variant
 
     def to_metadata(self) -> dict[str, str]:
         """The safetensors metadata."""
         document = {
             "format": WEIGHTS_FORMAT,
-            "variant": self.variant,
-            "width": self.width,
+            **self.architecture.to_dict(),
             "labels": self.labels.to_dict(),
             "preprocessing": self.preprocessing.to_dict(),
             "origin": dict(self.origin),
@@ -91,10 +92,10 @@ class WeightsFile:
         """The parsed metadata."""
         document = self._document()
         try:
+            labels = LabelSet.from_dict(document["labels"], self.where)
             return WeightsInfo(
-                variant=str(document["variant"]),
-                width=float(document["width"]),
-                labels=LabelSet.from_dict(document["labels"], self.where),
+                architecture=Architecture.from_dict(document, labels.num_classes, self.where),
+                labels=labels,
                 preprocessing=Preprocessing.from_dict(document["preprocessing"], self.where),
                 origin=dict(document["origin"]),
             )
@@ -102,6 +103,8 @@ class WeightsFile:
             raise WeightsError(
                 self.where, f"incomplete metadata ({error})", f"format {WEIGHTS_FORMAT}", _REMEDY
             ) from error
+        except WeightsError:
+            raise
         except FcnError as error:
             raise WeightsError(
                 self.where, error.reason, f"format {WEIGHTS_FORMAT}", _REMEDY
@@ -154,7 +157,7 @@ class WeightsFile:
 
         from fcn_core.model import FCN
 
-        architecture = self.architecture()
+        architecture = self.info.architecture
         found = self._tensors()
         # Without memory for its parameters: a damaged header may promise any size.
         with torch.device("meta"):
@@ -169,8 +172,8 @@ class WeightsFile:
                 raise WeightsError(
                     self.where,
                     f"tensor {name} is {tuple(found[name].shape)}",
-                    f"{tuple(expected[name])} for {self.info.variant}, width "
-                    f"{self.info.width:g}, {self.info.labels.num_classes} classes",
+                    f"{tuple(expected[name])} for {architecture.variant}, width "
+                    f"{architecture.width:g}, {architecture.num_classes} classes",
                     _REMEDY,
                 )
             if not torch.isfinite(found[name]).all():
@@ -194,34 +197,6 @@ class WeightsFile:
                 self.where, f"unreadable tensors ({error})", "a whole safetensors file", _REMEDY
             ) from error
 
-    def architecture(self) -> Architecture:
-        """The network's shape.
-
-        Raises:
-            WeightsError: the variant is unknown or the width impossible.
-        """
-        from fcn_core.model import VARIANTS, Architecture
-
-        if self.info.variant not in VARIANTS:
-            raise WeightsError(
-                self.where,
-                f"variant {self.info.variant!r}",
-                f"one of {', '.join(VARIANTS)}",
-                _REMEDY,
-            )
-        if not 0 < self.info.width <= MAX_WIDTH:
-            raise WeightsError(
-                self.where,
-                f"width {self.info.width:g}",
-                f"above 0 and at most {MAX_WIDTH:g}",
-                _REMEDY,
-            )
-        return Architecture(
-            self.info.variant,
-            self.info.labels.num_classes,
-            self.info.width,
-        )
-
 
 def save_weights(model: FCN, info: WeightsInfo, *, half: bool = False) -> bytes:
     """The file for a network; equal weights give equal bytes.
@@ -237,10 +212,10 @@ def save_weights(model: FCN, info: WeightsInfo, *, half: bool = False) -> bytes:
     import safetensors.torch
     import torch
 
-    arch = model.architecture
-    described = (info.variant, info.labels.num_classes, info.width)
-    if described != (arch.variant, arch.num_classes, arch.width):
-        raise WeightsError("weights", f"metadata for {described}", f"{arch}", "Describe the model.")
+    described, arch = info.architecture, model.architecture
+    if described != arch or info.labels.num_classes != arch.num_classes:
+        found = f"metadata for {described} and {info.labels.num_classes} classes"
+        raise WeightsError("weights", found, f"{arch}", "Describe the model.")
     dtype = torch.float16 if half else torch.float32
     tensors = {n: t.detach().to("cpu", dtype).contiguous() for n, t in model.state_dict().items()}
     return bytes(safetensors.torch.save(tensors, metadata=info.to_metadata()))

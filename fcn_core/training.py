@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
+from fcn_core.architecture import Architecture
 from fcn_core.checkpoint import WeightsFile, WeightsInfo, save_weights
 from fcn_core.errors import FcnError, LabelError
 from fcn_core.labels import SCENES, VOID
 from fcn_core.metrics import ConfusionMatrix, Scores
-from fcn_core.model import FCN, Architecture
+from fcn_core.model import FCN
 from fcn_core.predictor import Predictor
 from fcn_core.preprocessing import CENTRED_RGB, Preprocessing
 from fcn_core.scenes import render_scene, training_scenes
@@ -263,7 +264,7 @@ def make_demo_weights(
         "train_seeds": [seeds[0], seeds[-1]],
         "test_seeds": [DEMO_TEST_SEEDS[0], DEMO_TEST_SEEDS[-1]],
     }
-    info = WeightsInfo("fcn8s", model.architecture.width, SCENES, CENTRED_RGB, origin)
+    info = WeightsInfo(model.architecture, SCENES, CENTRED_RGB, origin)
     # Scored as stored, that is after rounding to float16.
     stored = WeightsFile(save_weights(model, info, half=True), "demo weights")
     scores = score_scenes(Predictor.load(stored), DEMO_TEST_SEEDS).to_dict()

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fcn_core.model import FCN, Architecture, Variant
+from fcn_core.architecture import Architecture, Variant
+from fcn_core.model import FCN
 from tests import world
 
 # Networks this small gain nothing from threads, and lose a factor of 30 when a core is busy: the
@@ -27,7 +28,7 @@ def _random_fcn(
         if name.startswith("score"):  # zero by default, which would hide every skip
             nn.init.normal_(parameter, std=0.2, generator=generator)
             finest = name.split(".")[0]
-    noise = 4 * torch.rand(1, 3, 64, 64, generator=generator) - 2
+    noise = 4 * torch.rand(1, model.architecture.input_channels, 64, 64, generator=generator) - 2
     with torch.no_grad():  # no class leads everywhere
         bias = model.eval().get_submodule(finest).bias
         bias -= model(noise).mean(dim=(0, 2, 3))

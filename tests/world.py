@@ -71,8 +71,7 @@ def write_shards(root: Path, shards: int = 3, images: int = 4) -> Path:
 
 
 def weights_bytes(model: Any, labels: LabelSet = TINY) -> bytes:
-    arch = model.architecture
-    info = WeightsInfo(arch.variant, arch.width, labels, CENTRED_RGB, {"from": "a test"})
+    info = WeightsInfo(model.architecture, labels, CENTRED_RGB, {"from": "a test"})
     return save_weights(model, info)
 
 

@@ -14,15 +14,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fcn_core.architecture import VARIANTS, Architecture
 from fcn_core.checkpoint import WeightsFile, WeightsInfo, read_weights, save_weights
 from fcn_core.errors import WeightsError
 from fcn_core.labels import LabelSet
-from fcn_core.model import VARIANTS
 from fcn_core.preprocessing import CAFFE_VOC, CENTRED_RGB
 
 WIDTH = 1 / 16
 LABELS = LabelSet("four", ("a", "b", "c", "d"))
-INFO = WeightsInfo("fcn8s", WIDTH, LABELS, CAFFE_VOC, {"trained": "never", "images": 0})
+ARCHITECTURE = Architecture("fcn8s", 4, WIDTH)
+INFO = WeightsInfo(ARCHITECTURE, LABELS, CAFFE_VOC, {"trained": "never", "images": 0})
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +64,11 @@ def with_tensors(data, **changes):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_network_survives_its_file(random_fcn, variant):
     model = random_fcn(variant)
-    data = save_weights(model, WeightsInfo(variant, WIDTH, LABELS, CENTRED_RGB))
+    data = save_weights(model, WeightsInfo(model.architecture, LABELS, CENTRED_RGB))
     loaded = WeightsFile(data, "w").load()
     assert loaded.architecture == model.architecture
     assert not loaded.training
-    picture = torch.ones(1, 3, 9, 5)
+    picture = torch.ones(1, model.architecture.input_channels, 9, 5)
     assert torch.equal(loaded(picture), model(picture))
 
 
@@ -77,7 +78,7 @@ def test_what_a_file_says_of_itself_survives(saved):
 
 def test_equal_weights_are_equal_bytes(random_fcn, saved):
     shuffled = dict(reversed(INFO.origin.items()))
-    info = WeightsInfo(INFO.variant, INFO.width, LABELS, CAFFE_VOC, shuffled)
+    info = WeightsInfo(ARCHITECTURE, LABELS, CAFFE_VOC, shuffled)
     assert save_weights(random_fcn(), info) == saved
     assert save_weights(WeightsFile(saved, "w").load(), INFO) == saved
     assert save_weights(random_fcn(seed=1), INFO) != saved

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fcn_core.architecture import Architecture
 from fcn_core.checkpoint import WeightsFile, WeightsInfo, save_weights
 from fcn_core.errors import FcnError, ImageError, WeightsError
 from fcn_core.labels import LabelSet
@@ -29,7 +30,7 @@ LARGE = noise(90, 130)
 
 
 def info(preprocessing=CENTRED_RGB):
-    return WeightsInfo("fcn8s", 1 / 16, LABELS, preprocessing)
+    return WeightsInfo(Architecture("fcn8s", LABELS.num_classes, 1 / 16), LABELS, preprocessing)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from fcn_core import training
+from fcn_core.architecture import Architecture
 from fcn_core.errors import FcnError, LabelError
 from fcn_core.labels import VOID
-from fcn_core.model import FCN, Architecture
+from fcn_core.model import FCN
 from fcn_core.predictor import Predictor
 from fcn_core.preprocessing import CENTRED_RGB, Preprocessing
 from fcn_core.training import DEMO_SETTINGS, DEMO_TEST_SEEDS, TrainSettings, train
