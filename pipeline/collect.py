@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from pipeline.commits import (
     build_commit,
-    commit_path,
     with_file,
     write_commit,
     write_quarantine,
@@ -107,11 +106,13 @@ class Collector:
         location = self.job.sources.images.location(shard.path)
         commit = build_commit(shard, location, receipts, self.fingerprint, self.job.masks)
         commit = with_file(commit, quarantine)
-        write_commit(self.job.output, commit, replaces=shard.id in self.entries)
+        older = self.entries.get(shard.id)
+        tag = write_commit(
+            self.job.output, commit, replaces=None if older is None else older.commit_etag
+        )
         self.committed += 1
         if good + len(bad) == 0:
             self.empty.append(shard.id)
-        tag = self.job.output.stat(commit_path(shard.id)).etag
         self.entries[shard.id] = Entry.of(commit, tag)
 
 

@@ -148,33 +148,37 @@ def write_quarantine(output: Store, shard: str, failures: Iterable[Failure]) -> 
     return record(path, data)
 
 
-def write_commit(output: Store, commit: Commit, *, replaces: bool) -> None:
+def write_commit(output: Store, commit: Commit, *, replaces: str | None) -> str:
     """Make a shard done.
 
     Args:
         output: where.
         commit: of the shard.
-        replaces: whether an older commit of the shard is known, and no longer holds.
+        replaces: the tag of an older commit of the shard that no longer holds, if one is known.
+
+    Returns:
+        The tag of the commit object.
 
     Raises:
         StoreError: somebody else committed this shard in the meantime.
     """
     path = commit_path(commit.shard)
     data = commit.to_json()
-    if replaces:
-        output.write(path, data)
-        return
-    if output.create(path, data):
-        return
-    # The first answer may have been lost: then the object there is our own.
-    there = Commit.from_json(output.read(path), output.location(path))
-    if there.commit_id != commit.commit_id:
-        raise StoreError(
-            output.location(path),
-            "a commit that this driver did not write",
-            "one driver per output",
-            "Find out which other driver runs; then run again.",
-        )
+    put = output.replace(path, data, replaces) if replaces is not None else None
+    # Also where the older one is gone: somebody wanted this shard to be done again.
+    put = put or output.create(path, data)
+    if put is not None:
+        return put
+    # The answer may have been lost on its way: then the object there is our own.
+    there, tag = output.read_tagged(path)
+    if there == data:
+        return tag
+    raise StoreError(
+        output.location(path),
+        "a commit that this driver did not write",
+        "one driver per output",
+        "Find out which other driver runs; then run again.",
+    )
 
 
 def with_file(commit: Commit, file: FileRecord | None) -> Commit:

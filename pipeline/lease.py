@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -23,11 +23,24 @@ from pipeline.store import Store
 PATH = "_lease.json"
 SECONDS = 30.0
 RENEW_SECONDS = 10.0
+MARGIN_SECONDS = 5.0
+"""A holder stops this long before its lease runs out: clocks of two machines may differ by that."""
+
+# A renewal must end, well or badly, long before the lease runs out.
+_RENEWAL = {"attempts": 3, "retry_seconds": 4.0, "connect_timeout": 3.0, "read_timeout": 5.0}
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease, and until when (seconds since the epoch)."""
+    """Who holds a lease, and until when.
+
+    Attributes:
+        owner: random; tells two leases of one process apart.
+        host, boot, pid: the process.
+        started: of the process, in clock ticks since boot: numbers of processes are used again.
+        expires: seconds since the epoch.
+        since: when it took the lease, seconds since the epoch.
+    """
 
     owner: str
     host: str
@@ -35,7 +48,7 @@ class Holder:
     pid: int
     started: float
     expires: float
-    shards: int = 0
+    since: float = 0.0
 
     @classmethod
     def this_process(cls, now: float) -> Holder:
@@ -47,6 +60,7 @@ class Holder:
             pid=os.getpid(),
             started=_start_time(os.getpid()) or 0.0,
             expires=now + SECONDS,
+            since=now,
         )
 
     def is_known_dead(self) -> bool:
@@ -61,8 +75,12 @@ class Holder:
 
     def describe(self) -> str:
         """For people."""
-        until = time.strftime("%H:%M:%S", time.gmtime(self.expires))
-        return f"process {self.pid} on {self.host}, until {until} UTC unless renewed"
+        since, until = (
+            time.strftime("%H:%M:%S", time.gmtime(moment)) for moment in (self.since, self.expires)
+        )
+        return (
+            f"process {self.pid} on {self.host} since {since} UTC, until {until} UTC unless renewed"
+        )
 
 
 class Lease:
@@ -73,16 +91,19 @@ class Lease:
     """
 
     def __init__(self, output: Store) -> None:
-        self.output = output
+        options = output.options.model_copy(update=_RENEWAL)
+        self.output = Store(output.url, options)
         self.holder = Holder.this_process(time.time())
+        self._tag = ""
+        self._valid_until = 0.0  # of this process's clock
         self._stop = threading.Event()
         self._lost = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     @property
     def is_lost(self) -> bool:
-        """Whether another driver took over, or renewing failed until the lease ran out."""
-        return self._lost.is_set()
+        """Whether another driver took over, or renewing failed until the lease (almost) ran out."""
+        return self._lost.is_set() or _clock() > self._valid_until
 
     def check(self) -> None:
         """Refuse to go on without the lease.
@@ -99,15 +120,20 @@ class Lease:
             )
 
     def __enter__(self) -> Lease:
-        if not self.output.create(PATH, self._data()):
-            current = read_lease(self.output)
-            # Our own if the answer to the first try of the put was lost.
-            if current is None or current.owner != self.holder.owner:
-                self._take_over(current)
+        asked, now = _clock(), time.time()
+        self.holder = replace(self.holder, since=now, expires=now + SECONDS)
+        tag = self.output.create(PATH, self._data())
+        if tag is None:
+            tag = self._take_over()
+        self._hold(tag, asked)
         self._thread.start()
         return self
 
-    def _take_over(self, current: Holder | None) -> None:
+    def _take_over(self) -> str:
+        current, tag = _read(self.output)
+        # Our own if the answer to the put was lost on its way.
+        if current is not None and current.owner == self.holder.owner:
+            return tag
         if current is not None and current.is_in_force():
             raise LeaseError(
                 self.output.location(PATH),
@@ -115,8 +141,11 @@ class Lease:
                 "one driver per output",
                 "Wait for it, or run again after that time.",
             )
-        self.output.delete(PATH)
-        if not self.output.create(PATH, self._data()):  # another one was faster
+        # Of several that find a lease run out, the store lets one replace it.
+        put = self.output.replace(PATH, self._data(), tag) if tag else None
+        if put is None and not tag:
+            put = self.output.create(PATH, self._data())
+        if put is None:
             raise LeaseError(
                 self.output.location(PATH),
                 "taken by another driver just now",
@@ -124,6 +153,7 @@ class Lease:
                 "Run again when it is done.",
             )
         self.output.sweep()  # the driver before us may have died in the middle of a put
+        return put
 
     def __exit__(
         self,
@@ -135,35 +165,65 @@ class Lease:
         self._thread.join()
         # A store that fails here failed before: that error is to be shown, and the lease expires.
         with contextlib.suppress(FcnError):
-            current = read_lease(self.output)
+            current, tag = _read(self.output)
             if current is not None and current.owner == self.holder.owner:
-                self.output.delete(PATH)
+                self.output.delete(PATH, tag)
 
     def _data(self) -> bytes:
         return json.dumps(asdict(self.holder)).encode()
 
-    def _renew(self) -> None:
+    def _hold(self, tag: str, asked: float) -> None:
+        self._tag = tag
+        self._valid_until = asked + SECONDS - min(MARGIN_SECONDS, SECONDS / 4)
+
+    def _keep(self) -> None:
         while not self._stop.wait(RENEW_SECONDS):
             try:
-                current = read_lease(self.output)
-                if current is None or current.owner != self.holder.owner:
+                if not self._renew():
                     self._lost.set()
-                    return
-                renewed = Holder(**{**asdict(self.holder), "expires": time.time() + SECONDS})
-                self.output.write(PATH, json.dumps(asdict(renewed)).encode())
-                self.holder = renewed
             except FcnError:  # the store may be back before the lease runs out
-                if time.time() > self.holder.expires:
-                    self._lost.set()
-                    return
+                pass
+            if self.is_lost:
+                return
+
+    def _renew(self) -> bool:
+        """Whether the lease is still ours."""
+        asked = _clock()
+        renewed = replace(self.holder, expires=time.time() + SECONDS)
+        data = json.dumps(asdict(renewed)).encode()
+        tag = self.output.replace(PATH, data, self._tag)
+        if tag is None:  # perhaps an earlier renewal went through, and its answer was lost
+            current, there = _read(self.output)
+            if current is None or current.owner != self.holder.owner:
+                return False
+            tag = self.output.replace(PATH, data, there)
+            if tag is None:
+                return False
+        self.holder = renewed
+        self._hold(tag, asked)
+        return True
 
 
 def read_lease(output: Store) -> Holder | None:
     """Who holds the lease of an output, if anybody."""
+    return _read(output)[0]
+
+
+def _read(output: Store) -> tuple[Holder | None, str]:
+    """The holder, None if there is none or it cannot be read; and the object's tag, if any."""
     try:
-        return Holder(**json.loads(output.read(PATH)))
-    except (MissingError, ValueError, TypeError):
-        return None
+        data, tag = output.read_tagged(PATH)
+    except MissingError:
+        return None, ""
+    try:
+        return Holder(**json.loads(data)), tag
+    except (ValueError, TypeError):
+        return None, tag
+
+
+def _clock() -> float:
+    """Seconds that go on while the machine sleeps, where there are such."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _boot_id() -> str:

@@ -1,41 +1,44 @@
 """Objects under one URL: list, read, write, create, delete. All modules speak only these verbs.
 
-A store is a URL; the filesystem object behind it is made in the process that uses it, so that
+A store is a URL and options; the client behind it is made in the process that uses it, so that
 stores travel to Ray workers. No listing is cached: what another process wrote is seen.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import copy
 import os
-import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from fsspec.utils import get_protocol
 
-from pipeline.errors import ConfigError, MissingError, StoreError
+from pipeline.errors import ConfigError
+from pipeline.ranges import RangeReader
+from pipeline.retries import RetryPolicy, with_retries
+from pipeline.store_errors import explained
+from pipeline.store_objects import ObjectInfo, Objects
+from pipeline.store_options import StoreOptions, has_secret, masked
 
-_TEMPORARY = ".fcnseg-tmp-"
-_CONFLICT_TRIES = 5
+__all__ = ["Guarantees", "ObjectInfo", "Store", "StoreOptions", "read_url"]
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, order=True)
-class ObjectInfo:
-    """An object: its path below the store's URL, its size, a tag that changes with its content.
+@dataclass(frozen=True)
+class Guarantees:
+    """What a store was seen to hold.
 
-    The tag is the store's ETag, or size and modification time where there is none.
+    Attributes:
+        create_only: a put that may only create does not overwrite.
+        compare_and_swap: a put that may only replace one version replaces no other.
     """
 
-    path: str
-    size: int
-    etag: str
+    create_only: bool
+    compare_and_swap: bool
 
 
 @dataclass
@@ -44,12 +47,14 @@ class Store:
 
     Raises (every verb):
         MissingError: the object, prefix or bucket does not exist.
-        StoreError: anything else the store refuses: permissions, a full disk, no credentials.
+        StoreError: anything else the store refuses: permissions, a full disk, no credentials; or
+            what may pass, and did not within the options' attempts and seconds.
     """
 
     url: str
-    _fs: Any = field(default=None, repr=False, compare=False)
-    _root: str = field(default="", repr=False, compare=False)
+    options: StoreOptions = field(default_factory=StoreOptions)
+    _objects: tuple[int, Objects] | None = field(default=None, repr=False, compare=False)
+    _guard: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         protocol = get_protocol(self.url)
@@ -57,12 +62,20 @@ class Store:
             path = self.url.removeprefix(f"{protocol}://")
             self.url = os.path.abspath(os.path.expanduser(path))
         elif protocol not in fsspec.available_protocols():
-            raise ConfigError(self.url, f"protocol {protocol!r}", "file, s3, gs, az, memory, …")
+            where, found = masked(self.url), f"protocol {protocol!r}"
+            raise ConfigError(where, found, "file, s3, gs, az, memory, …")
+        elif has_secret(self.url) and protocol not in ("http", "https"):
+            raise ConfigError(
+                masked(self.url),
+                "credentials in a URL",
+                "a URL alone",
+                "Put them into the environment: URLs end up in logs and commits.",
+            )
         else:
             self.url = self.url.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "_fs": None, "_root": ""}
+        return {"url": self.url, "options": self.options, "_objects": None, "_guard": None}
 
     @property
     def is_local(self) -> bool:
@@ -70,139 +83,166 @@ class Store:
         return bool(get_protocol(self.url) == "file")
 
     def location(self, path: str) -> str:
-        """The full address of an object, for people."""
-        return f"{self.url}/{path}" if path else self.url
+        """The full address of an object, for people; without credentials."""
+        return masked(f"{self.url}/{path}" if path else self.url)
+
+    def guarded(self, check: Callable[[], None]) -> Store:
+        """The same store for a writer that may lose its right.
+
+        Args:
+            check: called before every try of every verb that changes something; raises to refuse.
+                Does not travel to other processes.
+        """
+        other = copy.copy(self)
+        other._objects, other._guard = self._objects, check
+        return other
+
+    def listing(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects below a folder, in byte order of their whole paths; none if there is none.
+
+        A stream, page by page. Filesystems that are neither S3 nor local are listed at once.
+        """
+        with explained(self.location(prefix)):
+            objects = self._open()
+            yield from objects.listing(
+                prefix.strip("/"), lambda call: self._tried(lambda _: call())
+            )
 
     def objects(self, prefix: str = "") -> list[ObjectInfo]:
-        """All objects below a prefix (a folder), by path; empty when there is none."""
-        fs, root = self._open()
-        base = f"{root}/{prefix.strip('/')}".rstrip("/")
-        with _explained(self.location(prefix)):
-            if self.is_local:
-                return sorted(_local_objects(base or "/", len(root) + 1))
-            try:
-                found = fs.find(base, detail=True)
-            except FileNotFoundError:
-                return []
-        return sorted(
-            _info(name[len(root) + 1 :], details)
-            for name, details in found.items()
-            # `a/` is what consoles put to show an empty folder.
-            if details["type"] == "file" and name.startswith(f"{base}/") and name[-1] != "/"
-        )
+        """All objects below a folder, at once."""
+        return list(self.listing(prefix))
 
     def stat(self, path: str) -> ObjectInfo:
         """One object's size and tag."""
-        fs, root = self._open()
-        with _explained(self.location(path)):
-            if self.is_local:
-                return _local_info(path, os.stat(f"{root}/{path}"))
-            return _info(path, fs.info(f"{root}/{path}"))
+        return self._do(path, lambda objects, _: objects.stat(path))
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """The object's bytes, or those in [start, end)."""
-        fs, root = self._open()
-        with _explained(self.location(path)):
-            return bytes(fs.cat_file(f"{root}/{path}", start=start, end=end))
+        return self.read_tagged(path, start, end)[0]
+
+    def read_tagged(
+        self, path: str, start: int | None = None, end: int | None = None
+    ) -> tuple[bytes, str]:
+        """Bytes as `read` gives them, and the tag of the version they are from."""
+        return self._do(path, lambda objects, _: objects.read(path, start, end))
 
     def open(self, path: str) -> IO[bytes]:
-        """A seekable, read-only file object."""
-        fs, root = self._open()
-        with _explained(self.location(path)):
-            return cast(IO[bytes], _Reader(fs.open(f"{root}/{path}", "rb"), self.location(path)))
+        """A seekable, read-only file object; remote objects are fetched in ranges."""
+        handle = self._do(path, lambda objects, _: objects.open(path))
+        info = self.stat(path)
+        fetch = lambda start, end: self.read_tagged(path, start, end)  # noqa: E731
+        return cast(IO[bytes], RangeReader(self.location(path), info, fetch, handle))
 
-    def write(self, path: str, data: bytes) -> None:
-        """Put an object, whole or not at all, over whatever is there."""
-        fs, root = self._open()
-        with _explained(self.location(path)):
-            if self.is_local:
-                _replace(Path(root, path), data)
-            else:
-                fs.pipe_file(f"{root}/{path}", data)
+    def write(self, path: str, data: bytes) -> str:
+        """Put an object, whole or not at all, over whatever is there; its new tag."""
+        return self._do(path, lambda objects, _: objects.write(path, data), changes=True)
 
-    def create(self, path: str, data: bytes) -> bool:
-        """Put an object if there is none; False if there is one already.
+    def create(self, path: str, data: bytes) -> str | None:
+        """Put an object if there is none; its tag, or None if there is one already.
 
         Where the store can (`If-None-Match: *`, hard links), exactly one of several writers wins.
         """
-        fs, root = self._open()
-        with _explained(self.location(path)):
-            if self.is_local:
-                return _link_new(Path(root, path), data)
-            for attempt in range(_CONFLICT_TRIES):
-                try:
-                    fs.pipe_file(f"{root}/{path}", data, mode="create")
-                    return True
-                except OSError as error:
-                    code = _response_code(error)
-                    if isinstance(error, FileExistsError) or code == 412:
-                        return False
-                    if code != 409 or attempt == _CONFLICT_TRIES - 1:
-                        raise
-                time.sleep(0.1 * 2**attempt)  # 409: another conditional put is under way
-        raise AssertionError("unreachable")
 
-    def delete(self, path: str) -> None:
-        """Remove an object; one that is not there is no error."""
-        fs, root = self._open()
-        with _explained(self.location(path)), contextlib.suppress(FileNotFoundError):
-            fs.rm_file(f"{root}/{path}")
+        def create(objects: Objects, again: bool) -> str | None:
+            tag = objects.create(path, data)
+            return _own(objects, path, data) if tag is None and again else tag
+
+        return self._do(path, create, changes=True)
+
+    def replace(self, path: str, data: bytes, tag: str) -> str | None:
+        """Put an object over the version of this tag; None if there is another, or none.
+
+        Where the store can (`If-Match`, locks), exactly one of several writers wins.
+        """
+
+        def replace(objects: Objects, again: bool) -> str | None:
+            new = objects.replace(path, data, tag)
+            return _own(objects, path, data) if new is None and again else new
+
+        return self._do(path, replace, changes=True)
+
+    def delete(self, path: str, tag: str | None = None) -> None:
+        """Remove an object, if it has this tag (None: any); one that is not there is no error."""
+        self._do(path, lambda objects, _: objects.delete(path, tag), changes=True)
 
     def sweep(self) -> None:
         """Remove what writers that were killed left half-written. Only local stores have such."""
-        if self.is_local:
-            for leftover in Path(self.url).rglob(f"{_TEMPORARY}*"):
-                leftover.unlink(missing_ok=True)
+        self._do("", lambda objects, _: objects.sweep(), changes=True)
 
-    def _open(self) -> tuple[Any, str]:
-        if self._fs is None:
-            with _explained(self.url):
-                options = {} if self.is_local else {"use_listings_cache": False}
-                fs, root = fsspec.url_to_fs(self.url, **options)
-                # In this order: another thread may look between the two.
-                self._root = root.rstrip("/")
-                self._fs = fs
-        return self._fs, self._root
+    def probe(self) -> Guarantees:
+        """Find out, on an object of its own, what this store holds; that much is used from then on.
 
+        Raises:
+            StoreError: nothing can be written here.
+        """
+        path = f"_probe-{uuid.uuid4().hex}"
+        objects = self._open_explained()
+        try:
+            self.create(path, b"1")
+            objects.atomic_create &= self.create(path, b"2") is None
+            tag = self.stat(path).etag
+            if objects.atomic_replace:
+                kept = self.replace(path, b"3", "0" * len(tag)) is None
+                swapped = self.replace(path, b"4", tag) is not None
+                objects.atomic_replace &= kept and swapped
+        finally:
+            self.delete(path)
+        return Guarantees(objects.atomic_create, objects.atomic_replace)
 
-class _Reader(io.RawIOBase):
-    """A file object whose failures are explained as those of the verbs are."""
+    def _do(self, path: str, action: Callable[[Objects, bool], T], *, changes: bool = False) -> T:
+        with explained(self.location(path)):
+            objects = self._open()
+            return self._tried(lambda again: action(objects, again), changes=changes)
 
-    def __init__(self, handle: IO[bytes], where: str) -> None:
-        self._handle = handle
-        self._where = where
+    def _tried(self, action: Callable[[bool], T], *, changes: bool = False) -> T:
+        policy = RetryPolicy(self.options.attempts, self.options.retry_seconds)
+        place = (os.getpid(), *self.url.split("/")[:3])
+        before = self._guard if changes else None
+        result = with_retries(action, policy, reached=place in _REACHED, before=before)
+        _REACHED.add(place)
+        return result
 
-    def readable(self) -> bool:
-        return True
+    def _open_explained(self) -> Objects:
+        with explained(self.location("")):
+            return self._open()
 
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        with _explained(self._where):
-            return self._handle.read(-1 if size is None else size)
-
-    def readall(self) -> bytes:
-        return self.read()
-
-    def readinto(self, buffer: Any, /) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        return self._handle.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._handle.tell()
-
-    def close(self) -> None:
-        if not self.closed:
-            self._handle.close()
-        super().close()
+    def _open(self) -> Objects:
+        # A forked child must not use its parent's client, whose thread it does not have.
+        if self._objects is None or self._objects[0] != os.getpid():
+            self._objects = (os.getpid(), _connect(self.url, self.options))
+        return self._objects[1]
 
 
-def read_url(url: str) -> bytes:
+_REACHED: set[tuple[object, ...]] = set()
+"""Stores that answered this process."""
+
+
+def _connect(url: str, options: StoreOptions) -> Objects:
+    # Clients load where they are used: each takes a while.
+    protocol = get_protocol(url)
+    if protocol == "file":
+        from pipeline.store_local import LocalObjects
+
+        return LocalObjects(url)
+    if protocol in ("s3", "s3a"):
+        from pipeline.store_s3 import S3Objects
+
+        return S3Objects(url, options)
+    from pipeline.store_fsspec import FsspecObjects
+
+    return FsspecObjects(url, options)
+
+
+def _own(objects: Objects, path: str, data: bytes) -> str | None:
+    """The tag of an object if it is the very one that an earlier try put, whose answer was lost."""
+    try:
+        there, tag = objects.read(path, None, None)
+    except FileNotFoundError:
+        return None
+    return tag if there == data else None
+
+
+def read_url(url: str, options: StoreOptions | None = None) -> bytes:
     """The bytes of one object named by its whole URL.
 
     Raises:
@@ -210,136 +250,5 @@ def read_url(url: str) -> bytes:
         StoreError: it cannot be read.
     """
     parent, _, name = url.rpartition("/")
-    return Store(parent or ("/" if url.startswith("/") else ".")).read(name)
-
-
-def _info(path: str, details: dict[str, Any]) -> ObjectInfo:
-    size = int(details["size"] or 0)
-    tag = details.get("ETag") or details.get("etag")
-    if not tag:
-        moment = details.get("mtime") or details.get("LastModified") or details.get("created")
-        # The memory filesystem has numbers in listings and datetimes elsewhere.
-        tag = f"{size:x}-{moment.timestamp() if isinstance(moment, datetime) else moment}"
-    return ObjectInfo(path, size, str(tag).strip('"'))
-
-
-def _local_info(path: str, stat: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(path, stat.st_size, f"{stat.st_size:x}-{stat.st_mtime_ns:x}")
-
-
-def _local_objects(folder: str, cut: int, above: tuple[str, ...] = ()) -> Iterator[ObjectInfo]:
-    """Files below a folder, links followed.
-
-    Not `fs.find`, which knows no links and takes a folder that it may not read for an empty one.
-    """
-    real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that it is in
-        return
-    try:
-        with os.scandir(folder) as listed:
-            entries = list(listed)
-    except (FileNotFoundError, NotADirectoryError):  # none, or just removed
-        return
-    for entry in entries:
-        if entry.is_dir():
-            yield from _local_objects(entry.path, cut, (*above, real))
-        elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
-            with contextlib.suppress(FileNotFoundError):
-                yield _local_info(entry.path[cut:], entry.stat())
-
-
-def _write_temporary(target: Path, data: bytes) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The name does not grow with the target's: a key may be as long as a file name can be.
-    temporary = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
-    try:
-        with open(temporary, "xb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _replace(target: Path, data: bytes) -> None:
-    temporary = _write_temporary(target, data)
-    try:
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _link_new(target: Path, data: bytes) -> bool:
-    temporary = _write_temporary(target, data)
-    try:
-        os.link(temporary, target)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
-
-
-def _response_code(error: BaseException) -> int | None:
-    """The HTTP status behind a filesystem error: s3fs maps one status to several classes."""
-    cause: BaseException | None = error
-    while cause is not None:
-        response = getattr(cause, "response", None)
-        if isinstance(response, dict):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            return int(status) if status else None
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
-@contextlib.contextmanager
-def _explained(where: str) -> Iterator[None]:
-    """Turn what filesystems raise into our errors, once, here."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise MissingError(
-            where, "nothing there", "an existing object", "Check the spelling and the bucket."
-        ) from error
-    except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-        raise StoreError(
-            where,
-            f"a file where a folder is needed, or the other way round ({error})",
-            "a path of the right kind",
-            "Name another place.",
-        ) from error
-    except PermissionError as error:
-        raise StoreError(
-            where,
-            f"permission denied ({error})",
-            "the right to do this",
-            "Check the credentials in the environment and the policy of the bucket or folder.",
-        ) from error
-    except OSError as error:
-        raise StoreError(
-            where,
-            f"the store failed ({error})",
-            "a working store",
-            "Run the same command again when it works: nothing committed is lost.",
-        ) from error
-    except ImportError as error:
-        raise StoreError(
-            where,
-            f"{error}",
-            "the filesystem package for this protocol",
-            "Install it: pip install 'fcn-pipeline[gcs]' or 'fcn-pipeline[azure]'.",
-        ) from error
-    except Exception as error:
-        # botocore's own errors (no credentials, no endpoint) share no base class with OSError.
-        if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
-            raise
-        raise StoreError(
-            where,
-            f"{type(error).__name__}: {error}",
-            "a reachable store and credentials",
-            "Set them in the environment (for S3: AWS_PROFILE or AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL).",
-        ) from error
+    place = parent or ("/" if url.startswith("/") else ".")
+    return Store(place, options or StoreOptions()).read(name)

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from pipeline.chunks import Chunk, ChunkLimits, Sources, count_images, read_chunks, split
 from pipeline.errors import ShardError, StoreError
+from pipeline.ranges import RangeReader
 from pipeline.shards import Shard, list_input
-from pipeline.store import Store, _Reader
+from pipeline.store import Store
 from pipeline.virtual import pack
 from pipeline.writers import quarantine_table
 from tests import world
@@ -516,15 +517,15 @@ def test_a_shard_that_vanished_is_an_error_of_that_shard(tmp_path: Path, make: M
 def test_a_store_that_fails_is_no_damaged_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, reads: int
 ) -> None:
-    original, left = _Reader.read, iter(range(reads))
+    original, left = RangeReader.read, iter(range(reads))
 
-    def failing(self: _Reader, size: int | None = -1) -> bytes:
+    def failing(self: RangeReader, size: int | None = -1) -> bytes:
         if next(left, None) is None:
             raise StoreError("x", "the store failed", "a working store")
         return original(self, size)
 
     shard, sources = make(tmp_path, FILES)
-    monkeypatch.setattr(_Reader, "read", failing)
+    monkeypatch.setattr(RangeReader, "read", failing)
     with pytest.raises(StoreError, match="the store failed"):
         list(read_chunks(shard, sources, RANGED))
 

@@ -137,7 +137,7 @@ def test_a_commit_without_one_of_its_fields_is_refused(field: str) -> None:
 
 def test_a_commit_is_written_once(output: Store) -> None:
     made = commit()
-    write_commit(output, made, replaces=False)
+    write_commit(output, made, replaces=None)
     assert Commit.from_json(output.read(commit_path("x/a")), "") == made
     assert commit_path("x/a") == "_commits/x/a.json"
 
@@ -147,28 +147,41 @@ def test_a_lost_answer_is_told_apart_by_the_commits_id(
 ) -> None:
     create = Store.create
 
-    def answer_lost(self: Store, path: str, data: bytes) -> bool:
+    def answer_lost(self: Store, path: str, data: bytes) -> str | None:
         create(self, path, data)
         return create(self, path, data)  # a retry, which finds the object of the first try
 
     monkeypatch.setattr(Store, "create", answer_lost)
-    write_commit(output, commit(), replaces=False)
+    write_commit(output, commit(), replaces=None)
 
 
 def test_a_foreign_commit_is_refused_and_stays(output: Store) -> None:
     theirs = commit()
-    write_commit(output, theirs, replaces=False)
+    write_commit(output, theirs, replaces=None)
     mine = replace(theirs, commit_id="mine")
     with pytest.raises(StoreError, match=r"_commits/x/a.json: a commit that this driver did not"):
-        write_commit(output, mine, replaces=False)
+        write_commit(output, mine, replaces=None)
     assert Commit.from_json(output.read(commit_path("x/a")), "") == theirs
 
 
 def test_a_commit_that_no_longer_holds_is_replaced(output: Store) -> None:
-    write_commit(output, commit(), replaces=False)
-    newer = commit(fingerprint="beef")
-    write_commit(output, newer, replaces=True)
-    assert Commit.from_json(output.read(commit_path("x/a")), "") == newer
+    for lost in (False, True):  # perhaps somebody deleted it to have the shard done again
+        tag = write_commit(output, commit(), replaces=None)
+        if lost:
+            output.delete(commit_path("x/a"))
+        newer = commit(fingerprint="beef")
+        assert write_commit(output, newer, replaces=tag) == output.stat(commit_path("x/a")).etag
+        assert Commit.from_json(output.read(commit_path("x/a")), "") == newer
+        output.delete(commit_path("x/a"))
+
+
+def test_a_commit_that_another_driver_replaced_meanwhile_stays(output: Store) -> None:
+    tag = write_commit(output, commit(), replaces=None)
+    theirs = commit(fingerprint="beef", files=())
+    write_commit(output, theirs, replaces=tag)
+    with pytest.raises(StoreError, match="a commit that this driver did not write"):
+        write_commit(output, commit(fingerprint="dead"), replaces=tag)
+    assert Commit.from_json(output.read(commit_path("x/a")), "") == theirs
 
 
 FAILURES = [Failure("b", "why", "ImageError", "in#2"), Failure("a", "é\n", "LabelError", "in#1")]

@@ -54,7 +54,7 @@ def output(tmp_path: Path) -> Store:
     """Five commits and no table."""
     store = Store(str(tmp_path))
     for seed, shard in enumerate(SHARDS, 1):
-        write_commit(store, commit(shard, seed), replaces=False)
+        write_commit(store, commit(shard, seed), replaces=None)
     return store
 
 
@@ -100,8 +100,9 @@ def test_with_a_table_no_commit_is_read(output: Store, commits_read: list[str]) 
 
 def test_only_what_the_table_lacks_is_read(output: Store, commits_read: list[str]) -> None:
     write_table(output, read_ledger(output))
-    write_commit(output, commit("new", 9), replaces=False)
-    write_commit(output, commit("b", 77), replaces=True)
+    write_commit(output, commit("new", 9), replaces=None)
+    tag = output.stat(commit_path("b")).etag
+    write_commit(output, commit("b", 77), replaces=tag)
     output.delete(commit_path("x/y"))
     commits_read.clear()
     ledger = read_ledger(output)
@@ -209,7 +210,7 @@ def test_commits_are_read_whole_and_in_order(output: Store) -> None:
 
 
 def test_the_table_has_the_scores_of_every_shard(output: Store) -> None:
-    write_commit(output, commit("bare", confusion=((0,) * 3,) * 3, images=0), replaces=False)
+    write_commit(output, commit("bare", confusion=((0,) * 3,) * 3, images=0), replaces=None)
     ledger = read_ledger(output)
     write_table(output, ledger)
     rows = pq.ParquetFile(Path(output.url, TABLE_PATH)).read().to_pylist()
@@ -255,7 +256,7 @@ def test_worst_shards_come_first_and_those_without_labels_last(tmp_path: Path) -
         commit("sure", confusion=bare, images=10, confidence_sum=9.0),
         commit("empty", confusion=bare, images=0, confidence_sum=0.0),
     ):
-        write_commit(output, made, replaces=False)
+        write_commit(output, made, replaces=None)
     ranked = worst_shards(read_ledger(output))
     assert [entry.shard for entry in ranked] == ["bad", "good", "unsure", "sure", "empty"]
     assert not math.isnan(ranked[0].confusion.scores().mean_iou)

@@ -103,7 +103,7 @@ def add_shard(
         seconds={"decode": 1.0, "forward": 4.0, "read": 0.5, "write": 0.25},
     )
     write_commit(output, with_file(commit, write_quarantine(output, shard, failures or [])),
-                 replaces=False)  # fmt: skip
+                 replaces=None)  # fmt: skip
 
 
 def written(output: Store, failed: dict[str, str] | None = None) -> tuple[str, _Page]:

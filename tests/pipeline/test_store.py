@@ -17,11 +17,11 @@ from typing import Any
 
 import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import ConfigError, MissingError, StoreError
 from pipeline.run import run
 from pipeline.store import Store, read_url
+from pipeline.store_local import LocalObjects
 from pipeline.verify import verify
 from tests import world
 
@@ -259,9 +259,9 @@ def test_a_store_may_have_an_odd_url(store: Store, name: str) -> None:
 def test_only_the_url_travels(store: Store) -> None:
     store.write("x", b"1")
     carried = pickle.dumps(store)
-    assert len(carried) < 500 + len(store.url)
+    assert len(carried) < 1000 + len(store.url)
     copy = pickle.loads(carried)
-    assert copy == store and copy._fs is None
+    assert copy == store and copy._objects is None
     assert copy.read("x") == b"1"
 
 
@@ -301,8 +301,10 @@ def test_an_open_object_that_fails_is_explained_too(
         def read(self, *_: object) -> bytes:
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(LocalFileSystem, "open", lambda *_, **__: Failing())
-    with Store(str(tmp_path)).open("x") as handle, pytest.raises(StoreError, match="/x: the store"):
+    store = Store(str(tmp_path))
+    store.write("x", b"1")
+    monkeypatch.setattr(LocalObjects, "open", lambda *_: Failing())
+    with store.open("x") as handle, pytest.raises(StoreError, match="/x: the store"):
         handle.read(1)
 
 
@@ -315,7 +317,7 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
     scandir = os.scandir
 
     def guarded(path: Any = ".") -> Any:
-        if os.fspath(path).endswith("closed"):
+        if os.fsdecode(path).endswith("closed"):
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return scandir(path)
 
@@ -333,7 +335,7 @@ def test_a_listing_survives_folders_that_vanish_meanwhile(
     scandir = os.scandir
 
     def vanishing(path: Any = ".") -> Any:
-        if os.fspath(path).endswith("gone"):
+        if os.fsdecode(path).endswith("gone"):
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
         return scandir(path)
 
@@ -362,13 +364,13 @@ def test_a_store_is_whole_before_a_second_thread_sees_it(tmp_path: Path) -> None
     class Slow(Store):
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value)
-            if name in ("_fs", "_root") and value:
+            if name == "_objects" and value:
                 time.sleep(0.05)
 
     store = Slow(str(tmp_path))
     with ThreadPoolExecutor(4) as pool:
-        roots = list(pool.map(lambda n: (time.sleep(n * 0.02), store._open()[1])[1], range(4)))
-    assert set(roots) == {str(tmp_path)}
+        found = list(pool.map(lambda n: (time.sleep(n * 0.02), store._open())[1], range(4)))
+    assert {objects.root for objects in found} == {str(tmp_path)}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -407,15 +409,15 @@ def test_a_protocol_without_its_package_says_what_to_install(
 @pytest.mark.s3
 def test_missing_bucket(s3: str) -> None:
     store = Store("s3://no-such-bucket/place")
-    assert store.objects() == []
     verbs: list[Callable[[], object]] = [
+        store.objects,
         lambda: store.read("x"),
         lambda: store.stat("x"),
         lambda: store.write("x", b"1"),
         lambda: store.create("x", b"1"),
     ]
     for verb in verbs:
-        with pytest.raises(MissingError, match=r"^s3://no-such-bucket/place/x: .* the bucket"):
+        with pytest.raises(MissingError, match=r"^s3://no-such-bucket/place.*: .* bucket"):
             verb()
 
 

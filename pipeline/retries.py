@@ -1,0 +1,185 @@
+"""The one retry loop of all stores: exponential backoff with full jitter, bounded and counted.
+
+The libraries' own loops are off, because they are neither bounded in time nor counted, and because
+a conditional put must know whether it was tried before.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pipeline.store_objects import TruncatedError
+
+T = TypeVar("T")
+log = logging.getLogger("fcnseg")
+
+_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+# What S3 answers with status 400, though the request was damaged or cut off on its way.
+_CODES = frozenset(
+    {"RequestTimeout", "SlowDown", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
+)
+# Errors without an answer, by name: their packages load only where they are used.
+_TRANSIENT = frozenset(
+    {
+        "HTTPClientError",  # botocore: closed connections, timeouts, no route
+        "ResponseStreamingError",
+        "IncompleteReadError",
+        "ResponseParserError",  # throttling proxies answer with broken XML
+        "ClientPayloadError",  # aiohttp
+        "ClientConnectionError",
+        "ServerDisconnectedError",
+        "FSTimeoutError",
+    }
+)
+_LASTING = frozenset({"SSLError", "ProxyConnectionError", "InvalidURL"})
+_UNREACHABLE = frozenset({"EndpointConnectionError", "ConnectTimeoutError"})
+_FIRST_CONTACT_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """At most `attempts` tries within `seconds`; pauses grow from `first` to `ceiling` seconds."""
+
+    attempts: int
+    seconds: float
+    first: float = 0.1
+    ceiling: float = 15.0
+
+
+class GaveUpError(Exception):
+    """A request failed in a way that may pass, as often and as long as the policy allows.
+
+    The last failure is the cause.
+    """
+
+    def __init__(self, attempts: int, seconds: float) -> None:
+        super().__init__(attempts, seconds)
+        self.attempts = attempts
+        self.seconds = seconds
+
+
+def with_retries(
+    action: Callable[[bool], T],
+    policy: RetryPolicy,
+    *,
+    reached: bool = True,
+    before: Callable[[], None] | None = None,
+) -> T:
+    """The result of an action that is tried again while its failures may pass.
+
+    Args:
+        action: is told whether it was tried before, in this call.
+        policy: the bounds.
+        reached: whether this store ever answered: if not, a wrong address is likelier than an
+            outage, and a refused connection is tried a few times only.
+        before: called before every try; what it raises is passed on.
+
+    Raises:
+        GaveUpError: the bounds were reached; from the last failure.
+        Exception: what the action raised, if it cannot get better.
+    """
+    started = time.monotonic()
+    number = 0
+    while True:
+        if before is not None:
+            before()
+        number += 1
+        try:
+            return action(number > 1)
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            wait = _pause(policy, number, error)
+            waited = time.monotonic() - started
+            attempts = policy.attempts
+            if not reached and _names(error) & _UNREACHABLE:
+                attempts = min(attempts, _FIRST_CONTACT_ATTEMPTS)
+            if number >= attempts or waited + wait > policy.seconds:
+                raise GaveUpError(number, waited) from error
+            _COUNTER.add()
+            log.debug("try %d failed (%s); again in %.1f s", number, type(error).__name__, wait)
+        time.sleep(wait)
+
+
+def drain() -> int:
+    """How many tries this process has repeated since the last call of this function."""
+    return _COUNTER.drain()
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: throttling, resets, timeouts, 5xx, truncation.
+
+    Never what cannot get better: 403, 404, 412, wrong configuration, a local file system.
+    """
+    status, code = response_of(error)
+    if status is not None:
+        return status in _STATUSES or code in _CODES
+    names = _names(error)
+    if names & _LASTING:
+        return False
+    return isinstance(error, TruncatedError | ConnectionError | TimeoutError) or bool(
+        names & _TRANSIENT
+    )
+
+
+def response_of(error: BaseException | None) -> tuple[int | None, str]:
+    """(HTTP status, the store's code) behind an error; (None, "") where no answer came.
+
+    s3fs maps one status to several classes, and some statuses to none: the cause tells.
+    """
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):  # botocore's ClientError
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return (int(status) if status else None), str(response.get("Error", {}).get("Code", ""))
+        for name in ("status_code", "code", "status"):  # Azure's, gcsfs's, aiohttp's
+            status = getattr(error, name, None)
+            if isinstance(status, int) and 400 <= status < 600:
+                return status, ""
+        error = error.__cause__ or error.__context__
+    return None, ""
+
+
+def _pause(policy: RetryPolicy, number: int, error: BaseException) -> float:
+    wait = random.uniform(0, min(policy.ceiling, policy.first * 2**number))
+    return max(wait, min(policy.ceiling, _retry_after(error)))
+
+
+def _retry_after(error: BaseException | None) -> float:
+    """Seconds the store asks to be left alone for."""
+    while error is not None:
+        response: Any = getattr(error, "response", None)
+        if isinstance(response, dict):
+            headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+            value = str(headers.get("retry-after", "")).strip()
+            return float(value) if value.isdigit() else 0.0
+        error = error.__cause__
+    return 0.0
+
+
+def _names(error: BaseException) -> set[str]:
+    return {ancestor.__name__ for ancestor in type(error).__mro__}
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def add(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def drain(self) -> int:
+        with self._lock:
+            count, self._count = self._count, 0
+            return count
+
+
+_COUNTER = _Counter()
