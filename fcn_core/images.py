@@ -73,33 +73,62 @@ def decode_image(
 
 
 def decode_label(
-    data: bytes, where: str = "label", max_pixels: int = MAX_PIXELS
+    data: bytes, where: str = "label", max_pixels: int = MAX_PIXELS, *, colours: bool = False
 ) -> NDArray[np.uint16]:
-    """The raw values of a ground-truth PNG: palette indices or grey values, never colours.
+    """What a ground-truth PNG holds: palette indices, grey values, or RGB codes where allowed.
+
+    Args:
+        data: a PNG file.
+        where: named in the error.
+        max_pixels: larger pictures are refused before they are decoded.
+        colours: whether RGB is read, for label sets that have RGB codes. A palette is never looked
+            up: of such pictures the indices count, whatever their colours.
 
     Returns:
-        (H, W) uint16; `LabelSet.encode` turns them into class indices.
+        (H, W) values or (H, W, 3) RGB, uint16; `LabelSet.encode` turns both into class indices.
 
     Raises:
         ImageError: no picture, or a truncated one.
-        LabelError: a colour picture, whose values are not class indices, or a lossy one.
+        LabelError: a colour picture that is not allowed or has see-through pixels, a lossy one, or
+            one of 16-bit colours.
     """
     with _open(data, where, max_pixels) as image:
-        if image.format != "PNG" or image.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
-            raise LabelError(
-                where,
-                f"a {image.mode} {image.format}",
-                "a label is a grey or palette PNG whose values are class indices",
-                "Convert colours to indices first.",
-            )
+        _refuse_no_label(image, data, where, colours)
         try:
             values = np.asarray(image).astype(np.uint16)
         except (OSError, SyntaxError, ValueError) as error:
             raise _unreadable(data, where, error) from error
+        mode = image.mode
+    if mode == "RGBA" and (values[..., 3] != 255).any():
+        raise LabelError(
+            where, "see-through pixels", "colours that are opaque", "Save it without alpha."
+        )
+    if values.ndim == 3:
+        return values[..., :3]
     # Pillow stretches grey of 2 and 4 bits to 0-255; the stored values are the classes.
-    bits = data[24]  # byte 8 of IHDR, which is the first chunk of every PNG
-    stretch = {2: 85, 4: 17}.get(bits, 1) if image.mode == "L" else 1
+    stretch = {2: 85, 4: 17}.get(_bit_depth(data), 1) if mode == "L" else 1
     return values // np.uint16(stretch)
+
+
+def _refuse_no_label(image: Image.Image, data: bytes, where: str, colours: bool) -> None:
+    plain = ("P", "L", "1", "I", "I;16", "I;16B")
+    coded = ("RGB", "RGBA") if colours else ()
+    if image.format != "PNG" or image.mode not in plain + coded:
+        more = ", or an RGB PNG of the label set's colours" if colours else ""
+        raise LabelError(
+            where,
+            f"a {image.mode} {image.format}",
+            f"a label is a grey or palette PNG whose values are class indices{more}",
+            "Convert it, or name a --label-set that has RGB codes for its colours.",
+        )
+    if image.mode in coded and _bit_depth(data) != 8:
+        raise LabelError(
+            where, f"{_bit_depth(data)}-bit colours", "8-bit colours", "Save it with 8 bits."
+        )
+
+
+def _bit_depth(data: bytes) -> int:
+    return data[24]  # byte 8 of IHDR, which is the first chunk of every PNG
 
 
 def encode_mask(

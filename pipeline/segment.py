@@ -146,7 +146,8 @@ def decode_truth(data: bytes, where: str, labels: LabelSet, max_pixels: int) -> 
         ImageError: it does not decode.
         LabelError: it holds values outside the label set.
     """
-    return labels.encode(decode_label(data, where, max_pixels), where)
+    raw = decode_label(data, where, max_pixels, colours=bool(labels.colours))
+    return labels.encode(raw, where)
 
 
 def _label_place(sample: Sample) -> str:
