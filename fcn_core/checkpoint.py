@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ WEIGHTS_FORMAT = "fcn-pipeline/1"
 DEMO_WEIGHTS = "demo"
 """The name under which commands find the weights in this package."""
 
+INITIALISATION = "initialisation"
+"""`origin["role"]` of weights that only start a training: their scores are zero."""
+
 _KEY = "fcn"  # one JSON document under one safetensors metadata key
 _REMEDY = "Name a .safetensors file written by this project, or convert yours to it."
 
@@ -44,12 +48,33 @@ class WeightsInfo:
         labels: the classes it predicts, of the first head if there are several.
         preprocessing: what its first layer expects.
         origin: where the weights come from, in words and numbers.
+        other_labels: the classes of the other heads, in their order.
+
+    Raises (on creation):
+        WeightsError: the label sets are not those of the heads.
     """
 
     architecture: Architecture
     labels: LabelSet
     preprocessing: Preprocessing
     origin: Mapping[str, Any] = field(default_factory=dict)
+    other_labels: tuple[LabelSet, ...] = ()
+
+    def __post_init__(self) -> None:
+        described = [labels.num_classes for labels in (self.labels, *self.other_labels)]
+        classes = list(self.architecture.head_classes.values())
+        if described != classes:
+            raise WeightsError(
+                "weights",
+                f"label sets of {described} classes",
+                f"heads of {classes}",
+                "Describe every head, in order.",
+            )
+
+    @property
+    def is_initialisation(self) -> bool:
+        """Whether these weights only start a training, so that their masks mean nothing."""
+        return self.origin.get("role") == INITIALISATION
 
     @property
     def variant(self) -> str:
@@ -58,14 +83,29 @@ class WeightsInfo:
 
     def to_metadata(self) -> dict[str, str]:
         """The safetensors metadata."""
-        document = {
+        document: dict[str, Any] = {
             "format": WEIGHTS_FORMAT,
             **self.architecture.to_dict(),
             "labels": self.labels.to_dict(),
             "preprocessing": self.preprocessing.to_dict(),
             "origin": dict(self.origin),
         }
+        if self.other_labels:
+            document["other_labels"] = [labels.to_dict() for labels in self.other_labels]
         return {_KEY: json.dumps(document, sort_keys=True)}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header of a weights file says of a tensor: "F32" or "F16", and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -98,6 +138,10 @@ class WeightsFile:
                 labels=labels,
                 preprocessing=Preprocessing.from_dict(document["preprocessing"], self.where),
                 origin=dict(document["origin"]),
+                other_labels=tuple(
+                    LabelSet.from_dict(other, self.where)
+                    for other in document.get("other_labels", ())
+                ),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(
@@ -147,45 +191,49 @@ class WeightsFile:
             )
         return header
 
+    def check_makes_masks(self) -> None:
+        """Refuse weights that cannot label colour pictures.
+
+        Raises:
+            WeightsError: they only start a training, or their network reads more than colours.
+        """
+        if self.info.is_initialisation:
+            raise WeightsError(
+                self.where,
+                "weights that only start a training: their scores are zero",
+                "a trained network",
+                "Train it first, or convert the weights of a trained one.",
+            )
+        channels = self.info.preprocessing.channels
+        if len(channels) != 3:
+            raise WeightsError(
+                self.where,
+                f"a network that reads {len(channels)} channels ({channels})",
+                "one that reads colour pictures",
+                "Feed it from Python: fcn_core.model.FCN takes (B, C, H, W).",
+            )
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """The tensors by name, from the header."""
+        header = {name: found for name, found in self._header().items() if name != "__metadata__"}
+        try:
+            return {
+                name: TensorInfo(str(found["dtype"]), tuple(int(side) for side in found["shape"]))
+                for name, found in sorted(header.items())
+            }
+        except (LookupError, TypeError, ValueError) as error:
+            raise WeightsError(
+                self.where, "no safetensors header", "a whole safetensors file", _REMEDY
+            ) from error
+
     def load(self) -> FCN:
         """The network, in eval mode, float32, on the CPU.
 
         Raises:
             WeightsError: tensors are missing, left over, of the wrong shape, or not finite.
         """
-        import torch
-
-        from fcn_core.model import FCN
-
-        architecture = self.info.architecture
-        found = self._tensors()
-        # Without memory for its parameters: a damaged header may promise any size.
-        with torch.device("meta"):
-            model = FCN(architecture)
-        expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        for name in sorted(set(expected) | set(found)):
-            if name not in found or name not in expected:
-                state = "missing" if name not in found else "not part of the network"
-                wanted = f"variant {self.info.variant} has {len(expected)} tensors"
-                raise WeightsError(self.where, f"tensor {name} is {state}", wanted, _REMEDY)
-            if found[name].shape != expected[name]:
-                raise WeightsError(
-                    self.where,
-                    f"tensor {name} is {tuple(found[name].shape)}",
-                    f"{tuple(expected[name])} for {architecture.variant}, width "
-                    f"{architecture.width:g}, {architecture.num_classes} classes",
-                    _REMEDY,
-                )
-            if not torch.isfinite(found[name]).all():
-                raise WeightsError(
-                    self.where,
-                    f"tensor {name} holds NaN or infinity",
-                    "finite numbers",
-                    "The training diverged or the file is damaged: use an earlier checkpoint.",
-                )
-        tensors = {name: tensor.to(torch.float32) for name, tensor in found.items()}
-        model.load_state_dict(tensors, assign=True)
-        return model.eval()
+        return build(self.info.architecture, self._tensors(), self.where, _REMEDY)
 
     def _tensors(self) -> dict[str, Tensor]:
         import safetensors.torch
@@ -196,6 +244,56 @@ class WeightsFile:
             raise WeightsError(
                 self.where, f"unreadable tensors ({error})", "a whole safetensors file", _REMEDY
             ) from error
+
+
+def build(
+    architecture: Architecture,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    remedy: str = "Name the variant, the label set and the file that belong together.",
+) -> FCN:
+    """A network of given weights, in eval mode, float32, on the CPU.
+
+    Args:
+        architecture: of the network.
+        tensors: its state dict.
+        where: named in errors.
+        remedy: of tensors that are not the network's.
+
+    Raises:
+        WeightsError: tensors are missing, left over, of the wrong shape, or not finite.
+    """
+    import torch
+
+    from fcn_core.model import FCN
+
+    # Without memory for its parameters: a damaged header may promise any size.
+    with torch.device("meta"):
+        model = FCN(architecture)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name in sorted(set(expected) | set(tensors)):
+        if name not in tensors or name not in expected:
+            state = "missing" if name not in tensors else "not part of the network"
+            wanted = f"variant {architecture.variant} has {len(expected)} tensors"
+            raise WeightsError(where, f"tensor {name} is {state}", wanted, remedy)
+        if tensors[name].shape != expected[name]:
+            raise WeightsError(
+                where,
+                f"tensor {name} is {tuple(tensors[name].shape)}",
+                f"{tuple(expected[name])} for {architecture.variant}, width "
+                f"{architecture.width:g}, {architecture.num_classes} classes",
+                remedy,
+            )
+        if not torch.isfinite(tensors[name]).all():
+            raise WeightsError(
+                where,
+                f"tensor {name} holds NaN or infinity",
+                "finite numbers",
+                "The training diverged or the file is damaged: use an earlier checkpoint.",
+            )
+    floats = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    model.load_state_dict(floats, assign=True)
+    return model.eval()
 
 
 def save_weights(model: FCN, info: WeightsInfo, *, half: bool = False) -> bytes:
@@ -213,8 +311,8 @@ def save_weights(model: FCN, info: WeightsInfo, *, half: bool = False) -> bytes:
     import torch
 
     described, arch = info.architecture, model.architecture
-    if described != arch or info.labels.num_classes != arch.num_classes:
-        found = f"metadata for {described} and {info.labels.num_classes} classes"
+    if described != arch:
+        found = f"metadata for {described}"
         raise WeightsError("weights", found, f"{arch}", "Describe the model.")
     dtype = torch.float16 if half else torch.float32
     tensors = {n: t.detach().to("cpu", dtype).contiguous() for n, t in model.state_dict().items()}

@@ -36,7 +36,8 @@ def prepare(config: RunConfig) -> Prepared:
     """Find everything a run needs. Reads weights and label set; writes nothing.
 
     Raises:
-        WeightsError: no weights, or of another number of classes than the label set.
+        WeightsError: no weights, such as make no masks, or of another number of classes than the
+            label set.
         ConfigError, LabelSetError: the label set cannot be had.
         StoreError: a store cannot be read.
     """
@@ -46,6 +47,7 @@ def prepare(config: RunConfig) -> Prepared:
         )
     request = plan_request(config)
     weights = load_weights(config.model.weights)
+    weights.check_makes_masks()
     labels = resolve_labels(config.input.label_set, weights)
     images, output = request.images, request.output
     limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)
