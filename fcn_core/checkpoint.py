@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +19,7 @@ from fcn_core.architecture import Architecture
 from fcn_core.errors import FcnError, WeightsError
 from fcn_core.labels import LabelSet
 from fcn_core.preprocessing import Preprocessing
+from fcn_core.safetensors_header import Header, TensorInfo, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,19 +95,6 @@ class WeightsInfo:
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    """What the header of a weights file says of a tensor: "F32" or "F16", and its shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
 class WeightsFile:
     """The bytes of a weights file, checked as far as its header goes.
 
@@ -155,9 +141,8 @@ class WeightsFile:
             ) from error
 
     def _document(self) -> dict[str, Any]:
-        header = self._header()
         try:
-            document = dict(json.loads(header["__metadata__"][_KEY]))
+            document = dict(json.loads(self._header.metadata[_KEY]))
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(
                 self.where, "a safetensors file without our metadata", "variant, classes and "
@@ -169,27 +154,14 @@ class WeightsFile:
             )
         return document
 
-    def _header(self) -> dict[str, Any]:
-        # Layout: 8 bytes little-endian header length, JSON header, tensors.
-        # Source: the safetensors README, section "Format".
-        expected = "a whole safetensors file"
-        if len(self.data) < 8:
-            raise WeightsError(self.where, f"{len(self.data)} bytes", expected, _REMEDY)
-        (length,) = struct.unpack("<Q", self.data[:8])
-        try:
-            header = dict(json.loads(self.data[8 : 8 + length]))
-            ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
-            size = 8 + length + max(ends, default=0)
-        except (ValueError, LookupError, TypeError) as error:
-            raise WeightsError(self.where, "no safetensors header", expected, _REMEDY) from error
-        if len(self.data) != size:
-            raise WeightsError(
-                self.where,
-                f"{len(self.data)} bytes",
-                f"its header promises {size}",
-                "The file is truncated or damaged: copy it again.",
-            )
-        return header
+    @cached_property
+    def _header(self) -> Header:
+        return read_header(self.data, self.where, _REMEDY)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The tensors by name, from the header."""
+        return self._header.tensors
 
     def check_makes_masks(self) -> None:
         """Refuse weights that cannot label colour pictures.
@@ -212,20 +184,6 @@ class WeightsFile:
                 "one that reads colour pictures",
                 "Feed it from Python: fcn_core.model.FCN takes (B, C, H, W).",
             )
-
-    @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
-        """The tensors by name, from the header."""
-        header = {name: found for name, found in self._header().items() if name != "__metadata__"}
-        try:
-            return {
-                name: TensorInfo(str(found["dtype"]), tuple(int(side) for side in found["shape"]))
-                for name, found in sorted(header.items())
-            }
-        except (LookupError, TypeError, ValueError) as error:
-            raise WeightsError(
-                self.where, "no safetensors header", "a whole safetensors file", _REMEDY
-            ) from error
 
     def load(self) -> FCN:
         """The network, in eval mode, float32, on the CPU.

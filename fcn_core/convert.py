@@ -20,13 +20,13 @@ from torch import Tensor
 from fcn_core.architecture import Architecture, Variant
 from fcn_core.checkpoint import INITIALISATION, WeightsInfo, build
 from fcn_core.errors import FcnError, WeightsError
+from fcn_core.fixed_layers import check_scales, fit_upsampling
 from fcn_core.labels import LabelSet
-from fcn_core.layers import decoder, trunk
+from fcn_core.layers import trunk
 from fcn_core.model import FCN, STREAMS
 from fcn_core.preprocessing import PREPROCESSINGS, Preprocessing
 from fcn_core.published import SourceFormat
 from fcn_core.sources import Source, read_source
-from fcn_core.upsampling import bilinear_kernel
 
 _ARCHES = {"FCN32s": "fcn32s", "FCN16s": "fcn16s", "FCN8s": "fcn8s", "FCN8sAtOnce": "fcn8s-atonce"}
 _VGG16: tuple[Variant, ...] = ("fcn32s", "fcn16s", "fcn8s", "fcn8s-atonce", "fcn32s-color-d")
@@ -75,7 +75,7 @@ def convert(data: bytes, request: Request, where: str) -> Converted:
     """
     source = read_source(data, request.format, where)
     _check_variant(source, request.variant)
-    _check_scales(source, request.variant)
+    check_scales(source, request.variant)
     architecture, labels = _architecture(source, request)
     preprocessing = request.preprocessing or default_preprocessing(request.format, architecture)
     if len(preprocessing.channels) != architecture.input_channels:
@@ -93,7 +93,7 @@ def convert(data: bytes, request: Request, where: str) -> Converted:
         origin["role"] = INITIALISATION
         notes += _start_training(tensors, architecture)
     else:
-        learned, note = _fit_upsampling(tensors, architecture, where)
+        learned, note = fit_upsampling(tensors, architecture, where)
         architecture = replace(architecture, upsampling="learned" if learned else "fixed")
         notes.append(note)
     model = build(architecture, tensors, where)
@@ -160,40 +160,6 @@ def _variants(source: Source) -> tuple[Variant, ...]:
     return ("fcn16s",) if any(name.startswith("score_pool4") for name in names) else ("fcn32s",)
 
 
-def _check_scales(source: Source, variant: Variant) -> None:
-    """Only a caffemodel tells a staged from an at-once net: by the Scale layers of the latter."""
-    if source.format != "caffe" or source.is_classifier:
-        return
-    plan = decoder(Architecture(variant, 1))
-    wanted = {f"scale_{skip.pool}": skip.scale for skip in plan.skips if skip.scale != 1}
-    found = {
-        name: sorted({float(value) for value in (scale.min(), scale.max())})
-        for name, scale in source.scales.items()
-    }
-    if not found and wanted:
-        raise WeightsError(
-            source.where, "no Scale layers: a staged network", f"--variant {variant} has "
-            f"{' and '.join(wanted)}", "Say --variant fcn8s, or name another file.",
-        )  # fmt: skip
-    said = ", ".join(f"{name} of {' to '.join(f'{v:g}' for v in ends)}"
-                     for name, ends in found.items())  # fmt: skip
-    if found and not wanted:
-        raise WeightsError(
-            source.where, f"Scale layers ({said}): an at-once network", f"--variant {variant} has "
-            "none", "Say --variant fcn8s-atonce, or name another file.",
-        )  # fmt: skip
-    exact = {name: [float(torch.tensor(scale))] for name, scale in wanted.items()}
-    if found != exact:
-        ones = all(ends == [1.0] for ends in found.values())
-        raise WeightsError(
-            source.where,
-            f"Scale layers: {said}" + (", as a staged network" if ones else ""),
-            f"{variant} has {', '.join(f'{name} of {v:g}' for name, v in wanted.items())}",
-            "Scales of 1 are those of --variant fcn8s: leave the layers out." if ones
-            else "No variant here has these scales; fold them into the score layers behind them.",
-        )  # fmt: skip
-
-
 def _architecture(source: Source, request: Request) -> tuple[Architecture, tuple[LabelSet, ...]]:
     """The network by its shapes, and the label sets in the order of its heads."""
     labels = request.labels
@@ -211,7 +177,8 @@ def _architecture(source: Source, request: Request) -> tuple[Architecture, tuple
         scores = ", ".join(f"score_fr{f'_{head}' if head else ''} of {count} classes"
                            for head, count in classes.items())  # fmt: skip
         raise WeightsError(
-            source.where, f"heads: {scores or 'none'}", f"one label set for each, not {len(labels)}",
+            source.where, f"heads: {scores or 'none'}",
+            f"one label set for each, not {len(labels)}",
             "Name --label-set once per head, the one that masks are made of first.",
         )  # fmt: skip
     # Heads in the order of the label sets, matched by their numbers of classes.
@@ -271,53 +238,3 @@ def _start_training(tensors: dict[str, Tensor], architecture: Architecture) -> l
             tensors[name] = tensors[name].reshape(tensor.shape)
     layers = sorted({name.rpartition(".")[0] for name in scores})
     return [*notes, f"{', '.join(layers)}: zero, to be trained"]
-
-
-def _fit_upsampling(
-    tensors: dict[str, Tensor], architecture: Architecture, where: str
-) -> tuple[bool, str]:
-    """Whether the deconvolutions are learned; fixed ones are taken out of the tensors."""
-    plan = decoder(architecture)
-    suffixes = [f"_{head}" if head else "" for head in architecture.head_classes]
-    strides = {skip.upscore: 4 for skip in plan.skips} | {plan.upscore: plan.kernel}
-    expected = {
-        f"{name}{suffix}.weight": (classes, classes, kernel, kernel)
-        for name, kernel in strides.items()
-        for suffix, classes in zip(suffixes, architecture.head_classes.values(), strict=True)
-    }
-    learned = []
-    for name, shape in expected.items():
-        if name not in tensors:
-            continue
-        weight = _dense(tensors[name])
-        if weight.shape != shape:
-            raise WeightsError(
-                where, f"tensor {name} is {tuple(tensors[name].shape)}", f"{shape} for "
-                f"{architecture.variant}", "Name the variant that the file is of.",
-            )  # fmt: skip
-        tensors[name] = weight
-        if not _is_bilinear(weight):
-            learned.append(name.removesuffix(".weight"))
-    names = ", ".join(name.removesuffix(".weight") for name in expected)
-    if learned:
-        return True, f"{', '.join(learned)}: not bilinear, so that {names} are kept as learned"
-    for name in expected:
-        tensors.pop(name, None)
-    return False, f"{names}: exactly bilinear, computed rather than stored"
-
-
-def _dense(weight: Tensor) -> Tensor:
-    """(K, K, k, k) of a deconvolution that may be grouped, (K, 1, k, k)."""
-    if weight.ndim != 4 or weight.shape[1] != 1 or weight.shape[0] == 1:
-        return weight
-    dense = weight.new_zeros(len(weight), len(weight), *weight.shape[2:])
-    index = torch.arange(len(weight))
-    dense[index, index] = weight[:, 0]
-    return dense
-
-
-def _is_bilinear(weight: Tensor) -> bool:
-    wanted = torch.zeros_like(weight)
-    index = torch.arange(len(weight))
-    wanted[index, index] = bilinear_kernel(weight.shape[-1])
-    return bool((weight == wanted).all())

@@ -32,6 +32,7 @@ _LOST_CLASSIFIER = (
     "Such files (torchvision's IMAGENET1K_FEATURES, vgg16_features-amdegroot-88682ab5.pth) cannot "
     "start an FCN: take vgg16_from_caffe.pth or VGG_ILSVRC_16_layers.caffemodel."
 )
+_DAMAGED = "The file is damaged: copy or download it again."
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ def _caffe(data: bytes, where: str) -> Source:
                 "This is no network of the paper: none of its layers can be left out.",
             )
         copies = [torch.from_numpy(blob.copy()) for blob in layer.blobs]
+        if any(not blob.size for blob in layer.blobs):
+            raise WeightsError(where, f"layer {name!r} with an empty blob", "weights", _DAMAGED)
         if layer.type == "Scale":
             scales[name] = copies[0]
         else:

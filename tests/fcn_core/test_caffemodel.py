@@ -1,4 +1,4 @@
-"""A caffemodel gives the arrays that were written into it, whatever the form, or says what is wrong."""
+"""A caffemodel gives the arrays that were written into it, in any form, or says what is wrong."""
 
 from __future__ import annotations
 

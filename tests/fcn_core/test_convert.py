@@ -1,4 +1,4 @@
-"""Weights of every format become the network that they were written from, or are refused by name."""
+"""Weights of every format become the network they were written from, or are refused by name."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_classifier_becomes_a_trunk_with_zero_scores(make, kind, variant) -> N
 
 
 def test_a_classifier_in_convolutions_gives_the_classifiers_output(make) -> None:
-    """fc6 on a 7x7 map is the classifier's first matrix: the order of the flattened input is ours."""
+    """fc6 on a 7x7 map is the classifier's first matrix: both flatten as C, H, W."""
     _, data = classifiers(make("fcn32s"))["torchvision"]
     found = convert(data, request("fcn32s", "torchvision"), "the file").model
     features = torch.randn(1, found.conv5_3.out_channels, 7, 7)
@@ -359,6 +359,9 @@ def test_a_caffemodel_with_a_layer_of_another_kind_is_refused(make) -> None:
     scale = good + formats.layer("V2", "scale_x", "Scale", [bias])
     refused(scale, request(), "scale_x of 0.*at-once")
     refused(formats.net(formats.layer("V1", "x", "MVN", [bias])), request(), "type MVN")
+    empty = good + formats.layer("V2", "scale_x", "Scale", [formats.blob(np.zeros(0))])
+    refused(empty, request(), "layer 'scale_x' with an empty blob")
+    refused(vgg16_caffemodel(make("fcn32s")) + scale[len(good) :], request(), "a classifier with")
 
 
 def test_a_caffemodel_cut_between_two_layers_misses_one(make) -> None:
