@@ -1,7 +1,6 @@
 """The one retry loop of all stores: exponential backoff with full jitter, bounded and counted.
 
-The libraries' own loops are off, because they are neither bounded in time nor counted, and because
-a conditional put must know whether it was tried before.
+The libraries' own loops are off, because they are neither bounded in time nor counted.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class GaveUpError(Exception):
 
 
 def with_retries(
-    action: Callable[[bool], T],
+    action: Callable[[], T],
     policy: RetryPolicy,
     *,
     reached: bool = True,
@@ -74,7 +73,7 @@ def with_retries(
     """The result of an action that is tried again while its failures may pass.
 
     Args:
-        action: is told whether it was tried before, in this call.
+        action: one try.
         policy: the bounds.
         reached: whether this store ever answered: if not, a wrong address is likelier than an
             outage, and a refused connection is tried a few times only.
@@ -91,7 +90,7 @@ def with_retries(
             before()
         number += 1
         try:
-            return action(number > 1)
+            return action()
         except Exception as error:
             if not is_transient(error):
                 raise
@@ -133,16 +132,16 @@ def response_of(error: BaseException | None) -> tuple[int | None, str]:
 
     s3fs maps one status to several classes, and some statuses to none: the cause tells.
     """
+    for name in ("status_code", "code", "status"):  # Azure's, gcsfs's, aiohttp's
+        status = getattr(error, name, None)
+        if isinstance(status, int) and 400 <= status < 600:
+            return status, ""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):  # botocore's ClientError
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return (int(status) if status else None), str(response.get("Error", {}).get("Code", ""))
-        for name in ("status_code", "code", "status"):  # Azure's, gcsfs's, aiohttp's
-            status = getattr(error, name, None)
-            if isinstance(status, int) and 400 <= status < 600:
-                return status, ""
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return None, ""
 
 

@@ -104,9 +104,7 @@ class Store:
         """
         with explained(self.location(prefix)):
             objects = self._open()
-            yield from objects.listing(
-                prefix.strip("/"), lambda call: self._tried(lambda _: call())
-            )
+            yield from objects.listing(prefix.strip("/"), self._tried)
 
     def objects(self, prefix: str = "") -> list[ObjectInfo]:
         """All objects below a folder, at once."""
@@ -114,7 +112,7 @@ class Store:
 
     def stat(self, path: str) -> ObjectInfo:
         """One object's size and tag."""
-        return self._do(path, lambda objects, _: objects.stat(path))
+        return self._do(path, lambda objects: objects.stat(path))
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """The object's bytes, or those in [start, end)."""
@@ -124,50 +122,51 @@ class Store:
         self, path: str, start: int | None = None, end: int | None = None
     ) -> tuple[bytes, str]:
         """Bytes as `read` gives them, and the tag of the version they are from."""
-        return self._do(path, lambda objects, _: objects.read(path, start, end))
+        return self._do(path, lambda objects: objects.read(path, start, end))
 
     def open(self, path: str) -> IO[bytes]:
         """A seekable, read-only file object; remote objects are fetched in ranges."""
-        handle = self._do(path, lambda objects, _: objects.open(path))
+        handle = self._do(path, lambda objects: objects.open(path))
         info = self.stat(path)
         fetch = lambda start, end: self.read_tagged(path, start, end)  # noqa: E731
         return cast(IO[bytes], RangeReader(self.location(path), info, fetch, handle))
 
     def write(self, path: str, data: bytes) -> str:
         """Put an object, whole or not at all, over whatever is there; its new tag."""
-        return self._do(path, lambda objects, _: objects.write(path, data), changes=True)
+        return self._do(path, lambda objects: objects.write(path, data), changes=True)
 
     def create(self, path: str, data: bytes) -> str | None:
-        """Put an object if there is none; its tag, or None if there is one already.
+        """Put an object if there is none; its tag, or None if there is another one already.
 
-        Where the store can (`If-None-Match: *`, hard links), exactly one of several writers wins.
+        Where the store can (`If-None-Match: *`, hard links), exactly one of several writers of
+        different bytes wins. Equal bytes are taken for one's own, put by a try whose answer was
+        lost: who must know that he was the first puts something of his own into them.
         """
 
-        def create(objects: Objects, again: bool) -> str | None:
-            tag = objects.create(path, data)
-            return _own(objects, path, data) if tag is None and again else tag
+        def create(objects: Objects) -> str | None:
+            return objects.create(path, data) or _own(objects, path, data)
 
         return self._do(path, create, changes=True)
 
     def replace(self, path: str, data: bytes, tag: str) -> str | None:
         """Put an object over the version of this tag; None if there is another, or none.
 
-        Where the store can (`If-Match`, locks), exactly one of several writers wins.
+        Where the store can (`If-Match`, locks), exactly one of several writers of different bytes
+        wins; equal ones as in `create`.
         """
 
-        def replace(objects: Objects, again: bool) -> str | None:
-            new = objects.replace(path, data, tag)
-            return _own(objects, path, data) if new is None and again else new
+        def replace(objects: Objects) -> str | None:
+            return objects.replace(path, data, tag) or _own(objects, path, data)
 
         return self._do(path, replace, changes=True)
 
     def delete(self, path: str, tag: str | None = None) -> None:
         """Remove an object, if it has this tag (None: any); one that is not there is no error."""
-        self._do(path, lambda objects, _: objects.delete(path, tag), changes=True)
+        self._do(path, lambda objects: objects.delete(path, tag), changes=True)
 
     def sweep(self) -> None:
         """Remove what writers that were killed left half-written. Only local stores have such."""
-        self._do("", lambda objects, _: objects.sweep(), changes=True)
+        self._do("", lambda objects: objects.sweep(), changes=True)
 
     def probe(self) -> Guarantees:
         """Find out, on an object of its own, what this store holds; that much is used from then on.
@@ -189,16 +188,16 @@ class Store:
             self.delete(path)
         return Guarantees(objects.atomic_create, objects.atomic_replace)
 
-    def _do(self, path: str, action: Callable[[Objects, bool], T], *, changes: bool = False) -> T:
+    def _do(self, path: str, action: Callable[[Objects], T], *, changes: bool = False) -> T:
         with explained(self.location(path)):
             objects = self._open()
-            return self._tried(lambda again: action(objects, again), changes=changes)
+            return self._tried(lambda: action(objects), changes=changes)
 
-    def _tried(self, action: Callable[[bool], T], *, changes: bool = False) -> T:
+    def _tried(self, call: Callable[[], T], *, changes: bool = False) -> T:
         policy = RetryPolicy(self.options.attempts, self.options.retry_seconds)
         place = (os.getpid(), *self.url.split("/")[:3])
         before = self._guard if changes else None
-        result = with_retries(action, policy, reached=place in _REACHED, before=before)
+        result = with_retries(call, policy, reached=place in _REACHED, before=before)
         _REACHED.add(place)
         return result
 
@@ -234,7 +233,11 @@ def _connect(url: str, options: StoreOptions) -> Objects:
 
 
 def _own(objects: Objects, path: str, data: bytes) -> str | None:
-    """The tag of an object if it is the very one that an earlier try put, whose answer was lost."""
+    """The tag of an object if it is the very one that was to be put: an answer was lost.
+
+    Not only after a try of ours that failed: HTTP clients (aiohttp, RFC 9112) silently repeat a
+    put whose connection closed before the answer.
+    """
     try:
         there, tag = objects.read(path, None, None)
     except FileNotFoundError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from fcn_core.architecture import Architecture, Variant
 from fcn_core.model import FCN
 from tests import world
+from tests.s3_server import HOW_TO_GET, S3Server, is_installed
 
 # Networks this small gain nothing from threads, and lose a factor of 30 when a core is busy: the
 # threads of a layer wait for the slowest.
@@ -53,6 +55,31 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(tmp_path: Path) -> Path:
     """Three tars of four labelled pictures of mixed sizes."""
     return world.write_shards(tmp_path / "in")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A real S3 server on this machine; without one, a failure if FCNSEG_REQUIRE_S3 is set."""
+    if not is_installed():
+        reason = f"no S3 server on this machine: {HOW_TO_GET}"
+        (pytest.fail if os.environ.get("FCNSEG_REQUIRE_S3") else pytest.skip)(reason)
+    with S3Server.started() as server:
+        yield server
+
+
+def use_s3(patch: pytest.MonkeyPatch, environment: Mapping[str, str]) -> None:
+    """Make this process, and those it starts, a client with this environment and no other."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        patch.delenv(name)
+    for name, value in environment.items():
+        patch.setenv(name, value)
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket, reached as a user would: by the environment alone."""
+    use_s3(monkeypatch, s3_server.owner.environment(s3_server.url))
+    return f"s3://{s3_server.new_bucket()}"
 
 
 @pytest.fixture
