@@ -7,16 +7,19 @@ others; what makes the whole shard unreadable is a `ShardError`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fcn_core.errors import FcnError
 from pipeline.errors import MissingError, SampleError
-from pipeline.parquet_input import parquet_entries
-from pipeline.samples import Entry, Failure, Sample
+from pipeline.ordered import map_ordered
+from pipeline.parquet_input import ParquetIndex
+from pipeline.ranged import STREAMS
+from pipeline.samples import Encoded, Failure, Index, Sample
 from pipeline.shards import Shard, check_key
 from pipeline.store import Store
-from pipeline.tar_input import tar_entries
+from pipeline.tar_input import TarIndex
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,12 @@ def read_chunks(shard: Shard, sources: Sources, limits: ChunkLimits) -> Iterator
     """
     with ExitStack() as files:
         started = time.perf_counter()
-        entries = _entries(shard, sources, limits, files)
-        first_with_key = {entry.key: index for index, entry in reversed(list(enumerate(entries)))}
-        pieces = split([entry.size for entry in entries], limits)
+        index = _index(shard, sources, limits, files)
+        refuse = _Refusals(index)
+        pieces = split(index.sizes, limits)
         for seq, piece in enumerate(pieces):
-            samples, failures = [], []
-            for index in piece:
-                entry = entries[index]
-                try:
-                    _refuse_duplicate(entry, first=first_with_key[entry.key] == index)
-                    _refuse_nested(entry, first_with_key)
-                    samples.append(_fetch(entry))
-                except (SampleError, MissingError) as error:
-                    failures.append(Failure.of(entry.key, error, entry.location))
-            seconds = time.perf_counter() - started
-            yield Chunk(shard.id, seq, len(pieces), tuple(samples), tuple(failures), seconds)
+            # Held by nobody here: or two chunks would be in memory while the next one is read.
+            yield _read_piece(Chunk(shard.id, seq, len(pieces), ()), index, piece, refuse, started)
             started = time.perf_counter()
 
 
@@ -81,7 +75,7 @@ def count_images(shard: Shard, sources: Sources) -> int:
         ShardError: the shard cannot be read.
     """
     with ExitStack() as files:
-        return len(_entries(shard, sources, ChunkLimits(images=1, bytes=0), files))
+        return len(_index(shard, sources, ChunkLimits(images=1, bytes=0), files).keys)
 
 
 def split(sizes: Sequence[int], limits: ChunkLimits) -> list[range]:
@@ -101,62 +95,90 @@ def split(sizes: Sequence[int], limits: ChunkLimits) -> list[range]:
     return pieces
 
 
-def _refuse_duplicate(entry: Entry, *, first: bool) -> None:
-    if not first:
-        raise SampleError(
-            entry.location,
-            f"a second sample with the key {entry.key!r}",
-            "one sample per key in a shard",
-            "Rename one of them.",
-        )
+def _read_piece(
+    empty: Chunk, index: Index, piece: range, refuse: _Refusals, started: float
+) -> Chunk:
+    problems = {number: refuse.problem(number) for number in piece}
+    fetched = index.fetch([number for number, problem in problems.items() if problem is None])
+    samples, failures = [], []
+    for number, problem in problems.items():
+        found = next(fetched) if problem is None else problem
+        key, location = index.keys[number], index.location(number)
+        if isinstance(found, FcnError):
+            failures.append(Failure.of(key, found, location))
+        else:
+            samples.append(Sample(key, *found, location))
+    seconds = time.perf_counter() - started
+    return replace(empty, samples=tuple(samples), failures=tuple(failures), seconds=seconds)
 
 
-def _refuse_nested(entry: Entry, keys: Mapping[str, int]) -> None:
-    """Masks are `<key>.png`: below key `a.png/b` that would have to be a folder for key `a`."""
-    parts = entry.key.split("/")
-    for depth in range(1, len(parts)):
-        folder = "/".join(parts[:depth])
-        if folder.endswith(".png") and folder.removesuffix(".png") in keys:
-            raise SampleError(
-                entry.location,
-                f"the key {entry.key!r} lies below the mask of {folder.removesuffix('.png')!r}",
-                "keys whose masks do not collide",
-                "Rename one of them.",
-            )
+class _Refusals:
+    """Samples whose keys cannot become names: those that collide, and those that are no paths."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.first: dict[str, int] = {}
+        for number, key in enumerate(index.keys):
+            self.first.setdefault(key, number)
+
+    def problem(self, number: int) -> SampleError | None:
+        """What is wrong with the key of a sample, if anything."""
+        key = self.index.keys[number]
+        if self.first[key] != number:
+            found, expected = f"a second sample with the key {key!r}", "one sample per key"
+            return self._error(number, found, f"{expected} in a shard", "Rename one of them.")
+        folder = self._nested(key)
+        if folder is not None:
+            found = f"the key {key!r} lies below the mask of {folder!r}"
+            expected = "keys whose masks do not collide"
+            return self._error(number, found, expected, "Rename one of them.")
+        problem = check_key(key)
+        if problem is not None:
+            expected = "a relative path becomes an object's name"
+            return self._error(number, f"{problem} ({key!r})", expected, "Rename the sample.")
+        return None
+
+    def _nested(self, key: str) -> str | None:
+        """Masks are `<key>.png`: below key `a.png/b` that would have to be a folder for key `a`."""
+        parts = key.split("/")
+        for depth in range(1, len(parts)):
+            folder = "/".join(parts[:depth])
+            if folder.endswith(".png") and folder.removesuffix(".png") in self.first:
+                return folder.removesuffix(".png")
+        return None
+
+    def _error(self, number: int, found: str, expected: str, remedy: str) -> SampleError:
+        return SampleError(self.index.location(number), found, expected, remedy)
 
 
-def _fetch(entry: Entry) -> Sample:
-    problem = check_key(entry.key)
-    if problem:
-        raise SampleError(
-            entry.location,
-            f"{problem} ({entry.key!r})",
-            "a relative path becomes an object's name",
-            "Rename the sample.",
-        )
-    image, label = entry.load()
-    return Sample(entry.key, image, label, entry.location)
-
-
-def _entries(shard: Shard, sources: Sources, limits: ChunkLimits, files: ExitStack) -> list[Entry]:
+def _index(shard: Shard, sources: Sources, limits: ChunkLimits, files: ExitStack) -> Index:
+    in_memory = shard.size <= limits.bytes
     if shard.kind == "tar":
-        return tar_entries(shard, sources.images, files, in_memory=shard.size <= limits.bytes)
+        return TarIndex(shard, sources.images, in_memory=in_memory)
     if shard.kind == "parquet":
-        return parquet_entries(shard, sources.images, files)
-    return _folder_entries(shard, sources)
+        return ParquetIndex(shard, sources.images, files, in_memory=in_memory)
+    return _FolderIndex(shard, sources)
 
 
-def _folder_entries(shard: Shard, sources: Sources) -> list[Entry]:
-    # Sizes are not in the index one by one; the shard's mean is a function of its content too.
-    mean = shard.size // max(1, len(shard.members))
+class _FolderIndex:
+    """The images of a virtual shard, each an object of its own."""
 
-    def loader(image: str, label: str | None) -> Callable[[], tuple[bytes, bytes | None]]:
-        return lambda: (
-            sources.images.read(image),
-            sources.labels.read(label) if label is not None else None,
-        )
+    def __init__(self, shard: Shard, sources: Sources) -> None:
+        self.members, self.sources = shard.members, sources
+        self.keys = [member.key for member in shard.members]
+        # Sizes are not in the index one by one; the shard's mean is a function of its content too.
+        self.sizes = [shard.size // max(1, len(shard.members))] * len(shard.members)
 
-    return [
-        Entry(m.key, mean, sources.images.location(m.image), loader(m.image, m.label))
-        for m in shard.members
-    ]
+    def location(self, number: int) -> str:
+        return self.sources.images.location(self.members[number].image)
+
+    def fetch(self, numbers: Sequence[int]) -> Iterator[Encoded | FcnError]:
+        return map_ordered(self._read, numbers, STREAMS)
+
+    def _read(self, number: int) -> Encoded | FcnError:
+        member, sources = self.members[number], self.sources
+        try:
+            label = sources.labels.read(member.label) if member.label is not None else None
+            return sources.images.read(member.image), label
+        except MissingError as error:
+            return error

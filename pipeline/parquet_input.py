@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import posixpath
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import accumulate
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import SampleError, ShardError
-from pipeline.samples import Entry
+from fcn_core.errors import FcnError
+from pipeline.errors import MissingError, SampleError, ShardError
+from pipeline.samples import Encoded
 from pipeline.shards import Shard
 from pipeline.store import Store
 
@@ -22,32 +22,10 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "mask", "annotation", "segmentation", "segmentation_mask")
 KEY_COLUMNS = ("key", "__key__", "id", "image_id", "file_name", "filename")
 
+_BUFFER = 8 * 2**20
+"""Bytes of one request, and of the rows of one batch."""
 
-def parquet_entries(shard: Shard, source: Store, files: ExitStack) -> list[Entry]:
-    """The rows of a Parquet file, in order.
-
-    The image column is the one of `IMAGE_COLUMNS` that holds bytes or struct<bytes, path>; else the
-    only such column. The label column is found by name likewise, and is optional. The key is the
-    string column of `KEY_COLUMNS`, else the image's path without extension, else the row number.
-
-    Args:
-        shard: of kind "parquet".
-        source: INPUT.
-        files: closes what is opened here, when the last sample is fetched.
-
-    Raises:
-        ShardError: no Parquet file, or no image column in it.
-    """
-    where = source.location(shard.path)
-    handle = files.enter_context(source.open(shard.path))
-    with _explained(where):
-        rows = _Rows(pq.ParquetFile(handle), where)
-        keys = rows.keys()
-    mean = shard.size // max(1, len(keys))
-    return [
-        Entry(key, mean, f"{where}#row={index}", rows.loader(index))
-        for index, key in enumerate(keys)
-    ]
+_BATCH_ROWS = 256
 
 
 @contextmanager
@@ -64,32 +42,91 @@ def _explained(where: str) -> Iterator[None]:
         ) from error
 
 
-class _Rows:
-    """Random access to the rows of a file, one row group in memory at a time."""
+class ParquetIndex:
+    """The rows of a Parquet file, in order, fetched a batch at a time.
 
-    def __init__(self, file: pq.ParquetFile, where: str) -> None:
-        self.file = file
-        self.where = where
-        schema = file.schema_arrow
-        pictures = [f.name for f in schema if _holds_bytes(f.type)]
-        image = _choose(pictures, IMAGE_COLUMNS, hf_images(schema))
-        if image is None:
-            raise ShardError(
-                where,
-                f"columns {', '.join(schema.names)}",
-                f"an image column (bytes, or struct<bytes, path>) named like {IMAGE_COLUMNS[0]}",
-                "Rename the column.",
+    The image column is the one of `IMAGE_COLUMNS` that holds bytes or struct<bytes, path>; else the
+    only such column. The label column is found by name likewise, and is optional. The key is the
+    string column of `KEY_COLUMNS`, else the image's path without extension, else the row number.
+
+    Pages are read as they are needed, so that a row group may be larger than the memory.
+
+    Args:
+        shard: of kind "parquet".
+        source: INPUT.
+        files: closes what is opened here.
+        in_memory: fetch the whole file at once instead of ranges.
+
+    Raises:
+        ShardError: no Parquet file, or no image column in it.
+        StoreError: the store fails.
+    """
+
+    def __init__(self, shard: Shard, source: Store, files: ExitStack, *, in_memory: bool) -> None:
+        self.where = source.location(shard.path)
+        handle: Any = (
+            pa.BufferReader(source.read(shard.path))
+            if in_memory
+            else files.enter_context(source.open(shard.path))
+        )
+        with _explained(self.where):
+            self.file = pq.ParquetFile(handle, buffer_size=_BUFFER, pre_buffer=False)
+            schema = self.file.schema_arrow
+            self.image, self.label = _columns(schema, self.where)
+            self.groups = [
+                _Group(self.file.metadata.row_group(g), self._used())
+                for g in range(self.file.num_row_groups)
+            ]
+            self.keys = self._keys(schema)
+        self.sizes = [group.mean for group in self.groups for _ in range(group.rows)]
+        self._next = 0
+        self._rows = self._read()
+
+    def location(self, number: int) -> str:
+        """The file, and the number of the row."""
+        return f"{self.where}#row={number}"
+
+    def fetch(self, numbers: Sequence[int]) -> Iterator[Encoded | FcnError]:
+        """See `Index`. Rows are read in order; going back begins anew."""
+        for number in numbers:
+            if number < self._next:
+                self._next, self._rows = 0, self._read()
+            with _explained(self.where):
+                row = next(islice(self._rows, number - self._next, None), None)
+                if row is None:
+                    raise ValueError(f"{len(self.keys)} rows promised, row {number} is not there")
+            self._next = number + 1
+            image = _bytes(row[self.image])
+            if image is None:
+                yield SampleError(
+                    self.location(number),
+                    "a null image, or a path without bytes",
+                    "the image's bytes in the row",
+                    "Embed the images in the Parquet file.",
+                )
+            else:
+                yield image, _bytes(row[self.label]) if self.label else None
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        for number, group in enumerate(self.groups):
+            batches = self.file.iter_batches(
+                batch_size=max(1, min(_BATCH_ROWS, _BUFFER // max(1, group.mean))),
+                row_groups=[number],
+                columns=self._used(),
+                use_threads=False,
             )
-        self.image: str = image
-        labels = [name for name in pictures if name != self.image and name in LABEL_COLUMNS]
-        self.label = labels[0] if labels else None
-        self.groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-        self.starts = [0, *accumulate(self.groups)]
-        self._loaded: tuple[int, list[dict[str, Any]]] = (-1, [])
+            count = 0
+            for batch in batches:
+                count += batch.num_rows
+                yield from batch.to_pylist()
+            if count != group.rows:
+                raise ValueError(f"row group {number} has {count} rows")
 
-    def keys(self) -> list[str]:
-        schema = self.file.schema_arrow
-        numbers = [f"{index:08d}" for index in range(self.starts[-1])]
+    def _used(self) -> list[str]:
+        return [name for name in (self.image, self.label) if name]
+
+    def _keys(self, schema: pa.Schema) -> list[str]:
+        numbers = [f"{index:08d}" for index in range(self.file.metadata.num_rows)]
         for name in KEY_COLUMNS:
             if name in schema.names and _is_text(schema.field(name).type):
                 values = self.file.read(columns=[name]).column(0).to_pylist()
@@ -102,32 +139,51 @@ class _Rows:
                 return stems
         return numbers
 
-    def loader(self, index: int) -> Callable[[], tuple[bytes, bytes | None]]:
-        def load() -> tuple[bytes, bytes | None]:
-            row = self._row(index)
-            image = _bytes(row[self.image])
-            if image is None:
-                raise SampleError(
-                    f"{self.where}#row={index}",
-                    "a null image, or a path without bytes",
-                    "the image's bytes in the row",
-                    "Embed the images in the Parquet file.",
-                )
-            return image, _bytes(row[self.label]) if self.label else None
 
-        return load
+class _Group:
+    """A row group: its rows, and the mean encoded bytes of those of its columns that are used."""
 
-    def _row(self, index: int) -> dict[str, Any]:
-        group = bisect_right(self.starts, index) - 1
-        if self._loaded[0] != group:
-            columns = [name for name in (self.image, self.label) if name]
-            with _explained(self.where):
-                rows = self.file.read_row_group(group, columns=columns).to_pylist()
-                if len(rows) != self.groups[group]:
-                    raise ValueError(f"row group {group} has {len(rows)} rows")
-            self._loaded = (group, rows)
-        row: dict[str, Any] = self._loaded[1][index - self.starts[group]]
-        return row
+    def __init__(self, metadata: Any, columns: Sequence[str]) -> None:
+        self.rows: int = metadata.num_rows
+        chunks = [metadata.column(number) for number in range(metadata.num_columns)]
+        used = [c for c in chunks if c.path_in_schema.split(".")[0] in columns]
+        self.mean: int = sum(c.total_uncompressed_size for c in used) // max(1, self.rows)
+
+
+def _columns(schema: pa.Schema, where: str) -> tuple[str, str | None]:
+    """The names of the image column and of the label column."""
+    pictures = [f.name for f in schema if _holds_bytes(f.type)]
+    image = _choose(pictures, IMAGE_COLUMNS, hf_images(schema))
+    if image is None:
+        raise ShardError(
+            where,
+            f"columns {', '.join(schema.names)}",
+            f"an image column (bytes, or struct<bytes, path>) named like {IMAGE_COLUMNS[0]}",
+            "Rename the column.",
+        )
+    labels = [name for name in pictures if name != image and name in LABEL_COLUMNS]
+    return image, labels[0] if labels else None
+
+
+def labels_passed_over(shard: Shard, source: Store) -> list[str]:
+    """Columns that are called like labels and hold no pictures: "column label (int64)".
+
+    Empty for a file that cannot be read: that is told when its turn comes.
+
+    Raises:
+        StoreError: the store fails.
+    """
+    try:
+        with source.open(shard.path) as handle, _explained(shard.path):
+            schema = pq.ParquetFile(handle).schema_arrow
+            _, label = _columns(schema, shard.path)
+    except (ShardError, MissingError):
+        return []
+    return [
+        f"column {field.name} ({field.type})"
+        for field in schema
+        if field.name in LABEL_COLUMNS and not _holds_bytes(field.type) and label is None
+    ]
 
 
 def hf_images(schema: pa.Schema) -> list[str]:

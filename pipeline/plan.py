@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pipeline.chunks import Sources, count_images
 from pipeline.errors import InputError, MissingError, ShardError
 from pipeline.ledger import Entry, read_ledger
+from pipeline.parquet_input import labels_passed_over
 from pipeline.redo import read_redo
-from pipeline.shards import Shard, list_input
+from pipeline.shards import Listing, Shard, list_input
 from pipeline.store import Store
 from pipeline.virtual import Packing, pack
 
@@ -125,10 +126,17 @@ def make_plan(request: PlanRequest) -> Plan:
         ledger=ledger,
         vanished=len(gone) + (packing.vanished if packing else 0),
         packing=packing,
-        passed_over=listing.passed_over,
+        passed_over=(*listing.passed_over, *_columns_passed_over(listing, request.images)),
         layout=f"{listing.kind} {listing.image_root}".strip(),
         sources=Sources(request.images, request.labels or request.images),
     )
+
+
+def _columns_passed_over(listing: Listing, images: Store) -> list[str]:
+    """Of the first file, for all."""
+    if listing.kind != "parquet":
+        return []
+    return labels_passed_over(listing.shards[0], images)
 
 
 def is_done(shard: Shard, entry: Entry | None, request: PlanRequest) -> bool:

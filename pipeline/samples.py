@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from fcn_core.errors import FcnError
+
+Encoded = tuple[bytes, bytes | None]
+"""An encoded image and perhaps its encoded label."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +40,33 @@ class Failure:
         return cls(key, error.reason, type(error).__name__, location)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A sample that is known but not fetched.
+class Index(Protocol):
+    """The samples of a shard, known but not fetched. Small: a shard may have millions.
 
     Attributes:
-        key: as found; not yet checked.
-        size: encoded bytes of image and label.
-        location: where the image is.
-        load: fetches (image, label); raises FcnError for a sample that cannot be had.
+        keys: as found, not yet checked; a key may occur twice.
+        sizes: encoded bytes of image and label.
     """
 
-    key: str
-    size: int
-    location: str
-    load: Callable[[], tuple[bytes, bytes | None]]
+    @property
+    def keys(self) -> Sequence[str]:
+        """See above."""
+        ...
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """See above."""
+        ...
+
+    def location(self, number: int) -> str:
+        """Where the image of a sample is, for people."""
+        ...
+
+    def fetch(self, numbers: Sequence[int]) -> Iterator[Encoded | FcnError]:
+        """The bytes of some samples, in this (rising) order, or why one cannot be had.
+
+        Raises:
+            ShardError: the shard as a whole cannot be read any further.
+            StoreError: the store fails.
+        """
+        ...

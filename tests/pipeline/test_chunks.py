@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import parquet_input
 from pipeline.chunks import Chunk, ChunkLimits, Sources, count_images, read_chunks, split
 from pipeline.errors import ShardError, StoreError
+from pipeline.parquet_input import labels_passed_over
 from pipeline.ranges import RangeReader
 from pipeline.shards import Shard, list_input
 from pipeline.store import Store
@@ -100,10 +102,13 @@ def test_ranges_and_whole_tars_give_the_same_samples(shards: Path) -> None:
 def test_a_tar_over_the_limit_is_never_fetched_whole(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forbidden(*_: object) -> bytes:
-        raise AssertionError("fetched whole")
+    original = Store.read_tagged
 
-    monkeypatch.setattr(Store, "read", forbidden)
+    def ranged(self: Store, path: str, *range: int | None) -> tuple[bytes, str]:
+        assert None not in range and range, "fetched whole"
+        return original(self, path, *range)
+
+    monkeypatch.setattr(Store, "read_tagged", ranged)
     assert len(chunks(shards, RANGED)) == 12
 
 
@@ -389,20 +394,48 @@ def test_an_empty_table_is_one_empty_chunk(tmp_path: Path) -> None:
     assert (found.seq, found.count, found.samples, found.failures) == (0, 1, (), ())
 
 
-def test_one_row_group_is_in_memory_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("buffer", [1, 100, 2**23])
+def test_rows_are_read_in_batches_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffer: int
 ) -> None:
-    read: list[int] = []
-    original = pq.ParquetFile.read_row_group
+    """A row group may be larger than the memory."""
+    batches: list[int] = []
+    original = pq.ParquetFile.iter_batches
 
-    def spy(self: pq.ParquetFile, group: int, **options: Any) -> pa.Table:
-        read.append(group)
-        return original(self, group, **options)
+    def spy(self: pq.ParquetFile, **options: Any) -> Iterator[pa.RecordBatch]:
+        for batch in original(self, **options):
+            batches.append(batch.num_rows)
+            yield batch
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy)
-    found = from_table(tmp_path, {"image": [b"%d" % n for n in range(10)]}, row_group_size=3)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
+    monkeypatch.setattr(parquet_input, "_BUFFER", buffer)
+    table = {"image": [b"%03d" % n for n in range(10)], "other": [b"x" * 1000] * 10}
+    found = from_table(tmp_path, table, row_group_size=7)
     assert [int(image) for _, image, _ in samples(found)] == list(range(10))
-    assert read == [0, 1, 2, 3]
+    assert max(batches) == {1: 1, 100: 6, 2**23: 7}[buffer] and sum(batches) == 10
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"label": pa.array([1, 2])}, ["column label (int64)"]),
+        ({"mask": pa.array(["a.png", "b.png"])}, ["column mask (string)"]),
+        ({"label": pa.array([1, 2]), "mask": [b"a", b"b"]}, []),
+        ({"label": [b"a", b"b"]}, []),
+        ({"class": pa.array([1, 2])}, []),
+    ],
+)
+def test_labels_that_are_no_pictures_are_told(tmp_path: Path, columns: dict, told: list) -> None:
+    found = from_table(tmp_path, {"image": pa.array([b"A", b"B"]), **columns})
+    source = Store(str(tmp_path))
+    assert len(samples(found)) == 2
+    assert labels_passed_over(list_input(source, None).shards[0], source) == told
+
+
+def test_labels_of_a_damaged_file_are_not_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "s.parquet").write_bytes(b"no table")
+    source = Store(str(tmp_path))
+    assert labels_passed_over(list_input(source, None).shards[0], source) == []
 
 
 def test_a_flipped_byte_of_a_table_is_a_bad_shard_or_no_harm(tmp_path: Path) -> None:
@@ -517,15 +550,19 @@ def test_a_shard_that_vanished_is_an_error_of_that_shard(tmp_path: Path, make: M
 def test_a_store_that_fails_is_no_damaged_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, reads: int
 ) -> None:
-    original, left = RangeReader.read, iter(range(reads))
+    left = iter(range(reads))
 
-    def failing(self: RangeReader, size: int | None = -1) -> bytes:
-        if next(left, None) is None:
-            raise StoreError("x", "the store failed", "a working store")
-        return original(self, size)
+    def failing(original: Callable[..., Any]) -> Callable[..., Any]:
+        def read(*args: Any) -> Any:
+            if next(left, None) is None:
+                raise StoreError("x", "the store failed", "a working store")
+            return original(*args)
+
+        return read
 
     shard, sources = make(tmp_path, FILES)
-    monkeypatch.setattr(RangeReader, "read", failing)
+    monkeypatch.setattr(Store, "read_tagged", failing(Store.read_tagged))
+    monkeypatch.setattr(RangeReader, "read", failing(RangeReader.read))
     with pytest.raises(StoreError, match="the store failed"):
         list(read_chunks(shard, sources, RANGED))
 
