@@ -141,30 +141,68 @@ class ConfusionMatrix:
         """Pixels whose prediction equals the truth."""
         return int(np.trace(self.matrix))
 
-    def scores(self, policy: Policy = "reference") -> Scores:
-        """The four FCN scores.
+    @property
+    def margins(self) -> NDArray[np.int64]:
+        """(3, K): correct, true and predicted pixels of each class; see `margins`."""
+        return margins(self.matrix)
 
-        With n_ij the pixels of class i predicted as j and t_i = sum_j n_ij:
-        pixel accuracy sum_i n_ii / sum_i t_i; mean accuracy (1/n) sum_i n_ii / t_i;
-        mean IU (1/n) sum_i n_ii / (t_i + sum_j n_ji - n_ii);
-        frequency weighted IU (sum_k t_k)^-1 sum_i t_i n_ii / (t_i + sum_j n_ji - n_ii).
-        """
-        hits = np.diag(self.matrix).astype(np.float64)
-        truth = self.matrix.sum(axis=1).astype(np.float64)
-        union = truth + self.matrix.sum(axis=0) - hits
-        accuracy = _ratio(hits, truth)
-        iou = _ratio(hits, union)
-        averaged = iou if policy == "reference" else np.where(truth > 0, iou, np.nan)
-        total = float(truth.sum())
-        present = truth > 0
-        weighted = float((truth[present] * iou[present]).sum()) / total if total else math.nan
+    def scores(self, policy: Policy = "reference") -> Scores:
+        """The four FCN scores; `score_arrays` has the formulas."""
+        found = score_arrays(self.margins, policy)
         return Scores(
-            pixel_accuracy=float(hits.sum()) / total if total else math.nan,
-            mean_accuracy=_nanmean(accuracy),
-            mean_iou=_nanmean(averaged),
-            frequency_weighted_iou=weighted,
-            iou=tuple(float(value) for value in iou),
+            pixel_accuracy=float(found["pixel_accuracy"]),
+            mean_accuracy=float(found["mean_accuracy"]),
+            mean_iou=float(found["mean_iou"]),
+            frequency_weighted_iou=float(found["frequency_weighted_iou"]),
+            iou=tuple(float(value) for value in found["iou"]),
         )
+
+
+def margins(matrices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of each confusion matrix all that its scores depend on.
+
+    Args:
+        matrices: (..., K, K).
+
+    Returns:
+        (..., 3, K): the diagonal n_ii, the row sums t_i = sum_j n_ij, the column sums sum_j n_ji.
+    """
+    diagonal = np.diagonal(matrices, axis1=-2, axis2=-1)
+    return np.stack([diagonal, matrices.sum(axis=-1), matrices.sum(axis=-2)], axis=-2)
+
+
+def score_arrays(
+    counts: NDArray[np.integer[Any]], policy: Policy = "reference"
+) -> dict[str, NDArray[np.float64]]:
+    """The four FCN scores, and IU and accuracy of each class, of many matrices at once.
+
+    With n_ij the pixels of class i predicted as j and t_i = sum_j n_ij:
+    pixel accuracy sum_i n_ii / sum_i t_i; mean accuracy (1/n) sum_i n_ii / t_i;
+    mean IU (1/n) sum_i n_ii / (t_i + sum_j n_ji - n_ii);
+    frequency weighted IU (sum_k t_k)^-1 sum_i t_i n_ii / (t_i + sum_j n_ji - n_ii).
+
+    Args:
+        counts: (..., 3, K) of `margins`.
+        policy: see `Policy`.
+
+    Returns:
+        `pixel_accuracy`, `mean_accuracy`, `mean_iou`, `frequency_weighted_iou` of shape (...);
+        `iou` and `accuracy` of shape (..., K). NaN where a ratio has no denominator.
+    """
+    hits, truth, predicted = np.moveaxis(counts.astype(np.float64), -2, 0)
+    iou = _ratio(hits, truth + predicted - hits)
+    accuracy = _ratio(hits, truth)
+    averaged = iou if policy == "reference" else np.where(truth > 0, iou, np.nan)
+    total = truth.sum(axis=-1)
+    weighted = np.where(truth > 0, truth * iou, 0.0).sum(axis=-1)
+    return {
+        "pixel_accuracy": _ratio(hits.sum(axis=-1), total),
+        "mean_accuracy": _nanmean(accuracy),
+        "mean_iou": _nanmean(averaged),
+        "frequency_weighted_iou": _ratio(weighted, total),
+        "iou": iou,
+        "accuracy": accuracy,
+    }
 
 
 def none_if_nan(value: float) -> float | None:
@@ -173,11 +211,11 @@ def none_if_nan(value: float) -> float | None:
 
 
 def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
-    result = np.full_like(numerator, np.nan)
+    result = np.full(np.shape(numerator), np.nan)
     np.divide(numerator, denominator, out=result, where=denominator > 0)
     return result
 
 
-def _nanmean(values: NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
+def _nanmean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    known = ~np.isnan(values)
+    return _ratio(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1).astype(np.float64))

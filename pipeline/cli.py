@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 from typing import Any, NoReturn
 
 import typer
@@ -12,8 +10,10 @@ from typer.core import TyperGroup
 
 from fcn_core.errors import FcnError
 from pipeline import console
+from pipeline.cli_evaluate import evaluate
 from pipeline.cli_label import demo, plan, predict, run, shard
 from pipeline.cli_output import failed, report, status, verify
+from pipeline.streams import outlive_readers
 
 
 class _Commands(TyperGroup):
@@ -28,9 +28,6 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             console.err.print("interrupted: run the same command again to resume", markup=False)
             raise typer.Exit(130) from None
-        except BrokenPipeError:  # `fcnseg status | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
 
 
 app = typer.Typer(
@@ -41,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, shard, plan, run, status, report, verify, failed, predict):
+for command in (demo, shard, plan, run, status, report, verify, failed, predict, evaluate):
     app.command()(command)
 
 
@@ -51,6 +48,7 @@ def _terminate(signum: int, _frame: object) -> NoReturn:
 
 def main() -> NoReturn:
     """Run a command and exit with its code."""
+    outlive_readers()
     console.set_up_logging()
     signal.signal(signal.SIGTERM, _terminate)
     app()

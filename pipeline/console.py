@@ -47,7 +47,8 @@ def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
 class ProgressLines:
     """Progress where nobody watches: a line at the start, per interval, and at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str) -> None:
+        self.doing = doing
         self.last = 0.0
 
     def __call__(self, progress: Progress) -> None:
@@ -56,15 +57,15 @@ class ProgressLines:
         is_end = progress.shards_done == progress.shards_pending
         if progress.shards_pending and (now - self.last >= LINE_SECONDS or is_end):
             self.last = now
-            err.print(describe(progress), markup=False)
+            err.print(describe(progress, self.doing), markup=False)
 
 
 class ProgressBar:
     """Progress where somebody watches."""
 
-    def __init__(self, bar: Bar) -> None:
+    def __init__(self, bar: Bar, doing: str) -> None:
         self.bar = bar
-        self.task = bar.add_task("labelling", total=None, detail="")
+        self.task = bar.add_task(doing, total=None, detail="")
 
     def __call__(self, progress: Progress) -> None:
         """Move the bar."""
@@ -77,10 +78,10 @@ class ProgressBar:
 
 
 @contextmanager
-def progress_display() -> Iterator[ProgressLines | ProgressBar]:
+def progress_display(doing: str = "labelling") -> Iterator[ProgressLines | ProgressBar]:
     """A live bar on a terminal, plain lines elsewhere."""
     if not err.is_terminal:
-        yield ProgressLines()
+        yield ProgressLines(doing)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -91,13 +92,13 @@ def progress_display() -> Iterator[ProgressLines | ProgressBar]:
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=err, transient=True) as bar:
-        yield ProgressBar(bar)
+        yield ProgressBar(bar, doing)
 
 
-def describe(progress: Progress) -> str:
+def describe(progress: Progress, doing: str = "labelling") -> str:
     """One line of progress."""
     shards = f"{progress.shards_done}/{progress.shards_pending} shards"
-    return f"labelling: {shards}, {_images(progress)}, {progress.seconds:.0f} s"
+    return f"{doing}: {shards}, {_images(progress)}, {progress.seconds:.0f} s"
 
 
 def _images(progress: Progress) -> str:

@@ -50,6 +50,59 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+# --- Boundary bands (Kohli et al. 2009) --------------------------------------------------------
+
+
+def boundary_pixels(label: NDArray) -> list[tuple[int, int]]:
+    """Pixels with another value above, below, left or right."""
+    height, width = label.shape
+    found = []
+    for y, x in np.ndindex(height, width):
+        around = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+        inside = [(j, i) for j, i in around if 0 <= j < height and 0 <= i < width]
+        if any(label[place] != label[y, x] for place in inside):
+            found.append((y, x))
+    return found
+
+
+def in_band(label: NDArray, width: float) -> NDArray:
+    """(H, W) bool: some boundary pixel's centre is nearer than `width` px."""
+    marked = boundary_pixels(label)
+    result = np.zeros(label.shape, bool)
+    for y, x in np.ndindex(label.shape):
+        result[y, x] = any((y - j) ** 2 + (x - i) ** 2 < width**2 for j, i in marked)
+    return result
+
+
+# --- The upper bound (appendix A) ---------------------------------------------------------------
+
+
+def coarse_scores(label: NDArray, factor: int, void: int = 255) -> dict[int, list[list[Fraction]]]:
+    """The score of each class at each pixel: shares of cells, bilinear between their centres."""
+    height, width = label.shape
+    rows, columns = math.ceil(height / factor), math.ceil(width / factor)
+
+    def share(index: int, row: int, column: int) -> Fraction:
+        row, column = min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)
+        cell = label[row * factor : (row + 1) * factor, column * factor : (column + 1) * factor]
+        known = [int(value) for value in cell.flat if value != void]
+        return Fraction(known.count(index), len(known)) if known else Fraction(0)
+
+    def at(index: int, y: int, x: int) -> Fraction:
+        v, u = (Fraction(2 * z + 1, 2 * factor) - Fraction(1, 2) for z in (y, x))
+        row, column = math.floor(v), math.floor(u)
+        down, right = v - row, u - column
+        return (
+            (1 - down) * (1 - right) * share(index, row, column)
+            + (1 - down) * right * share(index, row, column + 1)
+            + down * (1 - right) * share(index, row + 1, column)
+            + down * right * share(index, row + 1, column + 1)
+        )
+
+    present = sorted({int(value) for value in label.flat if value != void})
+    return {k: [[at(k, y, x) for x in range(width)] for y in range(height)] for k in present}
+
+
 # --- Upsampling (surgery.upsample_filt) --------------------------------------------------------
 
 
