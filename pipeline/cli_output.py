@@ -59,26 +59,27 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Re-read every object against its commit; exit 1 if anything differs."""
+    from pipeline.lease import read_lease
     from pipeline.verify import verify as verify_output
 
-    found = verify_output(Store(output), deep=deep)
+    store = Store(output)
+    found = verify_output(store, deep=deep, listen=console.VerifyLines(quiet=as_json))
     if as_json:
         console.print_json(vars(found))
     else:
-        for path, problem in found.problems:
-            console.out.print(f"{path}: {problem}", markup=False)
-        console.out.print(
-            f"{found.shards} shards, {found.files} objects, {console.size(found.bytes)}: "
-            f"{len(found.problems)} problems",
+        console.out.print(console.describe_verification(found), markup=False)
+    if not found.problem_count:
+        return
+    holder = read_lease(store)
+    if holder is not None and holder.is_in_force():
+        console.err.print(
+            f"a driver is at work ({holder.describe()}): verify again when it is done",
             markup=False,
         )
-        if found.problems:
-            console.err.print(
-                "to label a shard again, delete its _commits/<shard>.json and run again",
-                markup=False,
-            )
-    if found.problems:
-        raise typer.Exit(1)
+    console.err.print(
+        "to label a shard again, delete its _commits/<shard>.json and run again", markup=False
+    )
+    raise typer.Exit(1)
 
 
 def failed(

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -19,6 +19,9 @@ from rich.table import Table
 
 from fcn_core.labels import LabelSet
 from pipeline.outcome import Progress, RunResult
+
+if TYPE_CHECKING:  # numpy and pyarrow, which most commands do not need here
+    from pipeline.verify import Verification
 
 LINE_SECONDS = 10.0
 """Where stderr is no terminal: one line per interval."""
@@ -93,6 +96,31 @@ def progress_display(doing: str = "labelling") -> Iterator[ProgressLines | Progr
     )
     with Bar(*columns, console=err, transient=True) as bar:
         yield ProgressBar(bar, doing)
+
+
+class VerifyLines:
+    """Problems on stdout as they are found, and how far it is on stderr, a line per interval."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.last = time.monotonic()
+
+    def __call__(self, found: Verification, problems: Sequence[tuple[str, str]]) -> None:
+        """After every shard."""
+        if not self.quiet:
+            for path, problem in problems:
+                out.print(f"{path}: {problem}", markup=False)
+        if time.monotonic() - self.last >= LINE_SECONDS:
+            self.last = time.monotonic()
+            err.print(f"verifying: {describe_verification(found)}", markup=False)
+
+
+def describe_verification(found: Verification) -> str:
+    """One line."""
+    return (
+        f"{found.shards} shards, {found.files} objects, {size(found.bytes)}: "
+        f"{found.problem_count} problems"
+    )
 
 
 def describe(progress: Progress, doing: str = "labelling") -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from fcn_core.images import decode_label, encode_mask
+from pipeline import verify as verify_module
 from pipeline.commits import Commit, commit_path
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, StoreError
 from pipeline.run import run
+from pipeline.samples import Failure
 from pipeline.store import Store
 from pipeline.verify import Verification, verify
-from pipeline.writers import record
+from pipeline.writers import quarantine_table, record
 from tests import world
 
 FILES = (
@@ -82,7 +86,7 @@ def test_a_finished_output_is_without_fault(
     found = verify(output, deep=deep)
     tops = ("masks/", "png/", "tar/", "_previews/", "_quarantine/")
     named = [data for path, data in finished.items() if path.startswith(tops)]
-    assert found == Verification(3, len(named), sum(len(data) for data in named), ())
+    assert found == Verification(3, len(named), sum(len(data) for data in named))
     assert output.objects() == before  # writes nothing
 
 
@@ -224,11 +228,105 @@ def test_a_commit_that_forgot_an_object_is_found(output: Store) -> None:
     assert ("_commits/s0.json", "4 images, png/ has 3") in found
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[1]"])
-def test_an_unreadable_commit_is_refused(output: Store, data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"format": 99}', b"\xff"])
+def test_an_unreadable_commit_is_a_problem_like_others(output: Store, data: bytes) -> None:
     output.write("_commits/s1.json", data)
-    with pytest.raises(OutputError, match=r"_commits/s1.json: no readable commit .* Delete it"):
+    output.delete("tar/s2.tar")
+    found = verify(output)
+    assert [path for path, _ in found.problems] == ["_commits/s1.json", "tar/s2.tar"]
+    assert re.match("no readable commit|commit format 99", found.problems[0][1])
+    assert (found.shards, found.problem_count) == (3, 2)
+
+
+def test_the_commit_of_another_shard_is_a_problem(output: Store) -> None:
+    output.write("_commits/s9.json", output.read("_commits/s0.json"))
+    assert problems(output) == [("_commits/s9.json", "it is the commit of shard 's0'")]
+
+
+def test_a_quarantine_table_that_nobody_names_is_a_problem(output: Store) -> None:
+    recommit(output, "s1", lambda made: replace(made, failures=0))
+    recommit(output, "s0", lambda made: replace(made, failures=2))
+    assert problems(output) == [
+        ("_commits/s0.json", "2 failures, and it names no quarantine table"),
+        ("_commits/s1.json", "0 failures, and it names a quarantine table"),
+    ]
+
+
+def test_a_wrong_quarantine_table_is_found(output: Store) -> None:
+    path = "_quarantine/s1.parquet"
+    row = Failure("a", "b", "c", "d")
+    rewrite(output, "s1", path, quarantine_table([row, row]))
+    assert problems(output) == []
+    assert problems(output, deep=True) == [(path, "2 rows, its commit says 1 failures")]
+    rewrite(output, "s1", path, output.read("masks/s0.parquet"))
+    assert problems(output, deep=True)[0][1].startswith("columns key, shard")
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_large_objects_are_compared_by_pieces(
+    output: Store, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_module, "_BLOCK", 100)
+    assert problems(output) == []
+    data = bytearray(output.read(path))
+    data[-1] ^= 1
+    output.write(path, bytes(data))
+    output.write("png/s0/img1.png", b"short")
+    output.delete("png/s0/img2.png")
+    told = dict(problems(output))
+    assert set(told) == {path, "png/s0/img1.png", "png/s0/img2.png"}
+    assert told[path].startswith("sha256 ") and told["png/s0/img1.png"].startswith("5 bytes, ")
+
+
+def test_an_object_that_cannot_be_read_is_a_problem_but_a_store_that_is_gone_is_an_error(
+    output: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: set[str] = {"png/s0/img1.png"}
+    original = Store.read_tagged
+
+    def failing(self: Store, path: str, *args: Any) -> tuple[bytes, str]:
+        if path in refused:
+            raise StoreError(path, "permission denied", "the right to do this")
+        return original(self, path, *args)
+
+    monkeypatch.setattr(Store, "read_tagged", failing)
+    assert problems(output) == [
+        ("png/s0/img1.png", "cannot be read: permission denied; the right to do this")
+    ]
+    refused.update(info.path for info in output.objects() if info.path[0] != "_")
+    monkeypatch.setattr(verify_module, "_GIVE_UP", 5)
+    with pytest.raises(StoreError, match="permission denied"):
         verify(output)
+
+
+def test_problems_are_told_shard_by_shard_and_not_all_kept(
+    output: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_module, "MOST_PROBLEMS", 2)
+    for path in FILES:
+        output.delete(path)
+    told: list[tuple[int, list[str]]] = []
+    found = verify(output, listen=lambda so_far, wrong: told.append(
+        (so_far.problem_count, sorted(path for path, _ in wrong))
+    ))  # fmt: skip
+    assert (found.problem_count, len(found.problems)) == (5, 2)
+    assert told == [
+        (2, ["_previews/s0.parquet", "masks/s0.parquet"]),
+        (4, ["_quarantine/s1.parquet", "png/s1/img2.png"]),
+        (5, ["tar/s2.tar"]),
+    ]
+
+
+def test_the_command_tells_and_exits_one(output: Store, fcnseg) -> None:
+    assert fcnseg("verify", output.url)[0] == 0
+    output.delete("tar/s2.tar")
+    output.write("_commits/s1.json", b"")
+    code, stdout, stderr = fcnseg("verify", output.url, "--deep")
+    assert code == 1 and stdout.splitlines()[1] == "tar/s2.tar: missing"
+    assert stdout.splitlines()[2].endswith(": 2 problems") and "delete its _commits" in stderr
+    code, stdout, _ = fcnseg("verify", output.url, "--json")
+    document = json.loads(stdout)
+    assert (code, document["problem_count"], len(document["problems"])) == (1, 2, 2)
 
 
 def test_what_is_no_output_is_refused(tmp_path: Path) -> None:
