@@ -12,7 +12,7 @@ from fcn_core.errors import FcnError
 from pipeline import console
 from pipeline.cli_evaluate import evaluate
 from pipeline.cli_label import demo, plan, predict, run, shard
-from pipeline.cli_output import failed, report, status, verify
+from pipeline.cli_output import failed, gc, report, status, verify
 from pipeline.streams import outlive_readers
 
 
@@ -38,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, shard, plan, run, status, report, verify, failed, predict, evaluate):
+for command in (demo, shard, plan, run, status, report, verify, failed, gc, predict, evaluate):
     app.command()(command)
 
 

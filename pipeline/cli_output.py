@@ -1,4 +1,4 @@
-"""The commands that look after an output: status, report, verify, failed."""
+"""The commands that look after an output: status, report, verify, failed, gc."""
 
 from __future__ import annotations
 
@@ -121,5 +121,33 @@ def failed(
     console.err.print(
         f"{count} images quarantined, {len(shards)} shards failed"
         + (f"; the first {limit} images are listed (--limit)" if len(images) == limit else ""),
+        markup=False,
+    )
+
+
+def gc(
+    output: Output,
+    older_than: Annotated[
+        str, typer.Option(help="Leave younger ones alone: 24h, 90m, 7d.")
+    ] = "24h",
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them, not only list.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List (or delete) objects that no commit names, and what killed writers left unfinished."""
+    from pipeline.gc import collect_garbage, find_garbage, parse_age
+
+    store, age = Store(output), parse_age(older_than)
+    lines = console.GarbageLines("deleted" if delete else "would delete", quiet=as_json)
+    if delete:
+        collect_garbage(store, age, lines)
+    else:
+        for garbage in find_garbage(store, age):
+            lines(garbage)
+    if as_json:
+        console.print_json({"deleted": delete, "objects": lines.rows, "bytes": lines.bytes})
+        return
+    console.err.print(
+        f"{lines.count} objects, {console.size(lines.bytes)}"
+        + ("" if delete or not lines.count else "; nothing was deleted: add --delete"),
         markup=False,
     )

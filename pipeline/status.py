@@ -58,12 +58,15 @@ def read_status(output: Store) -> Status:
         StoreError: it cannot be read.
     """
     identity = read_identity(output)
-    marker, document = None, {}
+    marker, document = read_marker(output)
+    return Status(identity, read_ledger(output), read_lease(output), marker, document)
+
+
+def read_marker(output: Store) -> tuple[str | None, dict[str, Any]]:
+    """The marker of an output, and what it says; (None, {}) while, or before, a run finishes."""
     for name in (SUCCESS, PARTIAL):
         try:
-            document = json.loads(output.read(name))
-            marker = name
-            break
+            return name, json.loads(output.read(name))
         except MissingError:
             continue
-    return Status(identity, read_ledger(output), read_lease(output), marker, document)
+    return None, {}

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.ranges import RangeReader
 from pipeline.retries import RetryPolicy, with_retries
 from pipeline.store_errors import explained
-from pipeline.store_objects import ObjectInfo, Objects
+from pipeline.store_objects import Leftover, ObjectInfo, Objects
 from pipeline.store_options import StoreOptions, has_secret, masked
 
 __all__ = ["Guarantees", "ObjectInfo", "Store", "StoreOptions", "read_url"]
@@ -167,6 +167,19 @@ class Store:
     def sweep(self) -> None:
         """Remove what writers that were killed left half-written. Only local stores have such."""
         self._do("", lambda objects: objects.sweep(), changes=True)
+
+    def modified(self, path: str) -> float:
+        """When an object was last written, seconds since the epoch of the store's clock."""
+        return self._do(path, lambda objects: objects.modified(path))
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """What writers, of whatever program, left half-written: files, multipart uploads."""
+        with explained(self.location("")):
+            yield from self._open().leftovers(self._tried)
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove one of them; one that is not there any more is no error."""
+        self._do(leftover.path, lambda objects: objects.discard(leftover), changes=True)
 
     def probe(self) -> Guarantees:
         """Find out, on an object of its own, what this store holds; that much is used from then on.

@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 from fsspec.utils import get_protocol
 
-from pipeline.store_objects import Attempt, ObjectInfo, TruncatedError
+from pipeline.store_objects import Attempt, Leftover, ObjectInfo, TruncatedError
 from pipeline.store_options import StoreOptions
 
 # Comparing and writing are two steps here: at least threads of one process must not mix them.
@@ -88,6 +88,18 @@ class FsspecObjects:
 
     def sweep(self) -> None:
         """Nothing is ever half-written."""
+
+    def modified(self, path: str) -> float:
+        """As the filesystem tells it."""
+        return float(self.fs.modified(self._at(path)).timestamp())
+
+    def leftovers(self, attempt: Attempt) -> Iterator[Leftover]:
+        """None that fsspec could show."""
+        del attempt
+        yield from ()
+
+    def discard(self, leftover: Leftover) -> None:
+        """There are none."""
 
     def _at(self, path: str) -> str:
         return f"{self.root}/{path}"

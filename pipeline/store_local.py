@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from pipeline.store_objects import Attempt, ObjectInfo
+from pipeline.store_objects import Attempt, Leftover, ObjectInfo
 
 TEMPORARY = ".fcnseg-tmp-"
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -109,6 +109,23 @@ class LocalObjects:
         """Remove what killed writers left."""
         for leftover in Path(self.root or "/").rglob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
+
+    def modified(self, path: str) -> float:
+        """Of the file."""
+        return os.stat(self._at(path)).st_mtime
+
+    def leftovers(self, attempt: Attempt) -> Iterator[Leftover]:
+        """Temporary files."""
+        del attempt
+        for found in Path(self.root or "/").rglob(f"{TEMPORARY}*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = found.stat()
+                path = found.relative_to(self.root or "/").as_posix()
+                yield Leftover(path, status.st_size, status.st_mtime)
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove the file."""
+        Path(self._at(leftover.path)).unlink(missing_ok=True)
 
     def _at(self, path: str) -> str:
         return f"{self.root}/{path}"

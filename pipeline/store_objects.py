@@ -28,6 +28,16 @@ class ObjectInfo:
     etag: str
 
 
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What a writer left unfinished: where, bytes, seconds since the epoch, the store's handle."""
+
+    path: str
+    size: int
+    modified: float
+    handle: str = ""
+
+
 class Objects(Protocol):
     """The verbs on one kind of store, one attempt each; they raise what the library raises.
 
@@ -69,6 +79,15 @@ class Objects(Protocol):
 
     def sweep(self) -> None:
         """Remove what killed writers left half-written."""
+
+    def modified(self, path: str) -> float:
+        """When an object was last written, seconds since the epoch."""
+
+    def leftovers(self, attempt: Attempt) -> Iterator[Leftover]:
+        """What killed writers, of whatever program, left half-written."""
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove one of them; gone is no error."""
 
 
 class TruncatedError(OSError):

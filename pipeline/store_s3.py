@@ -16,7 +16,7 @@ import s3fs
 from fsspec.asyn import sync
 
 from pipeline.retries import response_of
-from pipeline.store_objects import Attempt, ObjectInfo, TruncatedError
+from pipeline.store_objects import Attempt, Leftover, ObjectInfo, TruncatedError
 from pipeline.store_options import StoreOptions
 
 _CONNECTIONS = 64
@@ -129,6 +129,31 @@ class S3Objects:
 
     def sweep(self) -> None:
         """Nothing is ever half-written."""
+
+    def modified(self, path: str) -> float:
+        """As the server tells it."""
+        return float(self._call("head_object", path)["LastModified"].timestamp())
+
+    def leftovers(self, attempt: Attempt) -> Iterator[Leftover]:
+        """Multipart uploads that were begun (by other programs: we do none) and not ended."""
+        arguments = {"Bucket": self.bucket, "Prefix": self.root}
+        while True:
+            page = attempt(lambda: self.fs.call_s3("list_multipart_uploads", **arguments))
+            for found in page.get("Uploads", ()):
+                path, began = found["Key"][len(self.root) :], found["Initiated"].timestamp()
+                yield Leftover(path, 0, began, found["UploadId"])
+            if not page.get("IsTruncated"):
+                return
+            arguments["KeyMarker"] = page["NextKeyMarker"]
+            arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
+
+    def discard(self, leftover: Leftover) -> None:
+        """Abort the upload."""
+        try:
+            self._call("abort_multipart_upload", leftover.path, UploadId=leftover.handle)
+        except OSError as error:
+            if response_of(error)[0] != 404:
+                raise
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         key = f"{self.root}{path}"

@@ -1,0 +1,193 @@
+"""`fcnseg gc`: objects of an output that no commit names, and what killed writers left.
+
+They come from chunks of shards that were never committed, and from commits that were replaced by
+ones with other objects. Nothing reads them; they only take room.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.commits import PREFIX, Commit
+from pipeline.errors import ConfigError, MissingError, OutputError
+from pipeline.identity import read_identity
+from pipeline.lease import Lease
+from pipeline.ordered import map_ordered
+from pipeline.status import read_marker
+from pipeline.store import ObjectInfo, Store
+from pipeline.store_objects import Leftover
+
+_THREADS = 16
+
+_MADE = re.compile(
+    r"(masks|_previews|_quarantine)/.+\.parquet|png/.+\.png|tar/.+\.tar|_probe-[0-9a-f]{32}"
+)
+"""Names that runs give, but for those that every output has. Nothing else is ever removed."""
+
+_UNFINISHED = 60.0
+"""Seconds: what is younger may be a put that is under way (the lease is renewed meanwhile)."""
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that nobody needs.
+
+    Attributes:
+        path: below OUTPUT.
+        size: bytes; 0 where the store does not tell.
+        age: seconds since it was last written.
+        tag: of an object.
+        leftover: what a writer left unfinished; None for an object.
+    """
+
+    path: str
+    size: int
+    age: float
+    tag: str | None = None
+    leftover: Leftover | None = None
+
+
+def find_garbage(output: Store, min_age: float) -> Iterator[Garbage]:
+    """Everything that no commit names and that is old enough. Writes nothing.
+
+    Memory: 8 bytes per object that the commits name. Quarantine tables of shards that failed are
+    kept, because nothing but them says why.
+
+    Args:
+        output: of a run.
+        min_age: seconds; younger things are left alone.
+
+    Raises:
+        OutputError: no output of this project, or a commit that cannot be read: what it names is
+            not known then.
+    """
+    read_identity(output)
+    named, committed = _read_commits(output)
+    failed = set(read_marker(output)[1].get("failed_shards", {}))
+
+    def is_garbage(info: ObjectInfo) -> bool:
+        if not _MADE.fullmatch(info.path) or _is_in(info.path, named):
+            return False
+        if not info.path.startswith("_quarantine/"):
+            return True
+        shard = info.path[len("_quarantine/") : -len(".parquet")]
+        return _is_in(shard, committed) and shard not in failed
+
+    unnamed = (info for info in output.listing() if is_garbage(info))
+    now = time.time()
+    for found in map_ordered(partial(_with_age, output, now), unnamed, _THREADS):
+        if found is not None and found.age >= min_age:
+            yield found
+    for left in output.leftovers():
+        if now - left.modified >= max(min_age, _UNFINISHED):
+            yield Garbage(left.path, left.size, now - left.modified, leftover=left)
+
+
+def collect_garbage(
+    output: Store, min_age: float, listen: Callable[[Garbage], None] | None = None
+) -> int:
+    """Remove what `find_garbage` finds, while no driver can work on the output.
+
+    Args:
+        output: of a run.
+        min_age: seconds; younger things are left alone.
+        listen: called for everything that was removed.
+
+    Returns:
+        How many things were removed.
+
+    Raises:
+        LeaseError: a driver works on this output.
+        OutputError: see `find_garbage`.
+        StoreError: the store refuses.
+    """
+    read_identity(output)
+    with Lease(output) as lease:
+        count = 0
+
+        def remove(garbage: Garbage) -> Garbage:
+            lease.check()
+            if garbage.leftover is not None:
+                output.discard(garbage.leftover)
+            else:  # unless it was written again just now
+                output.delete(garbage.path, garbage.tag)
+            return garbage
+
+        # All of it is found first: who deletes while he lists may be told either.
+        found = list(find_garbage(output, min_age))
+        for garbage in map_ordered(remove, found, _THREADS):
+            count += 1
+            if listen is not None:
+                listen(garbage)
+    return count
+
+
+def parse_age(text: str) -> float:
+    """Seconds of "24h", "90m", "7d" or "30s".
+
+    >>> parse_age("1.5h"), parse_age("0")
+    (5400.0, 0.0)
+
+    Raises:
+        ConfigError: something else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if match is None:
+        raise ConfigError(f"--older-than {text}", "no duration", "for example 24h, 90m or 7d")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _with_age(output: Store, now: float, info: ObjectInfo) -> Garbage | None:
+    try:
+        return Garbage(info.path, info.size, now - output.modified(info.path), info.etag)
+    except MissingError:  # removed just now
+        return None
+
+
+def _read_commits(output: Store) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Hashes of all paths that commits name, and of all committed shards; both sorted."""
+    paths = (info.path for info in output.listing(PREFIX) if info.path.endswith(".json"))
+    named, committed = array("Q"), array("Q")
+    for commit in map_ordered(partial(_read_commit, output), paths, _THREADS):
+        named.extend(_hash(file.path) for file in commit.files)
+        committed.append(_hash(commit.shard))
+    return _sorted(named), _sorted(committed)
+
+
+def _read_commit(output: Store, path: str) -> Commit:
+    try:
+        return Commit.from_json(output.read(path), output.location(path))
+    except (OutputError, MissingError) as error:
+        raise OutputError(
+            output.location(path),
+            f"no readable commit ({error.found})",
+            "commits that say which objects are needed",
+            "Run `fcnseg verify`, and do what it says. Nothing was removed.",
+        ) from error
+
+
+def _sorted(hashes: Iterable[int]) -> NDArray[np.uint64]:
+    return np.sort(np.fromiter(hashes, np.uint64))
+
+
+def _is_in(name: str, hashes: NDArray[np.uint64]) -> bool:
+    """Two names of one hash would keep an object that could go; none would go that must stay."""
+    value = np.uint64(_hash(name))
+    place = np.searchsorted(hashes, value)
+    return bool(place < len(hashes) and hashes[place] == value)
+
+
+def _hash(name: str) -> int:
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
