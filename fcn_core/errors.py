@@ -4,6 +4,7 @@ FcnError                 everything this project raises on purpose
 ├── ImageError           bytes that are no readable image
 ├── LabelError           a ground-truth label that does not fit its image or its label set
 ├── LabelSetError        an unknown or malformed label set
+├── MissingPackageError  an optional package that is needed and not installed
 └── WeightsError         a weights file that is missing, damaged or of another network
 
 `pipeline.errors` adds those of the factory. Every message has four parts, in this order: where,
@@ -59,6 +60,10 @@ class LabelSetError(FcnError):
     """An unknown or malformed label set."""
 
     exit_code = 2
+
+
+class MissingPackageError(FcnError):
+    """An optional package that is needed here and not installed."""
 
 
 class WeightsError(FcnError):

@@ -148,6 +148,13 @@ def encode_mask(
     return buffer.getvalue()
 
 
+def encode_image(image: NDArray[np.uint8], level: int = PNG_LEVEL) -> bytes:
+    """A PNG of (H, W, 3) uint8 RGB; equal images give equal bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=level)
+    return buffer.getvalue()
+
+
 def overlay(
     image: NDArray[np.uint8],
     mask: NDArray[np.uint8],

@@ -14,16 +14,19 @@ from pipeline.cli_options import (
     Input,
     Labels,
     LabelSetName,
+    Layout,
     LimitShards,
     Masks,
     Output,
     Sets,
     ShardSize,
+    Split,
     Weights,
     load_run_config,
     run_flags,
 )
 from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.store import Store
 
 
@@ -41,18 +44,33 @@ def demo(
 
 
 def shard(
-    images: Annotated[str, typer.Argument(help="Folder of images; any URL.")],
+    images: Annotated[str, typer.Argument(help="Folder of images, or a dataset; any URL.")],
     output: Annotated[str, typer.Argument(help="Empty place for the tars; any URL.")],
     labels: Labels = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="A dataset as distributed: voc, sbd, nyudv2, siftflow, siftflow-geo or camvid."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="With --layout: its name, or a file or URL of ids.")
+    ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Samples per tar.")] = 256,
     as_json: AsJson = False,
 ) -> None:
-    """Pack a folder of images, and their labels, into WebDataset tars."""
+    """Pack a folder of images and their labels, or a split of a dataset, into WebDataset tars."""
     from pipeline.packing import pack_folder
 
-    packed = pack_folder(
-        Store(images), Store(labels) if labels else None, Store(output), shard_size
-    )
+    source, target = Store(images), Store(output)
+    if layout is None:
+        _refuse_alone("--split", split, "--layout")
+        packed = pack_folder(source, Store(labels) if labels else None, target, shard_size)
+    else:
+        from pipeline.layouts import pack_dataset
+
+        _refuse_beside("--labels", labels, f"--layout {layout}")
+        packed = pack_dataset(layout, source, split, target, shard_size)
     for path, reason in packed.left_out:
         console.err.print(f"left out {path}: {reason}", markup=False)
     if as_json:
@@ -67,12 +85,26 @@ def shard(
         raise typer.Exit(3)
 
 
+def _refuse_alone(name: str, value: str | None, needed: str) -> None:
+    if value is not None:
+        raise ConfigError(name, f"{value!r} alone", f"it goes with {needed}", f"Add {needed}.")
+
+
+def _refuse_beside(name: str, value: str | None, other: str) -> None:
+    if value is not None:
+        raise ConfigError(
+            name, f"{value!r} beside {other}", "the labels of the dataset", f"Leave {name} out."
+        )
+
+
 def plan(
     input: Input,
     output: Output,
     weights: Weights = None,
     labels: Labels = None,
     label_set: LabelSetName = None,
+    layout: Layout = None,
+    split: Split = None,
     masks: Masks = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -81,7 +113,7 @@ def plan(
 ) -> None:
     """Say what a run would do: shards, bytes, pending. Loads no network, writes nothing."""
     flags = run_flags(input, output, weights, labels, label_set, masks)
-    flags["input.limit_shards"] = limit_shards
+    flags |= {"input.limit_shards": limit_shards, "input.layout": layout, "input.split": split}
     _print_plan(load_run_config(config, sets, flags), as_json)
 
 
@@ -91,6 +123,8 @@ def run(
     weights: Weights = None,
     labels: Labels = None,
     label_set: LabelSetName = None,
+    layout: Layout = None,
+    split: Split = None,
     masks: Masks = None,
     executor: Annotated[str | None, typer.Option(help="local or ray.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on.")] = None,
@@ -114,6 +148,8 @@ def run(
         "model.precision": precision,
         "input.limit_shards": limit_shards,
         "input.shard_size": shard_size,
+        "input.layout": layout,
+        "input.split": split,
     }
     loaded = load_run_config(config, sets, flags)
     if dry_run:

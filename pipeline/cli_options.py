@@ -15,7 +15,15 @@ Output = Annotated[str, typer.Argument(help="Where the results are; any URL.")]
 Weights = Annotated[str | None, typer.Option(help="Weights file or URL, or `demo`.")]
 Labels = Annotated[str | None, typer.Option(help="Folder of label PNGs parallel to the images.")]
 LabelSetName = Annotated[
-    str | None, typer.Option(help="scenes, voc, camvid or a YAML file. Default: the weights' own.")
+    str | None,
+    typer.Option(
+        help="Built-in name (voc, camvid, nyudv2, cityscapes, …) or YAML file. "
+        "Default: the weights' own."
+    ),
+]
+Layout = Annotated[str | None, typer.Option(help="voc: INPUT is a PASCAL VOC development kit.")]
+Split = Annotated[
+    str | None, typer.Option(help="With --layout: which list of ids; its name, or a file or URL.")
 ]
 Masks = Annotated[str | None, typer.Option(help="Comma-separated: parquet,png,tar.")]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file of a RunConfig.")]

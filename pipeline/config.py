@@ -31,6 +31,10 @@ class InputConfig(_Section):
     """Folder of label PNGs parallel to a folder of images."""
     label_set: str | None = None
     """Name or YAML file of the label set; by default the one the weights were trained on."""
+    layout: Literal["voc"] | None = None
+    """voc: INPUT is a PASCAL VOC development kit; its images are those of the split."""
+    split: str | None = None
+    """With a layout: name of a list in ImageSets/Segmentation, or path or URL of a file of ids."""
     shard_size: int = Field(default=256, ge=1)
     """Images per virtual shard when the input is a folder of loose images."""
     limit_shards: int | None = Field(default=None, ge=1)

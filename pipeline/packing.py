@@ -1,11 +1,12 @@
-"""`fcnseg shard`: a folder of images and labels into WebDataset tars, the same bytes every time."""
+"""`fcnseg shard`: images and labels into WebDataset tars, the same bytes every time."""
 
 from __future__ import annotations
 
 import io
 import posixpath
 import tarfile
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.errors import InputError, OutputError
 from pipeline.shards import Listing, check_key, list_input, split_suffix
@@ -40,7 +41,35 @@ def pack_folder(images: Store, labels: Store | None, output: Store, shard_size: 
             "a folder of loose images",
             "Use it as it is.",
         )
-    samples, left_out = _samples(listing)
+    chosen, left_out = _samples(listing)
+    label_store = labels or images
+    samples = [_tar_sample(triple, images, label_store) for triple in chosen]
+    return replace(write_tars(samples, output, shard_size), left_out=tuple(left_out))
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """A sample that is to go into a tar, and is read only then.
+
+    Attributes:
+        key: of the sample.
+        suffix: of the image, lower case, with its dot.
+        image: reads the image's bytes.
+        label: reads the label's bytes, a PNG; None for a sample without one.
+    """
+
+    key: str
+    suffix: str
+    image: Callable[[], bytes]
+    label: Callable[[], bytes] | None
+
+
+def write_tars(samples: Sequence[TarSample], output: Store, shard_size: int) -> Packed:
+    """Write `shard-000000.tar`, … with `shard_size` samples each, in their order.
+
+    Raises:
+        OutputError: the output already holds other objects.
+    """
     names = [f"shard-{i:06d}.tar" for i in range((len(samples) + shard_size - 1) // shard_size)]
     there = {info.path for info in output.objects()}
     others = sorted(there - set(names))
@@ -51,20 +80,18 @@ def pack_folder(images: Store, labels: Store | None, output: Store, shard_size: 
             "an empty place",
             "Choose another OUTPUT: old and new shards would mix.",
         )
-    label_store = labels or images
     for index, name in enumerate(names):
-        part = samples[index * shard_size : (index + 1) * shard_size]
-        data = _tar(part, images, label_store)
+        data = _tar(samples[index * shard_size : (index + 1) * shard_size])
         if name in there and output.read(name) != data:
             raise OutputError(
                 output.url,
                 f"another {name}",
-                "an empty place, or the same folder packed before",
+                "an empty place, or the same data packed before",
                 "Nothing was overwritten. Choose another OUTPUT.",
             )
         output.write(name, data)
-    labeled = sum(label is not None for _, _, label in samples)
-    return Packed(len(names), len(samples), labeled, tuple(left_out))
+    labeled = sum(sample.label is not None for sample in samples)
+    return Packed(len(names), len(samples), labeled, ())
 
 
 _Triple = tuple[str, ObjectInfo, ObjectInfo | None]
@@ -87,16 +114,28 @@ def _samples(listing: Listing) -> tuple[list[_Triple], list[tuple[str, str]]]:
     return [samples[key] for key in sorted(samples)], left_out
 
 
-def _tar(samples: list[_Triple], images: Store, labels: Store) -> bytes:
+def _tar_sample(triple: _Triple, images: Store, labels: Store) -> TarSample:
+    key, image, label = triple
+    return TarSample(
+        key,
+        posixpath.splitext(image.path)[1].lower(),
+        lambda: images.read(image.path),
+        None if label is None else lambda: labels.read(label.path),
+    )
+
+
+def _tar(samples: Sequence[TarSample]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for key, image, label in samples:
-            suffix = posixpath.splitext(image.path)[1].lower()
-            add_to_tar(tar, key + suffix, images.read(image.path))
-            if label is not None:
-                # Beside a PNG image, `key.png` would be a second image; after the key `a.seg`, it
-                # would be the label of `a`.
-                plain = suffix != ".png" and split_suffix(f"{key}.png") == (key, ".png")
-                name = f"{key}.png" if plain else f"{key}.seg.png"
-                add_to_tar(tar, name, labels.read(label.path))
+        for sample in samples:
+            add_to_tar(tar, sample.key + sample.suffix, sample.image())
+            if sample.label is not None:
+                add_to_tar(tar, _label_name(sample.key, sample.suffix), sample.label())
     return buffer.getvalue()
+
+
+def _label_name(key: str, suffix: str) -> str:
+    # Beside a PNG image, `key.png` would be a second image; after the key `a.seg`, it would be the
+    # label of `a`.
+    plain = suffix != ".png" and split_suffix(f"{key}.png") == (key, ".png")
+    return f"{key}.png" if plain else f"{key}.seg.png"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from pipeline.chunks import Sources, count_images
+from pipeline.devkit import list_devkit
 from pipeline.errors import InputError, MissingError, ShardError
 from pipeline.ledger import Entry, read_ledger
 from pipeline.parquet_input import labels_passed_over
@@ -80,6 +81,7 @@ class PlanRequest:
         masks: formats that a commit must have.
         shard_size: images per virtual shard.
         limit_shards: at most this many pending shards.
+        voc_split: INPUT is a PASCAL VOC development kit, and this split of it is meant.
         redo: tag of a commit that is to be replaced although it holds, by shard.
         only: ids of the shards that may be pending; None for all.
     """
@@ -91,6 +93,7 @@ class PlanRequest:
     masks: tuple[str, ...]
     shard_size: int
     limit_shards: int | None = None
+    voc_split: str | None = None
     redo: Mapping[str, str] = field(default_factory=dict)
     only: frozenset[str] | None = None
 
@@ -102,7 +105,7 @@ def make_plan(request: PlanRequest) -> Plan:
         InputError: nothing to label, or colliding ids.
         StoreError: a store cannot be listed.
     """
-    listing = list_input(request.images, request.labels)
+    listing = _list(request)
     packing = None
     shards = listing.shards
     if listing.kind == "folder":
@@ -127,7 +130,7 @@ def make_plan(request: PlanRequest) -> Plan:
         vanished=len(gone) + (packing.vanished if packing else 0),
         packing=packing,
         passed_over=(*listing.passed_over, *_columns_passed_over(listing, request.images)),
-        layout=f"{listing.kind} {listing.image_root}".strip(),
+        layout=listing.layout,
         sources=Sources(request.images, request.labels or request.images),
     )
 
@@ -137,6 +140,12 @@ def _columns_passed_over(listing: Listing, images: Store) -> list[str]:
     if listing.kind != "parquet":
         return []
     return labels_passed_over(listing.shards[0], images)
+
+
+def _list(request: PlanRequest) -> Listing:
+    if request.voc_split is not None:
+        return list_devkit(request.images, request.voc_split)
+    return list_input(request.images, request.labels)
 
 
 def is_done(shard: Shard, entry: Entry | None, request: PlanRequest) -> bool:

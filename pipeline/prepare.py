@@ -82,7 +82,25 @@ def plan_request(config: RunConfig) -> PlanRequest:
         masks=config.output.masks,
         shard_size=config.input.shard_size,
         limit_shards=config.input.limit_shards,
+        voc_split=_voc_split(config),
     )
+
+
+def _voc_split(config: RunConfig) -> str | None:
+    layout, split = config.input.layout, config.input.split
+    if (layout is None) != (split is None):
+        raise ConfigError(
+            "--split" if layout is None else "--layout",
+            f"{split or layout!r} alone",
+            "a layout and the split of it that is meant",
+            "Name both: --layout voc --split val.",
+        )
+    if layout is not None and config.input.labels is not None:
+        raise ConfigError(
+            "--labels", "a folder beside --layout voc", "the labels of the development kit",
+            "Leave --labels out.",
+        )  # fmt: skip
+    return split
 
 
 def load_weights(url: str) -> WeightsFile:

@@ -69,6 +69,7 @@ class Listing:
         labels: of a folder of images: label objects by key.
         image_root: "images" for a folder that holds `images/` and `labels/`, else "".
         passed_over: objects that are no part of the input: "3 .tif", most frequent first.
+        split: which of the images a dataset's split names; "" for all there are.
     """
 
     kind: Kind
@@ -77,6 +78,12 @@ class Listing:
     labels: dict[str, ObjectInfo] | None = None
     image_root: str = ""
     passed_over: tuple[str, ...] = ()
+    split: str = ""
+
+    @property
+    def layout(self) -> str:
+        """How the input is laid out, as `Identity` keeps it."""
+        return f"{self.kind} {self.image_root} {self.split}".strip()
 
 
 def list_input(source: Store, labels: Store | None) -> Listing:
@@ -253,6 +260,7 @@ def _folder(source: Store, labels: Store | None, found: Sequence[ObjectInfo]) ->
                 labels.url, "no PNG there", "label PNGs parallel to the images", "Check --labels."
             )
         return Listing("folder", images=tuple(images), labels=by_key)
+    _refuse_devkit(source, images)
     tops = {info.path.split("/")[0] for info in images}
     if "images" in tops and tops <= {"images", "labels"}:
         return Listing(
@@ -262,6 +270,20 @@ def _folder(source: Store, labels: Store | None, found: Sequence[ObjectInfo]) ->
             image_root="images/",
         )
     return Listing("folder", images=tuple(images))
+
+
+def _refuse_devkit(source: Store, images: Sequence[ObjectInfo]) -> None:
+    """Without its split, the labels of a development kit would be labelled as images."""
+    if all(
+        any(folder in f"/{info.path}" for info in images)
+        for folder in ("/JPEGImages/", "/SegmentationClass/")
+    ):
+        raise InputError(
+            source.url,
+            "JPEGImages and SegmentationClass: a PASCAL VOC development kit",
+            "the split whose images are meant",
+            "Add --layout voc --split val (or another one).",
+        )
 
 
 def _labels_by_key(found: Sequence[ObjectInfo], root: str) -> dict[str, ObjectInfo]:

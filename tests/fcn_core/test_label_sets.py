@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -374,3 +376,16 @@ def test_a_palette_of_raw_values_shows_each_in_the_colour_of_its_class(labels):
     for raw, index in labels.values:
         if 0 <= raw <= 255:
             assert palette[raw] == (voc_palette()[VOID] if index == VOID else labels.palette[index])
+
+
+def test_the_documentation_lists_every_set_with_its_classes_and_values():
+    text = (Path(__file__).parent.parent.parent / "docs/label-sets.md").read_text()
+    rows = re.findall(r"^\| `([^`]+)` \| (\d+) \| [^|]* \| ([^|]*) \| (yes|no)", text, re.MULTILINE)
+    assert {name: int(count) for name, count, _, _ in rows} == COUNTS
+    for name, _, void, rgb in rows:
+        labels = LABEL_SETS[name]
+        named = set()
+        for low, high in re.findall(r"(-?\d+)(?:-(\d+))?", void):
+            named |= set(range(int(low), int(high or low) + 1))
+        assert named == {VOID, *labels.ignore}, name
+        assert (rgb == "yes") == bool(labels.colours), name
