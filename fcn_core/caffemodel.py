@@ -103,7 +103,7 @@ def read_caffemodel(data: bytes, where: str) -> dict[str, CaffeLayer]:
         net.ParseFromString(data)
     except DecodeError as error:
         raise WeightsError(
-            where, f"{len(data)} bytes that end or break off in a message", expected, _REMEDY
+            where, f"{len(data)} bytes that break off or are something else", expected, _REMEDY
         ) from error
     layers: dict[str, CaffeLayer] = {}
     for message in (*net.layers, *net.layer):

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from fcn_core.errors import FcnError
-from pipeline import console
+from pipeline import cli_weights, console
 from pipeline.cli_evaluate import evaluate
 from pipeline.cli_label import demo, plan, predict, run, shard
 from pipeline.cli_output import failed, gc, report, status, verify
@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 for command in (demo, shard, plan, run, status, report, verify, failed, gc, predict, evaluate):
     app.command()(command)
+app.add_typer(cli_weights.app, name="weights")
 
 
 def _terminate(signum: int, _frame: object) -> NoReturn:

@@ -23,7 +23,7 @@ from pipeline.store_errors import explained
 from pipeline.store_objects import Leftover, ObjectInfo, Objects
 from pipeline.store_options import StoreOptions, has_secret, masked
 
-__all__ = ["Guarantees", "ObjectInfo", "Store", "StoreOptions", "read_url"]
+__all__ = ["Guarantees", "ObjectInfo", "Store", "StoreOptions", "read_url", "write_url"]
 
 T = TypeVar("T")
 
@@ -265,6 +265,24 @@ def read_url(url: str, options: StoreOptions | None = None) -> bytes:
         MissingError: it does not exist.
         StoreError: it cannot be read.
     """
-    parent, _, name = url.rpartition("/")
-    place = parent or ("/" if url.startswith("/") else ".")
+    place, name = _split(url)
     return Store(place, options or StoreOptions()).read(name)
+
+
+def write_url(url: str, data: bytes, options: StoreOptions | None = None) -> None:
+    """Put one object named by its whole URL, over whatever is there.
+
+    Raises:
+        ConfigError: the URL names a folder.
+        StoreError: it cannot be written.
+    """
+    place, name = _split(url)
+    if not name:
+        raise ConfigError(url, "a folder", "the whole name of an object", "Add a file name.")
+    Store(place, options or StoreOptions()).write(name, data)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """The place and the name of one object."""
+    parent, _, name = url.rpartition("/")
+    return parent or ("/" if url.startswith("/") else "."), name

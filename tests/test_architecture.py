@@ -42,6 +42,8 @@ def test_imports_run_one_way(path: Path) -> None:
     [
         ("fcn_core.metrics", "torch ray prefect fsspec"),
         ("fcn_core.checkpoint", "torch ray prefect fsspec"),
+        ("fcn_core.published", "torch google.protobuf"),
+        ("fcn_core.caffemodel", "torch google.protobuf"),
         ("fcn_core.predictor", "ray prefect fsspec"),
         ("pipeline.run", "torch ray prefect pandas"),
         ("pipeline.cli", "torch ray prefect pandas"),

@@ -1,0 +1,217 @@
+"""Weights files as commands need them: convert one, describe one, try one out."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fcn_core.architecture import Variant
+from fcn_core.checkpoint import WeightsFile, save_weights
+from fcn_core.convert import Converted, Request
+from fcn_core.convert import convert as convert_bytes
+from fcn_core.errors import WeightsError
+from fcn_core.labels import LABEL_SETS, LabelSet, label_set
+from fcn_core.preprocessing import PREPROCESSINGS, Preprocessing
+from fcn_core.published import Published, SourceFormat, check_checksum, identify, published
+from pipeline.errors import ConfigError
+from pipeline.prepare import read_label_set
+from pipeline.store import read_url, write_url
+
+TRIAL_SIZE = (48, 64)
+"""Height and width, px, of the picture that `try_out` feeds."""
+
+
+@dataclass(frozen=True)
+class ConvertRequest:
+    """What `fcnseg weights convert` was asked for; see its options.
+
+    Attributes:
+        source: URL of the file.
+        destination: URL of the file to write.
+        format: of the source.
+        variant: of the network.
+        label_sets: name or YAML file, one per head.
+        preprocessing: a key of `PREPROCESSINGS`; None: what is known of the file.
+        md5: that the source must have.
+        sha256: that the source must have.
+    """
+
+    source: str
+    destination: str
+    format: SourceFormat
+    variant: Variant
+    label_sets: Sequence[str]
+    preprocessing: str | None = None
+    md5: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """What was written, and why it is what it is."""
+
+    destination: str
+    sha256: str
+    bytes: int
+    published: str | None
+    notes: tuple[str, ...]
+    description: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form."""
+        return {**vars(self), "notes": list(self.notes)}
+
+
+def convert(request: ConvertRequest) -> ConvertResult:
+    """Convert a file and write the result.
+
+    Raises:
+        WeightsError: the file is not what it was said to be; see `fcn_core.convert.convert`.
+        ConfigError, LabelSetError: a label set or the preprocessing does not exist.
+        StoreError: the source cannot be read or the destination not written.
+    """
+    where = f"weights {request.source}"
+    if request.source == request.destination:
+        raise ConfigError(request.destination, "SRC and DST are one", "two", "Name another DST.")
+    labels = tuple(_labels(name) for name in request.label_sets)
+    if not labels:
+        raise ConfigError("--label-set", "nothing", "the classes of the weights", "Name it.")
+    chosen = _preprocessing(request.preprocessing)
+    data = read_url(request.source)
+    for kind, wanted in (("md5", request.md5), ("sha256", request.sha256)):
+        if wanted is not None:
+            check_checksum(data, "md5" if kind == "md5" else "sha256", wanted, where)
+    file = posixpath.basename(request.source)
+    found = identify(data, file, where)
+    if found:
+        _check_published(found, request, where)
+    by_name = published(file)
+    known = found or (by_name if by_name and _fits(by_name, request) else None)
+    if chosen is None and known:
+        chosen = PREPROCESSINGS[known.preprocessing]
+    digest = hashlib.sha256(data).hexdigest()
+    converted = convert_bytes(data, Request(request.format, request.variant, labels, chosen), where)
+    del data  # as large as the result, which is about to be made
+    written = _file(converted, digest, found, request.destination)
+    write_url(request.destination, written.data)
+    notes = converted.notes
+    if known and not found:
+        notes = (f"the preprocessing is that of the published {known.file}, by its name", *notes)
+    return ConvertResult(
+        request.destination,
+        written.sha256,
+        len(written.data),
+        found.file if found else None,
+        notes,
+        describe(written),
+    )
+
+
+def describe(file: WeightsFile) -> dict[str, Any]:
+    """What a weights file says of itself, from its header: a JSON-able document."""
+    info, arch = file.info, file.info.architecture
+    tensors = {name: {"dtype": found.dtype, "shape": list(found.shape),
+                      "parameters": found.parameters}
+               for name, found in file.tensors.items()}  # fmt: skip
+    heads = zip(arch.head_classes, (info.labels, *info.other_labels), strict=True)
+    return {
+        "variant": arch.variant,
+        "width": arch.width,
+        "upsampling": arch.upsampling,
+        "output_stride": arch.output_stride,
+        "heads": [{"name": head, "label_set": labels.name, "classes": list(labels.classes)}
+                  for head, labels in heads],
+        "preprocessing": info.preprocessing.to_dict(),
+        "initialisation": info.is_initialisation,
+        "origin": dict(info.origin),
+        "sha256": file.sha256,
+        "bytes": len(file.data),
+        "parameters": sum(tensor["parameters"] for tensor in tensors.values()),
+        "tensors": tensors,
+    }  # fmt: skip
+
+
+def try_out(file: WeightsFile, sha256: str | None = None) -> dict[str, Any]:
+    """Load a weights file wholly and label a small picture with it.
+
+    Args:
+        file: to try.
+        sha256: that it must have.
+
+    Returns:
+        Its sha256, its parameters, and per head the least and greatest logit of a picture of noise.
+
+    Raises:
+        WeightsError: the checksum differs, a tensor is missing, of the wrong shape or not finite,
+            or the logits are not finite.
+    """
+    if sha256 is not None:
+        check_checksum(file.data, "sha256", sha256, file.where)
+    model = file.load()
+    generator = torch.Generator().manual_seed(0)
+    channels = model.architecture.input_channels
+    picture = 255 * torch.rand(1, channels, *TRIAL_SIZE, generator=generator)
+    pre = file.info.preprocessing
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (pre.mean, pre.std))
+    with torch.inference_mode():
+        logits = model.forward_heads((picture - mean) / std)
+    for head, found in logits.items():
+        if not torch.isfinite(found).all():
+            raise WeightsError(
+                file.where,
+                f"logits{f' of head {head}' if head else ''} hold NaN or infinity",
+                "finite numbers for a picture of noise",
+                "The weights are damaged or too large: use another file.",
+            )
+    return {
+        "sha256": file.sha256,
+        "variant": file.info.variant,
+        "parameters": sum(tensor.parameters for tensor in file.tensors.values()),
+        "initialisation": file.info.is_initialisation,
+        "logits": {head: [float(found.min()), float(found.max())]
+                   for head, found in logits.items()},
+    }  # fmt: skip
+
+
+def _labels(name: str) -> LabelSet:
+    return label_set(name) if name in LABEL_SETS else read_label_set(name)
+
+
+def _preprocessing(name: str | None) -> Preprocessing | None:
+    if name is None:
+        return None
+    if name not in PREPROCESSINGS:
+        raise ConfigError(
+            "--preprocessing", f"{name!r}", f"one of {', '.join(PREPROCESSINGS)}", "Name one."
+        )
+    return PREPROCESSINGS[name]
+
+
+def _fits(entry: Published, request: ConvertRequest) -> bool:
+    return entry.format == request.format and entry.variant in (None, request.variant)
+
+
+def _check_published(entry: Published, request: ConvertRequest, where: str) -> None:
+    if not _fits(entry, request):
+        variant = f" --variant {entry.variant}" if entry.variant else ""
+        raise WeightsError(
+            where,
+            f"by its checksum the published {entry.file}",
+            f"--from {request.format} --variant {request.variant}",
+            f"Say --from {entry.format}{variant}, or name another file.",
+        )
+
+
+def _file(
+    converted: Converted, source_sha256: str, found: Published | None, destination: str
+) -> WeightsFile:
+    origin = {**converted.info.origin, "source_sha256": source_sha256}
+    if found:
+        origin["published"] = found.file
+    info = replace(converted.info, origin=origin)
+    return WeightsFile(save_weights(converted.model, info), f"weights {destination}")
