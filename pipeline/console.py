@@ -153,7 +153,7 @@ def describe(progress: Progress, doing: str = "labelling") -> str:
 
 def _images(progress: Progress) -> str:
     rate = progress.images / progress.seconds if progress.seconds else 0.0
-    bad = f", {progress.failures} quarantined" if progress.failures else ""
+    bad = f", {progress.failures} bad" if progress.failures else ""
     return f"{progress.images} images{bad}, {rate:.1f}/s"
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from fcn_core.labels import CAMVID, VOC, LabelSet
+from fcn_core.tally import Bootstrap
+from fcn_core.upper_bound import FACTORS
+from pipeline.evaluate import upper_bound
+from pipeline.evaluation import Question
 from pipeline.packing import pack_folder
 from pipeline.run import run
 from pipeline.store import Store
@@ -56,3 +61,43 @@ def test_ragged_voc_folder_with_void_borders(tmp_path: Path, random_fcn) -> None
     result = run(world.config(source, tmp_path / "out", file, input__shard_size=10))
     assert (result.exit_code, result.images, result.shards) == (0, 24, 3)
     assert verify(Store(str(tmp_path / "out")), deep=True).problems == ()
+
+
+# The table that docs/evaluation.md shows: mean IU and pixel accuracy by factor.
+CAMVID_UPPER_BOUND = {
+    128: (0.3428, 0.7867),
+    64: (0.4918, 0.8769),
+    32: (0.6354, 0.9264),
+    16: (0.7515, 0.9558),
+    8: (0.8452, 0.9739),
+    4: (0.9210, 0.9861),
+}
+
+
+@pytest.mark.slow
+def test_upper_bound_of_camvid_is_that_of_the_docs(fcnseg) -> None:  # type: ignore[no-untyped-def]
+    data = folder("camvid/train")
+    arguments = ("evaluate", data, "--upper-bound", "--label-set", "camvid", "--json")
+    code, out, _ = fcnseg(*arguments)
+    found = json.loads(out)
+    assert (code, found["labeled_images"]) == (0, 367)
+    rows = {row["factor"]: (row["mean_iou"], row["pixel_accuracy"]) for row in found["upper_bound"]}
+    assert list(rows) == list(CAMVID_UPPER_BOUND)
+    for factor, expected in CAMVID_UPPER_BOUND.items():
+        assert rows[factor] == pytest.approx(expected, abs=6e-5)
+        docs = f"│ {factor:<6} │  {expected[0]:.4f} │"
+        assert docs in (Path(__file__).parent.parent / "docs/evaluation.md").read_text()
+
+
+def test_coarse_truth_loses_more_the_coarser_it_is(tmp_path: Path) -> None:
+    data = folder("voc")
+    names = (data / "val.txt").read_text().split()[:12]
+    for name in names:
+        for top, suffix in (("images", ".jpg"), ("labels", ".png")):
+            (tmp_path / "in" / top).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "in" / top / f"{name}{suffix}").symlink_to(data / top / f"{name}{suffix}")
+    config = world.config(tmp_path / "in", "unused", None, input__label_set="voc")
+    found = upper_bound(config, Question(factors=FACTORS, bootstrap=Bootstrap(0))).to_dict()
+    assert found["labeled_images"] == 12
+    mean_iou = [row["mean_iou"] for row in found["upper_bound"]]
+    assert mean_iou == sorted(mean_iou) and mean_iou[0] < 0.8 and mean_iou[-1] > 0.99

@@ -75,13 +75,15 @@ def weights_bytes(model: Any, labels: LabelSet = TINY) -> bytes:
     return save_weights(model, info)
 
 
-def config(source: Path | str, output: Path | str, weights: Path | str, **flags: Any) -> RunConfig:
+def config(
+    source: Path | str, output: Path | str, weights: Path | str | None, **flags: Any
+) -> RunConfig:
     """A run on one CPU thread; flags are dotted names with __ for the dot."""
     dotted = {name.replace("__", "."): value for name, value in flags.items()}
     base = {
         "input.url": str(source),
         "output.url": str(output),
-        "model.weights": str(weights),
+        "model.weights": None if weights is None else str(weights),
         "output.masks": ("parquet", "png", "tar"),
         "compute.executor": "local",
         "compute.workers": 1,
