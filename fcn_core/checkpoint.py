@@ -163,11 +163,11 @@ class WeightsFile:
         """The tensors by name, from the header."""
         return self._header.tensors
 
-    def check_makes_masks(self) -> None:
-        """Refuse weights that cannot label colour pictures.
+    def check_is_trained(self) -> None:
+        """Refuse weights whose masks mean nothing.
 
         Raises:
-            WeightsError: they only start a training, or their network reads more than colours.
+            WeightsError: they only start a training.
         """
         if self.info.is_initialisation:
             raise WeightsError(
@@ -175,14 +175,6 @@ class WeightsFile:
                 "weights that only start a training: their scores are zero",
                 "a trained network",
                 "Train it first, or convert the weights of a trained one.",
-            )
-        channels = self.info.preprocessing.channels
-        if len(channels) != 3:
-            raise WeightsError(
-                self.where,
-                f"a network that reads {len(channels)} channels ({channels})",
-                "one that reads colour pictures",
-                "Feed it from Python: fcn_core.model.FCN takes (B, C, H, W).",
             )
 
     def load(self) -> FCN:

@@ -78,11 +78,11 @@ def convert(data: bytes, request: Request, where: str) -> Converted:
     check_scales(source, request.variant)
     architecture, labels = _architecture(source, request)
     preprocessing = request.preprocessing or default_preprocessing(request.format, architecture)
-    if len(preprocessing.channels) != architecture.input_channels:
+    if len(preprocessing.mean) != architecture.input_channels:
         raise WeightsError(
             where,
-            f"preprocessing of {preprocessing.channels}",
-            f"{request.variant} reads {architecture.input_channels} channels",
+            f"preprocessing of {len(preprocessing.mean)} channels",
+            f"{request.variant} reads {architecture.input_channels}",
             "Leave --preprocessing out, or name one of as many channels.",
         )
     tensors, notes = dict(source.tensors), []

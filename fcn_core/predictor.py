@@ -89,12 +89,11 @@ class Predictor:
         """A predictor from a weights file ("demo" is the shipped one).
 
         Raises:
-            WeightsError: the file is missing, damaged, of another network, or makes no masks of
-                colour pictures.
+            WeightsError: the file is missing, damaged, of another network, or not yet trained.
             FcnError: the device or the precision is not to be had here.
         """
         file = weights if isinstance(weights, WeightsFile) else read_weights(weights)
-        file.check_makes_masks()
+        file.check_is_trained()
         return cls(file.load(), file.info, device=device, precision=precision)
 
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:

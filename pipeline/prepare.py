@@ -36,7 +36,7 @@ def prepare(config: RunConfig) -> Prepared:
     """Find everything a run needs. Reads weights and label set; writes nothing.
 
     Raises:
-        WeightsError: no weights, such as make no masks, or of another number of classes than the
+        WeightsError: no weights, not yet trained ones, or of another number of classes than the
             label set.
         ConfigError, LabelSetError: the label set cannot be had.
         StoreError: a store cannot be read.
@@ -47,7 +47,7 @@ def prepare(config: RunConfig) -> Prepared:
         )
     request = plan_request(config)
     weights = load_weights(config.model.weights)
-    weights.check_makes_masks()
+    weights.check_is_trained()
     labels = resolve_labels(config.input.label_set, weights)
     images, output = request.images, request.output
     limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)

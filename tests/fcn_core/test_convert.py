@@ -231,7 +231,7 @@ def test_early_fusion_starts_from_vgg_with_the_mean_of_its_colours(make) -> None
     colour = make("fcn32s").conv1_1.weight
     assert torch.equal(weight[:, :3], colour)
     assert torch.allclose(weight[:, 3], colour.mean(1))
-    assert found.info.preprocessing.channels == "BGRD"
+    assert found.info.preprocessing == PREPROCESSINGS["nyud-color-d"]
 
 
 def test_masks_of_an_initialisation_are_refused(make) -> None:
@@ -472,4 +472,4 @@ def test_other_classifiers_than_vgg16_are_refused(make) -> None:
 
 def test_preprocessing_of_other_channels_is_refused(make) -> None:
     wanted = replace(request(), preprocessing=PREPROCESSINGS["nyud-color-d"])
-    refused(caffemodel(make()), wanted, "preprocessing of BGRD; fcn8s reads 3 channels")
+    refused(caffemodel(make()), wanted, "preprocessing of 4 channels; fcn8s reads 3")

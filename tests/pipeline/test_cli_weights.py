@@ -270,8 +270,8 @@ def test_list_of_one_file_says_how_to_convert_it(fcnseg: Fcnseg) -> None:
 def test_what_is_listed_can_be_asked_for(entry: published.Published) -> None:
     assert entry.variant is None or entry.variant in VARIANTS
     assert set(entry.label_sets) <= set(LABEL_SETS)
-    channels = PREPROCESSINGS[entry.preprocessing].channels
-    assert len(channels) == Architecture(entry.variant or "fcn32s", 2).input_channels
+    means = PREPROCESSINGS[entry.preprocessing].mean
+    assert len(means) == Architecture(entry.variant or "fcn32s", 2).input_channels
     assert bool(entry.scores) == bool(entry.scores_from)
     lengths = {"": 0, "md5": 32, "sha1": 40, "sha256": 8}
     kind, _, digest = entry.checksum.partition(":")
