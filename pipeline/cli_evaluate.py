@@ -15,9 +15,12 @@ from pipeline.cli_options import (
     Input,
     Labels,
     LabelSetName,
+    Layout,
     Sets,
+    Split,
     Weights,
     load_run_config,
+    run_flags,
 )
 from pipeline.errors import ConfigError
 
@@ -51,6 +54,8 @@ def evaluate(
     weights: Weights = None,
     labels: Labels = None,
     label_set: LabelSetName = None,
+    layout: Layout = None,
+    split: Split = None,
     policy: PolicyName = "reference",
     upper_bound: Bound = False,
     factors: Factors = None,
@@ -73,14 +78,8 @@ def evaluate(
         **_layers(upper_bound, factors, trimap),
         bootstrap=Bootstrap(bootstrap, seed),
     )
-    flags = {
-        "input.url": input,
-        "input.labels": labels,
-        "input.label_set": label_set,
-        "output.url": work.NOWHERE,
-        "model.weights": weights,
-        "model.precision": precision,
-    }
+    flags = run_flags(input, work.NOWHERE, weights, labels, label_set, None)
+    flags |= {"input.layout": layout, "input.split": split, "model.precision": precision}
     loaded = load_run_config(config, sets, flags)
     with console.progress_display("scoring") as progress:
         score = work.upper_bound if upper_bound else work.evaluate

@@ -23,7 +23,7 @@ from pipeline.evaluate import evaluate, upper_bound
 from pipeline.evaluation import Evaluation, Question
 from pipeline.run import run
 from pipeline.store import Store
-from tests import oracles, world
+from tests import datasets, oracles, world
 
 Fcnseg = Callable[..., tuple[int, str, str]]
 
@@ -220,6 +220,16 @@ def test_a_folder_with_labels_is_scored_too(weights: Path, tmp_path: Path) -> No
     one, other = (scored(tmp_path / kind, weights).to_dict() for kind in ("folder", "tar"))
     assert one["confusion"] == other["confusion"]
     assert [row["shard"] for row in one["shards"]] == ["images-000000"]
+
+
+def test_a_development_kit_is_scored_by_its_split(tmp_path: Path, fcnseg: Fcnseg) -> None:
+    files = {f"VOCdevkit/VOC2012/{name}": data for name, data in datasets.voc().items()}
+    source = datasets.write(tmp_path / "in", files)
+    which = ("--layout", "voc", "--split", "val")
+    arguments = ("--upper-bound", "--label-set", "voc", "--factors", "1", "--json")
+    code, out, _ = fcnseg("evaluate", source, *which, *arguments)
+    assert (code, json.loads(out)["labeled_images"]) == (0, 3)
+    assert fcnseg("evaluate", source, *arguments)[0] == 1  # of which split?
 
 
 @pytest.mark.parametrize("work", [evaluate, upper_bound])
