@@ -12,11 +12,19 @@ from pipeline.cli_options import AsJson, ConfigFile, Output, Sets, Weights, read
 from pipeline.store import Store
 
 
-def status(output: Output, as_json: AsJson = False) -> None:
+def status(
+    output: Output,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow a run until it ends.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    as_json: AsJson = False,
+) -> None:
     """Say how an output stands, from its commits alone; works while a run is on."""
     from pipeline.status import read_status
 
-    found = read_status(Store(output))
+    store = Store(output)
+    if watch:
+        _watch(store, interval, as_json)
+    found = read_status(store)
     if as_json:
         console.print_json(found.to_dict())
         return
@@ -31,6 +39,16 @@ def status(output: Output, as_json: AsJson = False) -> None:
     )
     for shard_id, reason in found.marker_document.get("failed_shards", {}).items():
         console.out.print(f"failed {shard_id}: {reason}", markup=False)
+
+
+def _watch(store: Store, interval: float, as_json: bool) -> None:
+    from pipeline.identity import read_identity
+    from pipeline.progress import watch
+
+    read_identity(store)  # a wrong address is no run that has ended
+    with console.watch_display(as_json=as_json) as show:
+        for look in watch(store, interval):
+            show(look)
 
 
 def report(output: Output, as_json: AsJson = False) -> None:

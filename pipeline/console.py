@@ -6,22 +6,28 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.progress_bar import ProgressBar as ProgressBarLine
 from rich.table import Table
+from rich.text import Text
 
 from fcn_core.labels import LabelSet
 from pipeline.outcome import Progress, RunResult
 
 if TYPE_CHECKING:  # numpy and pyarrow, which most commands do not need here
     from pipeline.gc import Garbage
+    from pipeline.progress import Look
     from pipeline.verify import Verification
 
 LINE_SECONDS = 10.0
@@ -97,6 +103,42 @@ def progress_display(doing: str = "labelling") -> Iterator[ProgressLines | Progr
     )
     with Bar(*columns, console=err, transient=True) as bar:
         yield ProgressBar(bar, doing)
+
+
+@contextmanager
+def watch_display(*, as_json: bool) -> Iterator[Callable[[Look], None]]:
+    """A live bar on a terminal; elsewhere a line each time, of JSON if that is wanted."""
+    if as_json:
+        yield lambda look: print(json.dumps(asdict(look)), flush=True)
+    elif not out.is_terminal:
+        yield lambda look: out.print(describe_look(look), markup=False)
+    else:
+        with Live(console=out, transient=True) as live:
+
+            def show(look: Look) -> None:
+                done = look.progress
+                total, completed = (done.shards_pending, done.shards_done) if done else (None, 0)
+                bar = ProgressBarLine(total=total, completed=completed, pulse=done is None)
+                lines = Table.grid()
+                lines.add_row(bar)
+                lines.add_row(Text(describe_look(look)))
+                live.update(lines, refresh=True)
+
+            yield show
+
+
+def describe_look(look: Look) -> str:
+    """One line."""
+    if look.progress is None:
+        return f"not labelling yet; {look.holder.describe()}"
+    done = look.progress
+    bad = f", {done.failures} quarantined" if done.failures else ""
+    left = look.seconds_left
+    ends = f", {timedelta(seconds=round(left))} left" if left is not None else ""
+    return (
+        f"{done.shards_done}/{done.shards_pending} shards, {done.images} images{bad}, "
+        f"{look.images_per_second:.1f}/s{ends}; {look.holder.describe()}"
+    )
 
 
 class VerifyLines:

@@ -16,6 +16,7 @@ from pipeline.lease import Lease
 from pipeline.outcome import Progress, RunResult
 from pipeline.plan import Plan, is_done, make_plan
 from pipeline.prepare import Prepared, plan_request, prepare
+from pipeline.progress import ProgressRecord
 from pipeline.redo import Redo, read_redo, write_redo
 from pipeline.shards import Shard
 from pipeline.virtual import freeze
@@ -69,6 +70,8 @@ def run(
     with Lease(output) as lease:
         claim(output, mine)
         remove_markers(output)
+        record = ProgressRecord(output, lease.holder.owner, on_progress)
+        on_progress = record
         request = prepared.request
         if redo is not None:
             write_redo(output, {**read_redo(output), **redo.commits})
@@ -91,6 +94,7 @@ def run(
         lease.check()
         result = _result(prepared, todo, collector, time.monotonic() - started)
         write_redo(output, _still_to_redo(todo, collector))
+        record.remove()
         write_results(output, collector.entries, result)
     return result
 

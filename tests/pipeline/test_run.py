@@ -69,13 +69,13 @@ def test_rows_of_the_mask_table_agree_with_the_masks(
 def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths of the shards that are read from now on."""
     seen: list[str] = []
-    original = chunks._entries
+    original = chunks._index
 
     def spy(shard, *args):  # type: ignore[no-untyped-def]
         seen.append(shard.id)
         return original(shard, *args)
 
-    monkeypatch.setattr(chunks, "_entries", spy)
+    monkeypatch.setattr(chunks, "_index", spy)
     return seen
 
 

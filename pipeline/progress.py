@@ -1,0 +1,119 @@
+"""How far a run is, for those who watch it from elsewhere: `_progress.json`, and `status --watch`.
+
+The driver writes it down every few seconds, so that watching costs two small reads each time,
+however many shards there are. It is only told, never believed: commits say what is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+from fcn_core.errors import FcnError
+from pipeline.errors import MissingError
+from pipeline.lease import Holder, read_lease
+from pipeline.outcome import Progress
+from pipeline.store import Store
+
+PATH = "_progress.json"
+SECONDS = 5.0
+"""Between two writes."""
+
+_WINDOW = 12
+"""Looks that the present speed is taken from."""
+
+
+class ProgressRecord:
+    """Writes down the progress of a run; itself a listener to it.
+
+    Args:
+        output: of the run.
+        owner: of the lease, so that a dead driver's record is not taken for a living one's.
+        then: another listener.
+    """
+
+    def __init__(
+        self, output: Store, owner: str, then: Callable[[Progress], None] | None = None
+    ) -> None:
+        self.output = output
+        self.owner = owner
+        self.then = then
+        self._last = -SECONDS
+
+    def __call__(self, progress: Progress) -> None:
+        """Write, if it is time, and tell the other one."""
+        now = time.monotonic()
+        if now - self._last >= SECONDS:
+            self._last = now
+            document = {"owner": self.owner, **asdict(progress)}
+            # Who cannot write this will not be able to commit either, and that is told.
+            with contextlib.suppress(FcnError):
+                self.output.write(PATH, json.dumps(document).encode())
+        if self.then is not None:
+            self.then(progress)
+
+    def remove(self) -> None:
+        """The run is over."""
+        self.output.delete(PATH)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A run that is on, at this moment.
+
+    Attributes:
+        holder: the driver.
+        progress: None before it began to label.
+        images_per_second: lately; of the whole run at the first look.
+        seconds_left: at the pace at which shards were finished lately; None while none was.
+    """
+
+    holder: Holder
+    progress: Progress | None
+    images_per_second: float
+    seconds_left: float | None
+
+
+def watch(output: Store, interval: float) -> Iterator[Look]:
+    """Look at a run every few seconds, until no driver is at work. Writes nothing.
+
+    Args:
+        output: of the run.
+        interval: seconds between two looks.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    seen: deque[Progress] = deque(maxlen=_WINDOW)
+    while True:
+        holder = read_lease(output)
+        if holder is None or not holder.is_in_force():
+            return
+        progress = _read(output, holder.owner)
+        if progress is not None and (not seen or progress.seconds > seen[-1].seconds):
+            seen.append(progress)
+        yield _look(holder, seen)
+        time.sleep(interval)
+
+
+def _look(holder: Holder, seen: deque[Progress]) -> Look:
+    if not seen:
+        return Look(holder, None, 0.0, None)
+    last = seen[-1]
+    first = seen[0] if len(seen) > 1 else Progress(0, 0, 0, 0, 0.0)
+    seconds = max(last.seconds - first.seconds, 1e-9)
+    shards = last.shards_done - first.shards_done
+    left = (last.shards_pending - last.shards_done) * seconds / shards if shards else None
+    return Look(holder, last, (last.images - first.images) / seconds, left)
+
+
+def _read(output: Store, owner: str) -> Progress | None:
+    try:
+        document = json.loads(output.read(PATH))
+        return Progress(**document) if document.pop("owner") == owner else None
+    except (MissingError, ValueError, TypeError, KeyError):
+        return None
