@@ -55,3 +55,4 @@ class Segmented:
     previews: tuple[Preview, ...]
     confusion: ConfusionMatrix
     seconds: dict[str, float]
+    store_retries: int = 0

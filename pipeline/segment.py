@@ -85,6 +85,7 @@ class Segmenter:
             previews.chosen(),
             confusion,
             seconds,
+            chunk.store_retries,
         )
 
     def _decode(self, chunk: Chunk, failures: list[Failure]) -> Iterator[_Decoded]:
