@@ -5,7 +5,7 @@ Shape suffixes: B batch, C channel, K class, H height px, W width px.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -96,7 +96,11 @@ class Predictor:
         file.check_is_trained()
         return cls(file.load(), file.info, device=device, precision=precision)
 
-    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+    def predict(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        on_batch: Callable[[Sequence[int]], None] | None = None,
+    ) -> list[Prediction]:
         """One prediction per picture, in order.
 
         Pictures of one shape share a forward pass of exactly `batch_size` slots, empty ones filled
@@ -105,6 +109,7 @@ class Predictor:
 
         Args:
             images: (H, W, 3) uint8 RGB, 0-255, of any mixture of sizes from 1x1 up.
+            on_batch: told the indices of the pictures before each forward pass.
 
         Raises:
             ImageError: an array is something else.
@@ -113,6 +118,8 @@ class Predictor:
             _check_image(image, f"picture {index}")
         results: dict[int, Prediction] = {}
         for batch in self._batches(images):
+            if on_batch is not None:
+                on_batch(batch)
             predictions = self._forward([images[index] for index in batch])
             results.update(zip(batch, predictions, strict=True))
         return [results[index] for index in range(len(images))]

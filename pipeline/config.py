@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.store_options import StoreOptions, masked
 
 MaskFormat = Literal["parquet", "png", "tar"]
 
@@ -40,8 +39,6 @@ class InputConfig(_Section):
     """Images per virtual shard when the input is a folder of loose images."""
     limit_shards: int | None = Field(default=None, ge=1)
     """Label at most this many pending shards, then finish."""
-    store: StoreOptions = StoreOptions()
-    """How the images, their labels, the weights and the label set are reached."""
 
 
 class ModelConfig(_Section):
@@ -60,8 +57,6 @@ class OutputConfig(_Section):
     """Prefix that belongs to this input and these weights; any fsspec URL."""
     masks: tuple[MaskFormat, ...] = Field(default=("parquet",), min_length=1)
     """Forms of the masks: parquet, png, tar (WebDataset)."""
-    store: StoreOptions = StoreOptions()
-    """How the results are reached."""
 
 
 class ComputeConfig(_Section):
@@ -96,6 +91,10 @@ class LimitsConfig(_Section):
     """A shard with more encoded bytes is split."""
     max_image_pixels: int = Field(default=100_000_000, ge=1)
     """Larger pictures are quarantined before they are decoded."""
+    stall_seconds: float = Field(default=600, gt=0)
+    """A worker process without progress for so long is restarted, the picture tried alone."""
+    worker_memory: ByteSize | None = Field(default=None, ge=2**20)
+    """Most memory of one worker process, like 8GiB; default: its share of nine tenths."""
 
 
 class RunConfig(_Section):
@@ -160,24 +159,22 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = _field_names(first["loc"][:-1])
+            section = RunConfig.model_fields.get(str(first["loc"][0]))
+            known = _field_names(section.annotation if section and len(first["loc"]) > 1 else None)
             raise ConfigError(
                 f"config {name}",
                 "an unknown key",
                 f"known here: {', '.join(known)}",
                 "Correct the spelling or remove it.",
             ) from None
-        found = "nothing" if first["type"] == "missing" else masked(repr(first["input"]))
-        expected = first["msg"].removeprefix("Value error, ").rstrip(".")
-        raise ConfigError(f"config {name}", found, expected, "Correct this value.") from None
+        found = "nothing" if first["type"] == "missing" else repr(first["input"])
+        raise ConfigError(
+            f"config {name}", found, first["msg"].rstrip("."), "Correct this value."
+        ) from None
 
 
-def _field_names(sections: Iterable[int | str]) -> list[str]:
-    model: type[BaseModel] = RunConfig
-    for name in sections:
-        inner = model.model_fields[str(name)].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
+def _field_names(section: Any) -> list[str]:
+    model = section if isinstance(section, type) and issubclass(section, BaseModel) else RunConfig
     return list(model.model_fields)
 
 

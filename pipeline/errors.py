@@ -8,6 +8,8 @@ FcnError
 ├── InputError           an input that holds nothing to label, or two shards of one name
 ├── ShardError           a shard that cannot be read as a whole; the run goes on without it
 ├── SampleError          a sample without image, with an impossible or repeated key
+├── PoisonError          a sample that crashes, hangs or starves the process that works on it
+├── WorkerError          a worker process that cannot start, or a fault of its own code
 ├── LeaseError           another driver works on this output (exit 75)
 ├── LimitsError          more failures than the limits allow (exit 4)
 └── VerifyError          objects that differ from their commit
@@ -48,6 +50,14 @@ class ShardError(FcnError):
 
 class SampleError(FcnError):
     """A sample without an image, or with an impossible or repeated key."""
+
+
+class PoisonError(FcnError):
+    """A sample that crashes, hangs or starves the process that works on it."""
+
+
+class WorkerError(FcnError):
+    """A worker process that cannot start, or that fails through a fault of its own."""
 
 
 class LeaseError(FcnError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fcn_core.errors import FcnError
 from fcn_core.labels import LabelSet
 from pipeline.chunks import ChunkLimits, Sources
-from pipeline.config import ComputeConfig
+from pipeline.config import ComputeConfig, LimitsConfig
 from pipeline.store import Store
 
 
@@ -24,6 +24,7 @@ class Job:
         compute: device, threads, batch size, number of workers.
         chunk_limits: where shards are split.
         max_image_pixels: larger pictures are quarantined.
+        limits: of a worker process, and of bad images in a shard.
     """
 
     sources: Sources
@@ -34,6 +35,7 @@ class Job:
     compute: ComputeConfig
     chunk_limits: ChunkLimits
     max_image_pixels: int
+    limits: LimitsConfig
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The local executor: the stages of a run as threads with short queues between them. No Ray.
 
 It starts in a second, needs no cluster, and is the oracle that the Ray executor is held against.
+The segment stage's threads only wait: each owns a worker process with a copy of the network.
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 from fcn_core.checkpoint import WeightsFile
 from pipeline.chunks import Chunk, read_chunks
 from pipeline.errors import MissingError, ShardError
+from pipeline.isolation import IsolatedSegmenter
 from pipeline.job import Job, ShardFailure
 from pipeline.results import Segmented
 from pipeline.shards import Shard
+from pipeline.worker_process import machine_memory
 from pipeline.writers import Receipt, write_chunk
 
 Item = Any
@@ -26,13 +30,16 @@ Finished = TypeVar("Finished")
 _DEPTH = 2
 """Items waiting between two stages: enough to keep the network busy, and a bound on memory."""
 
+_MEMORY = 0.9
+"""Share of the machine's memory that all worker processes together may take."""
+
 _READERS = 2
 _WRITERS = 2
 _END = object()
 
 
 def run_local(
-    job: Job, weights: WeightsFile, shards: Sequence[Shard]
+    job: Job, weights: WeightsFile, shards: Iterable[Shard]
 ) -> Iterator[Receipt | ShardFailure]:
     """Receipts of all chunks, in the order they are finished.
 
@@ -51,7 +58,7 @@ def run_local(
 def run_around_network(
     job: Job,
     weights: WeightsFile,
-    shards: Sequence[Shard],
+    shards: Iterable[Shard],
     *,
     read: Callable[[Shard], Iterator[Chunk]],
     finish: Callable[[Segmented], Finished],
@@ -68,13 +75,7 @@ def run_around_network(
     Raises:
         FcnError: whatever a stage raises, but for shards that cannot be read.
     """
-    from pipeline.segment import Segmenter  # torch loads only where a network runs
-
-    segmenter = Segmenter(job, weights)
-    workers = job.compute.workers
-    if workers is None:
-        on_cpu = segmenter.predictor.device.type == "cpu"
-        workers = max(1, (os.cpu_count() or 1) // job.compute.threads_per_worker) if on_cpu else 1
+    crew = _Crew(job, weights)
 
     def chunks(shard: Shard) -> Iterator[Item]:
         try:
@@ -83,20 +84,72 @@ def run_around_network(
             yield ShardFailure.of(shard.id, error)
 
     def segment(item: Item) -> Iterator[Item]:
-        yield item if isinstance(item, ShardFailure) else segmenter(item)
+        yield item if isinstance(item, ShardFailure) else crew.segment(item)
 
     def end(item: Item) -> Iterator[Item]:
         yield item if isinstance(item, ShardFailure) else finish(item)
 
-    yield from run_stages(shards, [(chunks, _READERS), (segment, workers), (end, _WRITERS)])
+    try:
+        stages = [(chunks, _READERS), (segment, crew.size()), (end, _WRITERS)]
+        yield from run_stages(shards, stages, crew.stop)
+    finally:
+        crew.close()
 
 
-def run_stages(items: Sequence[Item], stages: Sequence[tuple[Stage, int]]) -> Iterator[Item]:
-    """Pass items through the stages; leaving the iterator early stops every thread."""
+class _Crew:
+    """The worker processes of a run; each works for one thread at a time."""
+
+    def __init__(self, job: Job, weights: WeightsFile) -> None:
+        per_core = max(1, (os.cpu_count() or 1) // job.compute.threads_per_worker)
+        self.job = job
+        self.most = job.compute.workers or per_core
+        share = int(_MEMORY * machine_memory()) // self.most
+        self.members = [IsolatedSegmenter(job, weights, share) for _ in range(self.most)]
+        self.free: queue.SimpleQueue[IsolatedSegmenter] = queue.SimpleQueue()
+        for member in self.members:
+            self.free.put(member)
+
+    def size(self) -> int:
+        """How many to use: one per core or so on a CPU, one on a GPU, unless the config says."""
+        compute = self.job.compute
+        if compute.workers is None and compute.device != "cpu":
+            if self.members[0].worker.start() != "cpu":
+                return 1
+        return self.most
+
+    def segment(self, chunk: Chunk) -> Segmented | ShardFailure:
+        member = self.free.get()
+        try:
+            return member(chunk)
+        finally:
+            self.free.put(member)
+
+    def stop(self) -> None:
+        for member in self.members:
+            member.stop()
+
+    def close(self) -> None:
+        for member in self.members:
+            member.close()
+
+
+def run_stages(
+    items: Iterable[Item],
+    stages: Sequence[tuple[Stage, int]],
+    on_stop: Callable[[], None] = lambda: None,
+) -> Iterator[Item]:
+    """Pass items through the stages; leaving the iterator early stops every thread.
+
+    Args:
+        items: taken one by one, as the first stage has room.
+        stages: each with its number of threads.
+        on_stop: frees threads that wait for something else than their queues.
+    """
     stop = threading.Event()
     errors: list[BaseException] = []
     queues: list[queue.Queue[Item]] = [queue.Queue(_DEPTH) for _ in range(len(stages) + 1)]
-    threads = [threading.Thread(target=_feed, args=(items, queues[0], stages[0][1], stop))]
+    fed = chain(items, [_END] * stages[0][1])
+    threads = [threading.Thread(target=_feed, args=(fed, queues[0], stop, errors))]
     for index, (stage, count) in enumerate(stages):
         followers = stages[index + 1][1] if index + 1 < len(stages) else 1
         ends = _Countdown(count)
@@ -115,6 +168,7 @@ def run_stages(items: Sequence[Item], stages: Sequence[tuple[Stage, int]]) -> It
             yield item
     finally:
         stop.set()
+        on_stop()
         for thread in threads:
             thread.join()
     if errors:
@@ -166,11 +220,18 @@ class _Work:
 
 
 def _feed(
-    items: Sequence[Item], sink: queue.Queue[Item], followers: int, stop: threading.Event
+    items: Iterable[Item],
+    sink: queue.Queue[Item],
+    stop: threading.Event,
+    errors: list[BaseException],
 ) -> None:
-    for item in [*items, *[_END] * followers]:
-        if not _put(sink, item, stop):
-            return
+    try:
+        for item in items:
+            if not _put(sink, item, stop):
+                return
+    except BaseException as error:  # of the items themselves
+        errors.append(error)
+        stop.set()
 
 
 def _put(sink: queue.Queue[Item], item: Item, stop: threading.Event) -> bool:

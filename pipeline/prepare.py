@@ -16,8 +16,7 @@ from pipeline.errors import ConfigError, MissingError
 from pipeline.identity import Identity, identity, remembered
 from pipeline.job import Job
 from pipeline.plan import PlanRequest
-from pipeline.store import Store, StoreOptions, read_url
-from pipeline.store_options import masked
+from pipeline.store import Store, read_url
 
 log = logging.getLogger("fcnseg")
 
@@ -47,9 +46,9 @@ def prepare(config: RunConfig) -> Prepared:
             "--weights", "nothing", "a weights file", "For the shipped ones: --weights demo."
         )
     request = plan_request(config)
-    weights = load_weights(config.model.weights, config.input.store)
+    weights = load_weights(config.model.weights)
     weights.check_is_trained()
-    labels = resolve_labels(config.input.label_set, weights, config.input.store)
+    labels = resolve_labels(config.input.label_set, weights)
     images, output = request.images, request.output
     limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)
     mine = identity(images.url, weights, labels, config.model.precision, limits)
@@ -63,6 +62,7 @@ def prepare(config: RunConfig) -> Prepared:
         compute=config.compute,
         chunk_limits=limits,
         max_image_pixels=config.limits.max_image_pixels,
+        limits=config.limits,
     )
     return Prepared(config, weights, mine, job, replace(request, fingerprint=mine.fingerprint))
 
@@ -73,12 +73,11 @@ def plan_request(config: RunConfig) -> PlanRequest:
     Raises:
         ConfigError: INPUT and OUTPUT lie inside one another.
     """
-    images = Store(config.input.url, config.input.store)
-    output = Store(config.output.url, config.output.store)
+    images, output = Store(config.input.url), Store(config.output.url)
     _refuse_overlap(images, output)
     return PlanRequest(
         images=images,
-        labels=Store(config.input.labels, config.input.store) if config.input.labels else None,
+        labels=Store(config.input.labels) if config.input.labels else None,
         output=output,
         fingerprint=None,
         masks=config.output.masks,
@@ -105,7 +104,7 @@ def _voc_split(config: RunConfig) -> str | None:
     return split
 
 
-def load_weights(url: str, options: StoreOptions | None = None) -> WeightsFile:
+def load_weights(url: str) -> WeightsFile:
     """A weights file from anywhere, or the shipped one by the name "demo".
 
     Raises:
@@ -115,20 +114,18 @@ def load_weights(url: str, options: StoreOptions | None = None) -> WeightsFile:
     if url == DEMO_WEIGHTS:
         return read_weights(url)
     try:
-        data = read_url(url, options)
+        data = read_url(url)
     except MissingError as error:
         raise WeightsError(
-            f"weights {masked(url)}",
+            f"weights {url}",
             "no such file",
             "a .safetensors file, or the word demo",
             "Check --weights.",
         ) from error
-    return WeightsFile(data, f"weights {masked(url)}")
+    return WeightsFile(data, f"weights {url}")
 
 
-def resolve_labels(
-    name: str | None, weights: WeightsFile, options: StoreOptions | None = None
-) -> LabelSet:
+def resolve_labels(name: str | None, weights: WeightsFile) -> LabelSet:
     """The label set in force: the named one, else the one of the weights.
 
     Raises:
@@ -138,7 +135,7 @@ def resolve_labels(
     own = weights.info.labels
     if name is None:
         return own
-    labels = label_set(name) if name in LABEL_SETS else read_label_set(name, options)
+    labels = label_set(name) if name in LABEL_SETS else read_label_set(name)
     if labels.num_classes != own.num_classes:
         raise WeightsError(
             weights.where,
@@ -156,7 +153,7 @@ def resolve_labels(
     return labels
 
 
-def read_label_set(url: str, options: StoreOptions | None = None) -> LabelSet:
+def read_label_set(url: str) -> LabelSet:
     """The label set of a YAML file.
 
     Raises:
@@ -164,9 +161,9 @@ def read_label_set(url: str, options: StoreOptions | None = None) -> LabelSet:
     """
     if not url.lower().endswith((".yaml", ".yml", ".json")):
         return label_set(url)  # raises, listing the names
-    where = f"label set {masked(url)}"
+    where = f"label set {url}"
     try:
-        return LabelSet.from_dict(yaml.safe_load(read_url(url, options)), where)
+        return LabelSet.from_dict(yaml.safe_load(read_url(url)), where)
     except (yaml.YAMLError, MissingError) as error:
         detail = "no such file" if isinstance(error, MissingError) else "no YAML"
         raise ConfigError(

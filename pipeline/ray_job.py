@@ -12,16 +12,19 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any
 
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import FcnError
 from pipeline.chunks import read_chunks
 from pipeline.errors import MissingError, ShardError, StoreError
+from pipeline.isolation import IsolatedSegmenter
 from pipeline.job import Job, ShardFailure
 from pipeline.shards import Shard
+from pipeline.worker_process import machine_memory
 from pipeline.writers import Receipt, write_chunk
 
 # Before ray is imported: it reads these at import or at its first init.
@@ -42,8 +45,18 @@ _OBJECT_STORE_BYTES = 512 * 2**20
 """Of an embedded Ray. A few chunks in flight fit; the default would take 30 % of the memory."""
 
 
+_WAVE_SHARDS = 50_000
+"""Shards of one Ray dataset: the driver holds no more of them at once, whatever the input."""
+
+_WAVE_TASKS = 5_000
+"""Read tasks of one Ray dataset; where there are more shards, a task reads several in turn."""
+
+_MEMORY = 0.9
+"""Share of the memory that Ray sees on a node for all worker processes there."""
+
+
 def run_ray(
-    job: Job, weights: WeightsFile, shards: Sequence[Shard]
+    job: Job, weights: WeightsFile, shards: Iterable[Shard]
 ) -> Iterator[Receipt | ShardFailure]:
     """Receipts of all chunks, in the order they are finished.
 
@@ -54,11 +67,14 @@ def run_ray(
         StoreError: a store fails in a worker, or the cluster cannot be reached.
     """
     with _connected(job.compute.ray_address):
-        for row in _dataset(job, weights, shards).iter_rows():
-            item = pickle.loads(row["item"])
-            if isinstance(item, FcnError):
-                raise item
-            yield item
+        kept = ray.put(weights)
+        waiting = iter(shards)
+        while wave := list(islice(waiting, _WAVE_SHARDS)):
+            for row in _dataset(job, kept, wave).iter_rows():
+                item = pickle.loads(row["item"])
+                if isinstance(item, FcnError):
+                    raise item
+                yield item
 
 
 @contextmanager
@@ -101,7 +117,7 @@ def _connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _dataset(job: Job, weights: WeightsFile, shards: Sequence[Shard]) -> Any:
+def _dataset(job: Job, weights: Any, shards: Sequence[Shard]) -> Any:
     # Ray logs every start and end of a plan, and warns that its bars are off; set here, because its
     # own set-up comes late.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -111,13 +127,17 @@ def _dataset(job: Job, weights: WeightsFile, shards: Sequence[Shard]) -> Any:
     context.actor_init_retry_on_errors = True  # a weights download may hiccup
     context.enable_progress_bars = False
     workers, cpus, gpus = _resources(job)
-    rows = [{"item": pickle.dumps(shard)} for shard in shards]
+    several = math.ceil(len(shards) / _WAVE_TASKS)
+    rows = [
+        {"item": pickle.dumps(shards[start : start + several])}
+        for start in range(0, len(shards), several)
+    ]
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .flat_map(_Read(job), num_cpus=_IO_CPUS)
         .map(
             _SegmentActor,  # type: ignore[arg-type]  # Ray's stub wants the method, not the class
-            fn_constructor_kwargs={"job": job, "weights": ray.put(weights)},
+            fn_constructor_kwargs={"job": job, "weights": weights, "workers": workers},
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=cpus,
             num_gpus=gpus,
@@ -149,35 +169,51 @@ _PASSED_ON = (ShardFailure, FcnError)
 
 
 class _Read:
-    """CPU task: the chunks of a shard."""
+    """CPU task: the chunks of some shards."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
 
     def __call__(self, row: Row) -> Iterator[Row]:
-        shard: Shard = pickle.loads(row["item"])
-        try:
-            for chunk in read_chunks(shard, self.job.sources, self.job.chunk_limits):
-                yield {"item": pickle.dumps(chunk, protocol=5)}
-        except (ShardError, MissingError) as error:
-            yield {"item": pickle.dumps(ShardFailure.of(shard.id, error))}
-        except FcnError as error:
-            yield {"item": pickle.dumps(error)}
+        shards: Sequence[Shard] = pickle.loads(row["item"])
+        for shard in shards:
+            try:
+                for chunk in read_chunks(shard, self.job.sources, self.job.chunk_limits):
+                    yield {"item": pickle.dumps(chunk, protocol=5)}
+            except (ShardError, MissingError) as error:
+                yield {"item": pickle.dumps(ShardFailure.of(shard.id, error))}
+            except FcnError as error:
+                yield {"item": pickle.dumps(error)}
 
 
 class _SegmentActor:
-    """Actor with the network: a chunk in, its masks out."""
+    """Actor that owns a worker process with the network: a chunk in, its masks out."""
 
-    def __init__(self, job: Job, weights: Any) -> None:
-        from pipeline.segment import Segmenter  # torch loads only where a network runs
-
-        self.segmenter = Segmenter(job, ray.get(weights))
+    def __init__(self, job: Job, weights: Any, workers: int) -> None:
+        self.segmenter = IsolatedSegmenter(job, ray.get(weights), _memory_share(workers))
+        with suppress(FcnError):  # comes again with the first chunk, and goes to the driver
+            self.segmenter.worker.start()
 
     def __call__(self, row: Row) -> Row:
         item = pickle.loads(row["item"])
         if isinstance(item, _PASSED_ON):
             return row
-        return {"item": pickle.dumps(self.segmenter(item), protocol=5)}
+        try:
+            return {"item": pickle.dumps(self.segmenter(item), protocol=5)}
+        except FcnError as error:
+            return {"item": pickle.dumps(error)}
+
+
+def _memory_share(workers: int) -> int:
+    """Bytes for the worker process of one of `workers` actors, called in the actor."""
+    context = ray.get_runtime_context()
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes()}  # type: ignore[no-untyped-call]
+    node = nodes.get(context.get_node_id(), {})
+    mine = context.get_assigned_resources()  # type: ignore[no-untyped-call]
+    here = [int(node[name] / mine[name]) for name in ("CPU", "GPU") if mine.get(name)]
+    # Ray's memory is without its object store; it kills actors where a node runs short of it.
+    memory = min(node.get("memory", math.inf), machine_memory())
+    return int(_MEMORY * memory) // max(1, min([workers, *here]))
 
 
 class _Write:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +47,25 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Some samples of a chunk after the network.
+
+    Attributes:
+        images: those that were labelled, in the order of the samples.
+        failures: the others, in that order.
+        previews: of the first image and of the worst.
+        confusion: summed over the images.
+        seconds: by activity.
+    """
+
+    images: tuple[ImageResult, ...]
+    failures: tuple[Failure, ...]
+    previews: tuple[Preview, ...]
+    confusion: ConfusionMatrix
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Segmented:
     """A chunk after the network."""
 
@@ -55,4 +77,49 @@ class Segmented:
     previews: tuple[Preview, ...]
     confusion: ConfusionMatrix
     seconds: dict[str, float]
-    store_retries: int = 0
+
+
+def merge(keys: Sequence[str], pieces: Sequence[Piece], num_classes: int) -> Piece:
+    """One piece of several, as if the samples had never been taken apart.
+
+    Args:
+        keys: of the chunk's samples, in order; no key twice.
+        pieces: each key in at most one of them, in any order.
+        num_classes: K.
+    """
+    place = {key: index for index, key in enumerate(keys)}
+    images = [image for piece in pieces for image in piece.images]
+    failures = [failure for piece in pieces for failure in piece.failures]
+    images.sort(key=lambda image: place[image.key])
+    failures.sort(key=lambda failure: place[failure.key])
+    confusion = ConfusionMatrix(num_classes)
+    seconds: Counter[str] = Counter()
+    for piece in pieces:
+        confusion += piece.confusion
+        seconds.update(piece.seconds)  # adds
+    previews = [preview for piece in pieces for preview in piece.previews]
+    chosen = choose_previews(images, previews)
+    return Piece(tuple(images), tuple(failures), chosen, confusion, dict(seconds))
+
+
+def choose_previews(
+    images: Sequence[ImageResult], previews: Sequence[Preview]
+) -> tuple[Preview, ...]:
+    """The worst image, and the first if it is another one, of those that have a preview.
+
+    Worst is the lowest share of correct pixels, without a label the lowest confidence; the earlier
+    among equals.
+    """
+    if not images:
+        return ()
+    by_key = {preview.key: preview for preview in previews}
+    worst = min((image for image in images if image.key in by_key), key=badness)
+    keys = dict.fromkeys((worst.key, images[0].key))
+    return tuple(by_key[key] for key in keys)
+
+
+def badness(image: ImageResult) -> float:
+    """What the choice of previews goes by: the lower, the worse."""
+    if image.correct_pixels is not None and image.labeled_pixels:
+        return image.correct_pixels / image.labeled_pixels
+    return -1.0 if math.isnan(image.mean_confidence) else image.mean_confidence

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from fcn_core.checkpoint import WeightsFile
-from pipeline import retries
 from pipeline.collect import Collector, is_over, needed_masks
 from pipeline.config import RunConfig
 from pipeline.finish import remove_markers, scores_document, write_results
@@ -16,11 +15,11 @@ from pipeline.job import Job, ShardFailure
 from pipeline.lease import Lease
 from pipeline.outcome import Progress, RunResult
 from pipeline.plan import Plan, is_done, make_plan
-from pipeline.preflight import preflight
 from pipeline.prepare import Prepared, plan_request, prepare
 from pipeline.progress import ProgressRecord
 from pipeline.redo import Redo, read_redo, write_redo
 from pipeline.shards import Shard
+from pipeline.template import start_template
 from pipeline.virtual import freeze
 from pipeline.writers import Receipt
 
@@ -63,17 +62,16 @@ def run(
         StoreError: a store fails; run again to resume.
     """
     started = time.monotonic()
-    retries.drain()  # of an earlier run of this process
     prepared = prepare(config)
     output = prepared.job.output
     check(output, prepared.identity)
     # Before the lease: an input that cannot be labelled leaves no trace in the output.
-    mine = replace(prepared.identity, layout=make_plan(prepared.request).layout)
+    first = make_plan(prepared.request)
+    mine = replace(prepared.identity, layout=first.layout)
     check(output, mine)
-    preflight(output)
+    if first.pending and config.resolved_executor() == "local":
+        start_template()  # it imports torch while this process plans
     with Lease(output) as lease:
-        output = output.guarded(lease.check)
-        prepared = replace(prepared, job=replace(prepared.job, output=output))
         claim(output, mine)
         remove_markers(output)
         record = ProgressRecord(output, lease.holder.owner, on_progress)
@@ -102,7 +100,7 @@ def run(
         write_redo(output, _still_to_redo(todo, collector))
         record.remove()
         write_results(output, collector.entries, result)
-    return replace(result, store_retries=collector.store_retries + retries.drain())
+    return result
 
 
 def _collector(prepared: Prepared, todo: Plan) -> Collector:

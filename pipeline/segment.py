@@ -1,9 +1,13 @@
-"""The segment stage: encoded samples in, masks and pixel counts out. Holds the network."""
+"""The segment stage: encoded samples in, masks and pixel counts out. Holds the network.
+
+It runs in a worker process (`pipeline.worker`), because a picture may crash, hang or starve
+whatever decodes it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +16,18 @@ import torch
 from numpy.typing import NDArray
 
 from fcn_core.checkpoint import WeightsFile
-from fcn_core.errors import ImageError, LabelError
+from fcn_core.errors import FcnError, LabelError
 from fcn_core.images import decode_image, decode_label
 from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix
 from fcn_core.predictor import Prediction, Predictor
-from pipeline.chunks import Chunk
-from pipeline.job import Job
-from pipeline.results import ImageResult, Preview, Segmented
+from pipeline.errors import PoisonError
+from pipeline.results import ImageResult, Piece, Preview, badness
 from pipeline.samples import Failure, Sample
+from pipeline.worker import NetworkSettings
+
+Announce = Callable[[Sequence[int]], None]
+"""Told the places of the samples that are worked on next."""
 
 # Decoded pictures held at once, per worker. A chunk of 64 MiB of flat PNGs may decode to gigabytes.
 _WINDOW_BYTES = 256 * 2**20
@@ -34,71 +41,84 @@ class _Decoded:
 
 
 class Segmenter:
-    """The network of a run, as a callable on chunks. One per worker."""
+    """The network of a run, as a callable on samples. One per worker process."""
 
-    def __init__(self, job: Job, weights: WeightsFile) -> None:
-        self.job = job
-        device = job.compute.device
+    def __init__(self, settings: NetworkSettings, weights: WeightsFile) -> None:
+        self.settings = settings
+        device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(settings.threads)
         self.predictor = Predictor(
             weights.load(),
             weights.info,
             device=device,
-            precision=job.precision,  # type: ignore[arg-type]  # a Literal in RunConfig
-            batch_size=job.compute.batch_size,
+            precision=settings.precision,  # type: ignore[arg-type]  # a Literal in RunConfig
+            batch_size=settings.batch_size,
         )
 
-    def __call__(self, chunk: Chunk) -> Segmented:
-        """Masks, counts and failures of a chunk.
+    def __call__(self, samples: Sequence[Sample], announce: Announce = lambda _: None) -> Piece:
+        """Masks, counts and failures of some samples.
 
         A sample that cannot be decoded, or whose label does not fit, becomes a failure.
+
+        Raises:
+            MemoryError: a picture, or what the network makes of it, does not fit.
         """
-        torch.set_num_threads(self.job.compute.threads_per_worker)  # of the calling thread
         started = time.perf_counter()
-        failures = list(chunk.failures)
+        failures: list[Failure] = []
         results: list[ImageResult] = []
         previews = _PreviewChoice()
-        confusion = ConfusionMatrix(self.job.labels.num_classes)
+        confusion = ConfusionMatrix(self.settings.labels.num_classes)
         forward_seconds = 0.0
-        for window in _windows(self._decode(chunk, failures)):
+        for window in _windows(self._decode(samples, failures, announce)):
             forward_started = time.perf_counter()
-            predictions = self.predictor.predict([decoded.image for decoded in window])
+            predictions = self._predict(window, announce)
             forward_seconds += time.perf_counter() - forward_started
-            for decoded, prediction in zip(window, predictions, strict=True):
+            for (_, decoded), prediction in zip(window, predictions, strict=True):
                 result, matrix = self._count(decoded, prediction)
                 confusion += matrix
                 results.append(result)
                 previews.consider(decoded, result)
         total = time.perf_counter() - started
-        seconds = {
-            "read": chunk.seconds,
-            "decode": total - forward_seconds,
-            "forward": forward_seconds,
-        }
-        return Segmented(
-            chunk.shard,
-            chunk.seq,
-            chunk.count,
-            tuple(results),
-            tuple(failures),
-            previews.chosen(),
-            confusion,
-            seconds,
-            chunk.store_retries,
-        )
+        seconds = {"decode": total - forward_seconds, "forward": forward_seconds}
+        return Piece(tuple(results), tuple(failures), previews.chosen(), confusion, seconds)
 
-    def _decode(self, chunk: Chunk, failures: list[Failure]) -> Iterator[_Decoded]:
-        for sample in chunk.samples:
+    def _predict(
+        self, window: Sequence[tuple[int, _Decoded]], announce: Announce
+    ) -> list[Prediction]:
+        def on_batch(batch: Sequence[int]) -> None:
+            announce([window[index][0] for index in batch])
+
+        try:
+            return self.predictor.predict([decoded.image for _, decoded in window], on_batch)
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                raise MemoryError(str(error)) from error
+            raise
+
+    def _decode(
+        self, samples: Sequence[Sample], failures: list[Failure], announce: Announce
+    ) -> Iterator[tuple[int, _Decoded]]:
+        for index, sample in enumerate(samples):
+            announce([index])
             try:
-                yield decode_sample(sample, self.job.labels, self.job.max_image_pixels)
-            except (ImageError, LabelError) as error:
-                failures.append(Failure.of(sample.key, error, sample.location))
+                found = decode_sample(sample, self.settings.labels, self.settings.max_image_pixels)
+            except MemoryError:
+                raise
+            except Exception as error:
+                # What Pillow raises for damaged files has no bounds; a bug of ours fails every
+                # sample here, and the limits end the run with its text.
+                if _is_out_of_memory(error.__cause__ or error):
+                    raise MemoryError(str(error)) from error
+                failures.append(Failure.of(sample.key, _explained(error, sample), sample.location))
+            else:
+                yield index, found
 
     def _count(
         self, decoded: _Decoded, prediction: Prediction
     ) -> tuple[ImageResult, ConfusionMatrix]:
-        classes = self.job.labels.num_classes
+        classes = self.settings.labels.num_classes
         matrix = ConfusionMatrix(classes)
         pixels = np.bincount(prediction.mask.ravel(), minlength=classes)
         common: dict[str, Any] = {
@@ -116,6 +136,26 @@ class Segmenter:
             labeled_pixels=matrix.labeled_pixels,
             iou=matrix.scores().iou,
         ), matrix
+
+
+def _explained(error: Exception, sample: Sample) -> FcnError:
+    if isinstance(error, FcnError):
+        return error
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return PoisonError(
+        sample.location,
+        f"decoding it raised {text[:300]}",
+        "a picture and a label that decode",
+        "Replace or remove it.",
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; torch on a CPU, oneDNN and Pillow say so in words only."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("out of memory", "can't allocate memory", "could not allocate")
+    return isinstance(error, RuntimeError | OSError) and any(w in str(error) for w in words)
 
 
 def decode_sample(sample: Sample, labels: LabelSet, max_pixels: int) -> _Decoded:
@@ -155,12 +195,12 @@ def _label_place(sample: Sample) -> str:
     return f"{sample.location}, label of {sample.key}"
 
 
-def _windows(decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded]]:
-    window: list[_Decoded] = []
+def _windows(decoded: Iterator[tuple[int, _Decoded]]) -> Iterator[list[tuple[int, _Decoded]]]:
+    window: list[tuple[int, _Decoded]] = []
     size = 0
     for item in decoded:
         window.append(item)
-        size += item.image.nbytes
+        size += item[1].image.nbytes
         if size >= _WINDOW_BYTES:
             yield window
             window, size = [], 0
@@ -169,7 +209,7 @@ def _windows(decoded: Iterator[_Decoded]) -> Iterator[list[_Decoded]]:
 
 
 class _PreviewChoice:
-    """The first image of a chunk, and its worst: lowest share of correct pixels, or confidence."""
+    """Keeps, while images pass, what `choose_previews` would choose of them all."""
 
     def __init__(self) -> None:
         self.first: Preview | None = None
@@ -177,9 +217,7 @@ class _PreviewChoice:
         self.worst_score = 0.0
 
     def consider(self, decoded: _Decoded, result: ImageResult) -> None:
-        score = result.mean_confidence
-        if result.correct_pixels is not None and result.labeled_pixels:
-            score = result.correct_pixels / result.labeled_pixels
+        score = badness(result)
         preview = Preview(result.key, decoded.image, decoded.label, result.mask)
         if self.first is None:
             self.first = preview

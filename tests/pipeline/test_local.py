@@ -14,12 +14,12 @@ import pytest
 from fcn_core.checkpoint import WeightsFile
 from pipeline import local
 from pipeline.errors import StoreError
+from pipeline.isolation import IsolatedSegmenter
 from pipeline.job import Job, ShardFailure
 from pipeline.local import _DEPTH, run_local, run_stages
 from pipeline.plan import make_plan
 from pipeline.prepare import prepare
 from pipeline.run import run
-from pipeline.segment import Segmenter
 from pipeline.shards import Shard
 from pipeline.store import Store
 from pipeline.writers import Receipt
@@ -86,7 +86,7 @@ def breaks(after: int, original: Callable[..., Any]) -> Callable[..., Any]:
 
 STAGES = {
     "read": (local, "read_chunks", 1),
-    "segment": (Segmenter, "__call__", 5),
+    "segment": (IsolatedSegmenter, "__call__", 5),
     "write": (local, "write_chunk", 5),
     "store": (Store, "write", 7),
 }
