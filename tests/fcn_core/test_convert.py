@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fcn_core.architecture import VARIANTS, Architecture
 from fcn_core.checkpoint import WeightsFile, WeightsInfo, save_weights
@@ -94,18 +96,15 @@ def test_a_training_checkpoint_of_pytorch_fcn_gives_its_network(make, legacy) ->
 
 def checkpoint(model: FCN, arch: str) -> dict:
     """What torchfcn.Trainer saves: its optimizer's state and a numpy number are in it."""
-    trained = FCN(model.architecture)
-    trained.load_state_dict(model.state_dict())
-    optimizer = torch.optim.SGD(trained.parameters(), lr=1e-10, momentum=0.99)
-    trained(pixels(model)).sum().backward()
-    before = formats.as_written(model)
-    optimizer.step()
+    state = formats.as_written(model)
+    momenta = {n: {"momentum_buffer": torch.ones_like(t)} for n, t in enumerate(state.values())}
+    group = {"lr": 1e-10, "momentum": 0.99, "weight_decay": 0.0005, "params": list(momenta)}
     return {
         "epoch": 3,
         "iteration": 4000,
         "arch": arch,
-        "optim_state_dict": optimizer.state_dict(),
-        "model_state_dict": before,
+        "optim_state_dict": {"state": momenta, "param_groups": [group]},
+        "model_state_dict": state,
         "best_mean_iu": np.float64(0.655),
     }
 
@@ -116,7 +115,16 @@ def test_the_prefix_of_a_data_parallel_is_taken_off(make) -> None:
     assert_same(found.model, make())
 
 
-def test_masks_of_the_written_file_are_the_networks(make) -> None:
+WRITERS = {
+    "caffemodel V1": ("caffe", lambda model: caffemodel(model, "V1", legacy=True)),
+    "caffemodel V2": ("caffe", caffemodel),
+    "state dict": ("pytorch-fcn", lambda model: torch_file(formats.as_written(model))),
+    "checkpoint": ("pytorch-fcn", lambda model: torch_file(checkpoint(model, "FCN8s"))),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_masks_of_the_written_file_are_the_networks(make, writer) -> None:
     """The whole way: BGR, the VOC mean, the file, the predictor."""
     model = make()
     bgr = PICTURE[..., ::-1].astype(np.float32) - np.float32(CAFFE_VOC.mean)
@@ -124,7 +132,8 @@ def test_masks_of_the_written_file_are_the_networks(make) -> None:
     with torch.no_grad():  # no class leads everywhere
         model.score_pool3.bias -= model(image).mean(dim=(0, 2, 3))
         logits = model(image)
-    found = convert(caffemodel(model), request(), "the file")
+    form, write = WRITERS[writer]
+    found = convert(write(model), request(form=form), "the file")
     predictor = Predictor.load(WeightsFile(save_weights(found.model, found.info), "w"))
     mask = predictor.predict([PICTURE])[0].mask
     np.testing.assert_array_equal(mask, logits[0].argmax(0).numpy())
@@ -183,6 +192,57 @@ def test_deconvolutions_may_be_grouped_or_missing(make) -> None:
     del state["upscore2.weight"]
     found = convert(torch_file(state), request(form="pytorch-fcn"), "the file")
     assert_same(found.model, make())
+
+
+def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {n: tuple(t.shape) for n, t in FCN(architecture).state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("variant", "tensors", "parameters"),
+    [
+        ("fcn32s", 33, 136_152_917),
+        ("fcn16s", 36, 134_815_994),
+        ("fcn8s", 39, 134_489_759),
+        ("fcn8s-atonce", 39, 134_489_759),
+    ],
+)
+def test_state_dicts_have_the_size_of_pytorch_fcns(variant, tensors, parameters) -> None:
+    """Counted on wkentaro/pytorch-fcn's own classes, whose deconvolutions are dense weights."""
+    found = shapes(Architecture(variant, 21, upsampling="learned"))
+    assert len(found) == tensors
+    assert sum(int(np.prod(shape)) for shape in found.values()) == parameters
+
+
+VGG = "conv1_1 conv1_2 conv2_1 conv2_2 conv3_1 conv3_2 conv3_3 conv4_1 conv4_2 conv4_3 conv5_1 " \
+      "conv5_2 conv5_3 fc6 fc7"  # fmt: skip
+SIFT = (("sem", 33), ("geo", 3))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers"),
+    [
+        (("fcn32s", 40), f"{VGG} score_fr upscore"),
+        (("fcn16s", 60), f"{VGG} score_fr upscore2 score_pool4 upscore16"),
+        (("fcn8s", 21), f"{VGG} score_fr upscore2 score_pool4 upscore_pool4 score_pool3 upscore8"),
+        (("fcn-alexnet", 21), "conv1 conv2 conv3 conv4 conv5 fc6 fc7 score_fr upscore"),
+        (("fcn32s-color-d", 40), f"{VGG} score_fr upscore".replace("conv1_1", "conv1_1_bgrd")),
+        (
+            ("fcn32s-color-hha", 40),
+            " ".join(f"{n}color {n}hha" for n in f"{VGG} score_fr".split()) + " upscore",
+        ),
+        (
+            ("fcn16s", 33, 1.0, SIFT),
+            VGG + " score_fr_S upscore2_S score_pool4_S upscore16_S".replace("_S", "_sem")
+            + " score_fr_S upscore2_S score_pool4_S upscore16_S".replace("_S", "_geo"),
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_layers_have_the_names_of_the_released_prototxts(architecture, layers) -> None:
+    described = replace(Architecture(*architecture), upsampling="learned")
+    assert {name.rpartition(".")[0] for name in shapes(described)} == set(layers.split())
 
 
 # --- Starting a training --------------------------------------------------------------------------
@@ -416,6 +476,21 @@ def test_our_own_file_needs_no_conversion(make) -> None:
     info = WeightsInfo(make().architecture, LABELS, CAFFE_VOC)
     for form in ("caffe", "pytorch-fcn"):
         refused(save_weights(make(), info), request(form=form), "a safetensors file.*no conversion")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.booleans(), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1))
+def test_a_damaged_state_dict_is_read_or_refused_but_never_another_error(legacy, damage) -> None:
+    data = bytearray(SMALL[legacy])
+    for place, value in damage:
+        data[int(place * (len(data) - 1))] = value
+    for form in ("pytorch-fcn", "torchvision"):
+        with pytest.raises(WeightsError):  # it is no network in any case
+            convert(bytes(data), request(form=form), "the file")
+
+
+SMALL = {legacy: torch_file({"score_fr.bias": torch.ones(3)}, legacy=legacy)
+         for legacy in (False, True)}  # fmt: skip
 
 
 class Unsafe:
