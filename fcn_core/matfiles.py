@@ -95,15 +95,20 @@ def nyud_class_mapping(data: bytes, where: str) -> NDArray[np.uint8]:
         return np.concatenate([[0], classes]).astype(np.uint8)
 
 
-def nyud_labels40(data: bytes, where: str) -> Callable[[int], NDArray[np.uint8]]:
+def nyud_labels40(data: bytes, where: str, count: int) -> Callable[[int], NDArray[np.uint8]]:
     """`labels40` of labels40.mat: the label of an image by its index, from 0.
 
+    Args:
+        data: the `.mat` file.
+        where: named in the error.
+        count: images that it must have labels of.
+
     Raises:
-        LabelError: no such file.
+        LabelError: no such file, or of another number of images.
     """
-    with _explained(where, "labels40"):
+    with _explained(where, f"labels40 of {count} images"):
         labels = np.asarray(_load(data)["labels40"])
-        if labels.ndim != 3:
+        if labels.ndim != 3 or labels.shape[2] != count:
             raise ValueError(f"labels40 of shape {labels.shape}")
     return lambda index: labels[:, :, index].astype(np.uint8)
 
@@ -136,6 +141,10 @@ class NyudLabelled:
 
     def __len__(self) -> int:
         return int(self._images.shape[0])
+
+    def close(self) -> None:
+        """Close the HDF5 file; not the handle."""
+        self._file.close()
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB of the image with that index, from 0."""

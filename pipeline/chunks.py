@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from fcn_core.errors import FcnError
+from pipeline import retries
 from pipeline.errors import MissingError, SampleError
 from pipeline.ordered import map_ordered
 from pipeline.parquet_input import ParquetIndex
@@ -32,6 +33,7 @@ class Chunk:
     samples: tuple[Sample, ...]
     failures: tuple[Failure, ...] = ()
     seconds: float = 0.0
+    store_retries: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,13 @@ def _read_piece(
         else:
             samples.append(Sample(key, *found, location))
     seconds = time.perf_counter() - started
-    return replace(empty, samples=tuple(samples), failures=tuple(failures), seconds=seconds)
+    return replace(
+        empty,
+        samples=tuple(samples),
+        failures=tuple(failures),
+        seconds=seconds,
+        store_retries=retries.drain(),
+    )
 
 
 class _Refusals:

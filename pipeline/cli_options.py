@@ -8,7 +8,7 @@ import typer
 
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
-from pipeline.store import read_url
+from pipeline.store import Store, read_url
 
 Input = Annotated[str, typer.Argument(help="Tars, Parquet files or a folder of images; any URL.")]
 Output = Annotated[str, typer.Argument(help="Where the results are; any URL.")]
@@ -76,3 +76,14 @@ def read_text(config: str | None) -> str | None:
         raise ConfigError(
             f"--config {config}", "bytes that are no UTF-8", "a YAML file", "Check the file."
         ) from None
+
+
+def output_store(output: str, config: str | None, sets: list[str] | None) -> Store:
+    """The store of a command that only looks at OUTPUT, reached as `output.store` says.
+
+    Raises:
+        ConfigError: as `load_run_config`.
+    """
+    # No INPUT is needed here, but a configuration has one.
+    loaded = load_run_config(config, [*(sets or []), "input.url=none"], {"output.url": output})
+    return Store(loaded.output.url, loaded.output.store)

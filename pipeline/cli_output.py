@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from pipeline import console
-from pipeline.cli_options import AsJson, ConfigFile, Output, Sets, Weights, read_text
+from pipeline.cli_options import (
+    AsJson,
+    ConfigFile,
+    Output,
+    Sets,
+    Weights,
+    output_store,
+    read_text,
+)
 from pipeline.store import Store
 
 
@@ -16,12 +24,14 @@ def status(
     output: Output,
     watch: Annotated[bool, typer.Option("--watch", help="Follow a run until it ends.")] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    config: ConfigFile = None,
+    sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how an output stands, from its commits alone; works while a run is on."""
     from pipeline.status import read_status
 
-    store = Store(output)
+    store = output_store(output, config, sets)
     if watch:
         _watch(store, interval, as_json)
     found = read_status(store)
@@ -51,13 +61,15 @@ def _watch(store: Store, interval: float, as_json: bool) -> None:
             show(look)
 
 
-def report(output: Output, as_json: AsJson = False) -> None:
+def report(
+    output: Output, config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False
+) -> None:
     """Print merged scores, the per-class table and the worst shards; rewrite report.html."""
     from pipeline.ledger import worst_shards
     from pipeline.report import REPORT_PATH, write_report
     from pipeline.status import read_status
 
-    store = Store(output)
+    store = output_store(output, config, sets)
     found = read_status(store)
     failed = found.marker_document.get("failed_shards", {})
     write_report(store, found.ledger, found.identity.labels, failed)
@@ -74,13 +86,15 @@ def report(output: Output, as_json: AsJson = False) -> None:
 def verify(
     output: Output,
     deep: Annotated[bool, typer.Option(help="Decode every mask too.")] = False,
+    config: ConfigFile = None,
+    sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
     """Re-read every object against its commit; exit 1 if anything differs."""
     from pipeline.lease import read_lease
     from pipeline.verify import verify as verify_output
 
-    store = Store(output)
+    store = output_store(output, config, sets)
     found = verify_output(store, deep=deep, listen=console.VerifyLines(quiet=as_json))
     if as_json:
         console.print_json(vars(found))
@@ -114,7 +128,7 @@ def failed(
     from pipeline.run import run
     from pipeline.status import read_status
 
-    store = Store(output)
+    store = output_store(output, config, sets)
     found = read_status(store)
     if retry:
         flags = {"model.weights": weights}
@@ -149,12 +163,14 @@ def gc(
         str, typer.Option(help="Leave younger ones alone: 24h, 90m, 7d.")
     ] = "24h",
     delete: Annotated[bool, typer.Option("--delete", help="Remove them, not only list.")] = False,
+    config: ConfigFile = None,
+    sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
     """List (or delete) objects that no commit names, and what killed writers left unfinished."""
     from pipeline.gc import collect_garbage, find_garbage, parse_age
 
-    store, age = Store(output), parse_age(older_than)
+    store, age = output_store(output, config, sets), parse_age(older_than)
     lines = console.GarbageLines("deleted" if delete else "would delete", quiet=as_json)
     if delete:
         collect_garbage(store, age, lines)

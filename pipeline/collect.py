@@ -46,6 +46,7 @@ class Collector:
         failed: shards that were not committed.
         empty: shards that were committed and hold no sample at all.
         images, failures: of this run's finished chunks.
+        store_retries: of its workers.
         uncommitted_images, uncommitted_failures: of failed shards.
     """
 
@@ -58,6 +59,7 @@ class Collector:
     empty: list[str] = field(default_factory=list)
     images: int = 0
     failures: int = 0
+    store_retries: int = 0
     committed: int = 0
     uncommitted_images: int = 0
     uncommitted_failures: int = 0
@@ -84,6 +86,7 @@ class Collector:
             return
         if item.shard in self.failed or item.shard not in self._shards:
             return
+        self.store_retries += item.store_retries
         received = self._receipts[item.shard]
         if item.seq not in received:
             self.images += item.images

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
+from pipeline.store_options import StoreOptions, masked
 
 MaskFormat = Literal["parquet", "png", "tar"]
 
@@ -39,6 +40,8 @@ class InputConfig(_Section):
     """Images per virtual shard when the input is a folder of loose images."""
     limit_shards: int | None = Field(default=None, ge=1)
     """Label at most this many pending shards, then finish."""
+    store: StoreOptions = StoreOptions()
+    """How the images, their labels, the weights and the label set are reached."""
 
 
 class ModelConfig(_Section):
@@ -57,6 +60,8 @@ class OutputConfig(_Section):
     """Prefix that belongs to this input and these weights; any fsspec URL."""
     masks: tuple[MaskFormat, ...] = Field(default=("parquet",), min_length=1)
     """Forms of the masks: parquet, png, tar (WebDataset)."""
+    store: StoreOptions = StoreOptions()
+    """How the results are reached."""
 
 
 class ComputeConfig(_Section):
@@ -159,22 +164,24 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            section = RunConfig.model_fields.get(str(first["loc"][0]))
-            known = _field_names(section.annotation if section and len(first["loc"]) > 1 else None)
+            known = _field_names(first["loc"][:-1])
             raise ConfigError(
                 f"config {name}",
                 "an unknown key",
                 f"known here: {', '.join(known)}",
                 "Correct the spelling or remove it.",
             ) from None
-        found = "nothing" if first["type"] == "missing" else repr(first["input"])
-        raise ConfigError(
-            f"config {name}", found, first["msg"].rstrip("."), "Correct this value."
-        ) from None
+        found = "nothing" if first["type"] == "missing" else masked(repr(first["input"]))
+        expected = first["msg"].removeprefix("Value error, ").rstrip(".")
+        raise ConfigError(f"config {name}", found, expected, "Correct this value.") from None
 
 
-def _field_names(section: Any) -> list[str]:
-    model = section if isinstance(section, type) and issubclass(section, BaseModel) else RunConfig
+def _field_names(sections: Iterable[int | str]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for name in sections:
+        inner = model.model_fields[str(name)].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
     return list(model.model_fields)
 
 

@@ -257,6 +257,8 @@ def _print_outcome(result: RunResult) -> None:
             "them stays until their shard is labelled again",
             markup=False,
         )
+    if result.store_retries:
+        err.print(f"{result.store_retries} requests to stores were tried again", markup=False)
     for failure in result.failed:
         err.print(f"failed: {failure.reason}", markup=False)
     if result.over_limit:

@@ -18,6 +18,7 @@ from pipeline.chunks import ChunkLimits
 from pipeline.config import RunConfig
 from pipeline.errors import MissingError, OutputError
 from pipeline.store import Store
+from pipeline.store_options import masked
 
 PATH = "_run.json"
 OUTPUT_FORMAT = 1
@@ -138,7 +139,7 @@ def _anywhere(value: str) -> str:
         return value
     if get_protocol(value) in ("file", "local"):
         return os.path.abspath(os.path.expanduser(value.split("://")[-1]))
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", value)
+    return masked(re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", value))
 
 
 def read_identity(output: Store) -> Identity:

@@ -92,6 +92,7 @@ class IsolatedSegmenter:
             whole.previews,
             whole.confusion,
             {"read": chunk.seconds, "decode": 0.0, "forward": 0.0, **whole.seconds},
+            chunk.store_retries,
         )
 
     def stop(self) -> None:

@@ -119,7 +119,7 @@ def _nyudv2(source: Store, split: str | None, files: ExitStack) -> list[TarSampl
         f"segmentation/img_<id>.mat or {NYUD_FILE}",
     )
     ids = read_split(source, root.rstrip("/"), split, _FCN_LISTS.format("nyud"))
-    ids = Split(ids.name, ids.where, tuple(f"img_{name.removeprefix('img_')}" for name in ids.ids))
+    ids = _nyud_ids(ids)
     images = by_id(paths, f"{root}data/images/", (".png",))
     labels = by_id(paths, f"{root}segmentation/", (".mat",))
     _refuse_missing(
@@ -136,6 +136,7 @@ def _nyudv2_file(
     path = f"{root}{NYUD_FILE}"
     where = source.location(path)
     file = matfiles.NyudLabelled(files.enter_context(source.open(path)), where)
+    files.callback(file.close)
     label_of = _nyud_labels(source, root, paths, file)
     outside = [number for number in numbers if not 1 <= number <= len(file)]
     if outside:
@@ -165,7 +166,8 @@ def _nyud_labels(
         table = matfiles.nyud_class_mapping(source.read(mapping), source.location(mapping))
         return lambda index: file.label(index, table)
     if labels in paths:
-        return matfiles.nyud_labels40(source.read(labels), source.location(labels))
+        data, place = source.read(labels), source.location(labels)
+        return matfiles.nyud_labels40(data, place, len(file))
     raise InputError(
         source.location(root),
         f"{NYUD_FILE} alone, whose labels are of 894 classes",
@@ -186,6 +188,11 @@ def _nyud_numbers(source: Store, split: str | None, root: str, paths: list[str])
     ids = read_split(
         source, root.rstrip("/"), split, "splits.mat of the dataset's page has train and test."
     )
+    return [int(name.removeprefix("img_")) - NYUD_FIRST for name in _nyud_ids(ids).ids]
+
+
+def _nyud_ids(ids: Split) -> Split:
+    """The same as img_5001, …: lists of the FCN code have 5001."""
     names = [name.removeprefix("img_") for name in ids.ids]
     bad = [name for name in names if not name.isdecimal()]
     if bad:
@@ -195,7 +202,7 @@ def _nyud_numbers(source: Store, split: str | None, root: str, paths: list[str])
             f"numbers from {NYUD_FIRST + 1} on",
             "Correct the list.",
         )
-    return [int(name) - NYUD_FIRST for name in names]
+    return Split(ids.name, ids.where, tuple(f"img_{int(name)}" for name in names))
 
 
 def _camvid(source: Store, split: str | None, _files: ExitStack) -> list[TarSample]:

@@ -39,6 +39,7 @@ class RunResult:
         passed_over: see `Listing`.
         empty: shards committed by this run that hold no sample.
         seconds: wall time.
+        store_retries: requests to stores that were tried again, by the driver and its workers.
     """
 
     output: str
@@ -55,6 +56,7 @@ class RunResult:
     passed_over: tuple[str, ...]
     seconds: float
     empty: tuple[str, ...] = ()
+    store_retries: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -78,4 +80,5 @@ class RunResult:
             "passed_over": list(self.passed_over),
             "empty_shards": list(self.empty),
             "seconds": round(self.seconds, 3),
+            "store_retries": self.store_retries,
         }

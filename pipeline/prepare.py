@@ -16,7 +16,8 @@ from pipeline.errors import ConfigError, MissingError
 from pipeline.identity import Identity, identity, remembered
 from pipeline.job import Job
 from pipeline.plan import PlanRequest
-from pipeline.store import Store, read_url
+from pipeline.store import Store, StoreOptions, read_url
+from pipeline.store_options import masked
 
 log = logging.getLogger("fcnseg")
 
@@ -46,9 +47,9 @@ def prepare(config: RunConfig) -> Prepared:
             "--weights", "nothing", "a weights file", "For the shipped ones: --weights demo."
         )
     request = plan_request(config)
-    weights = load_weights(config.model.weights)
+    weights = load_weights(config.model.weights, config.input.store)
     weights.check_is_trained()
-    labels = resolve_labels(config.input.label_set, weights)
+    labels = resolve_labels(config.input.label_set, weights, config.input.store)
     images, output = request.images, request.output
     limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)
     mine = identity(images.url, weights, labels, config.model.precision, limits)
@@ -73,11 +74,12 @@ def plan_request(config: RunConfig) -> PlanRequest:
     Raises:
         ConfigError: INPUT and OUTPUT lie inside one another.
     """
-    images, output = Store(config.input.url), Store(config.output.url)
+    images = Store(config.input.url, config.input.store)
+    output = Store(config.output.url, config.output.store)
     _refuse_overlap(images, output)
     return PlanRequest(
         images=images,
-        labels=Store(config.input.labels) if config.input.labels else None,
+        labels=Store(config.input.labels, config.input.store) if config.input.labels else None,
         output=output,
         fingerprint=None,
         masks=config.output.masks,
@@ -104,7 +106,7 @@ def _voc_split(config: RunConfig) -> str | None:
     return split
 
 
-def load_weights(url: str) -> WeightsFile:
+def load_weights(url: str, options: StoreOptions | None = None) -> WeightsFile:
     """A weights file from anywhere, or the shipped one by the name "demo".
 
     Raises:
@@ -114,18 +116,20 @@ def load_weights(url: str) -> WeightsFile:
     if url == DEMO_WEIGHTS:
         return read_weights(url)
     try:
-        data = read_url(url)
+        data = read_url(url, options)
     except MissingError as error:
         raise WeightsError(
-            f"weights {url}",
+            f"weights {masked(url)}",
             "no such file",
             "a .safetensors file, or the word demo",
             "Check --weights.",
         ) from error
-    return WeightsFile(data, f"weights {url}")
+    return WeightsFile(data, f"weights {masked(url)}")
 
 
-def resolve_labels(name: str | None, weights: WeightsFile) -> LabelSet:
+def resolve_labels(
+    name: str | None, weights: WeightsFile, options: StoreOptions | None = None
+) -> LabelSet:
     """The label set in force: the named one, else the one of the weights.
 
     Raises:
@@ -135,7 +139,7 @@ def resolve_labels(name: str | None, weights: WeightsFile) -> LabelSet:
     own = weights.info.labels
     if name is None:
         return own
-    labels = label_set(name) if name in LABEL_SETS else read_label_set(name)
+    labels = label_set(name) if name in LABEL_SETS else read_label_set(name, options)
     if labels.num_classes != own.num_classes:
         raise WeightsError(
             weights.where,
@@ -153,7 +157,7 @@ def resolve_labels(name: str | None, weights: WeightsFile) -> LabelSet:
     return labels
 
 
-def read_label_set(url: str) -> LabelSet:
+def read_label_set(url: str, options: StoreOptions | None = None) -> LabelSet:
     """The label set of a YAML file.
 
     Raises:
@@ -161,9 +165,9 @@ def read_label_set(url: str) -> LabelSet:
     """
     if not url.lower().endswith((".yaml", ".yml", ".json")):
         return label_set(url)  # raises, listing the names
-    where = f"label set {url}"
+    where = f"label set {masked(url)}"
     try:
-        return LabelSet.from_dict(yaml.safe_load(read_url(url)), where)
+        return LabelSet.from_dict(yaml.safe_load(read_url(url, options)), where)
     except (yaml.YAMLError, MissingError) as error:
         detail = "no such file" if isinstance(error, MissingError) else "no YAML"
         raise ConfigError(

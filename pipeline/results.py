@@ -77,6 +77,7 @@ class Segmented:
     previews: tuple[Preview, ...]
     confusion: ConfusionMatrix
     seconds: dict[str, float]
+    store_retries: int = 0
 
 
 def merge(keys: Sequence[str], pieces: Sequence[Piece], num_classes: int) -> Piece:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from fcn_core.checkpoint import WeightsFile
+from pipeline import retries
 from pipeline.collect import Collector, is_over, needed_masks
 from pipeline.config import RunConfig
 from pipeline.finish import remove_markers, scores_document, write_results
@@ -15,6 +16,7 @@ from pipeline.job import Job, ShardFailure
 from pipeline.lease import Lease
 from pipeline.outcome import Progress, RunResult
 from pipeline.plan import Plan, is_done, make_plan
+from pipeline.preflight import preflight
 from pipeline.prepare import Prepared, plan_request, prepare
 from pipeline.progress import ProgressRecord
 from pipeline.redo import Redo, read_redo, write_redo
@@ -62,6 +64,7 @@ def run(
         StoreError: a store fails; run again to resume.
     """
     started = time.monotonic()
+    retries.drain()  # of an earlier run of this process
     prepared = prepare(config)
     output = prepared.job.output
     check(output, prepared.identity)
@@ -69,9 +72,12 @@ def run(
     first = make_plan(prepared.request)
     mine = replace(prepared.identity, layout=first.layout)
     check(output, mine)
+    preflight(output)
     if first.pending and config.resolved_executor() == "local":
         start_template()  # it imports torch while this process plans
     with Lease(output) as lease:
+        output = output.guarded(lease.check)
+        prepared = replace(prepared, job=replace(prepared.job, output=output))
         claim(output, mine)
         remove_markers(output)
         record = ProgressRecord(output, lease.holder.owner, on_progress)
@@ -100,7 +106,7 @@ def run(
         write_redo(output, _still_to_redo(todo, collector))
         record.remove()
         write_results(output, collector.entries, result)
-    return result
+    return replace(result, store_retries=collector.store_retries + retries.drain())
 
 
 def _collector(prepared: Prepared, todo: Plan) -> Collector:

@@ -253,6 +253,7 @@ def refuse_chunk_names(where: str, ids: Iterable[str]) -> None:
 
 def _folder(source: Store, labels: Store | None, found: Sequence[ObjectInfo]) -> Listing:
     images = [i for i in found if i.path.lower().endswith(IMAGE_SUFFIXES)]
+    _refuse_devkit(source, images)
     if labels is not None:
         by_key = _labels_by_key(_visible(labels), "")
         if not by_key:
@@ -260,7 +261,6 @@ def _folder(source: Store, labels: Store | None, found: Sequence[ObjectInfo]) ->
                 labels.url, "no PNG there", "label PNGs parallel to the images", "Check --labels."
             )
         return Listing("folder", images=tuple(images), labels=by_key)
-    _refuse_devkit(source, images)
     tops = {info.path.split("/")[0] for info in images}
     if "images" in tops and tops <= {"images", "labels"}:
         return Listing(

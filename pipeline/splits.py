@@ -23,12 +23,21 @@ class Split:
     Attributes:
         name: as it was asked for: "val", or the address of a file.
         where: the file, for people.
-        ids: of the images, all different.
+        ids: of the images.
+
+    Raises:
+        InputError: an id twice.
     """
 
     name: str
     where: str
     ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        twice = [name for name, count in Counter(self.ids).items() if count > 1]
+        if twice:
+            found = f"{len(twice)} ids more than once, the first {twice[0]!r}"
+            raise _no_list(self.where, found)
 
     @property
     def description(self) -> str:
@@ -130,9 +139,6 @@ def parse_split(name: str, where: str, data: bytes) -> Split:
         problem = check_key(ids[-1])
         if problem:
             raise _no_list(where, f"line {number}: {problem}")
-    twice = [name for name, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise _no_list(where, f"{len(twice)} ids more than once, the first {twice[0]!r}")
     if not ids:
         raise _no_list(where, "no ids")
     return Split(name, where, tuple(ids))

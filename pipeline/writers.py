@@ -23,6 +23,7 @@ from PIL import Image
 
 from fcn_core.images import encode_mask
 from fcn_core.labels import LabelSet
+from pipeline import retries
 from pipeline.job import Job
 from pipeline.results import ImageResult, Preview, Segmented
 from pipeline.samples import Failure
@@ -79,6 +80,7 @@ class Receipt:
     class_pixels: tuple[int, ...]
     confidence_sum: float
     seconds: dict[str, float] = field(default_factory=dict)
+    store_retries: int = 0
 
 
 def write_chunk(segmented: Segmented, job: Job) -> Receipt:
@@ -108,6 +110,7 @@ def write_chunk(segmented: Segmented, job: Job) -> Receipt:
         ),
         confidence_sum=math.fsum(result.mean_confidence for result in images),
         seconds={**segmented.seconds, "write": time.perf_counter() - started},
+        store_retries=segmented.store_retries + retries.drain(),
     )
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fcn_core.labels import CAMVID, VOC, LabelSet
 from fcn_core.tally import Bootstrap
 from fcn_core.upper_bound import FACTORS
 from pipeline.evaluate import upper_bound
 from pipeline.evaluation import Question
+from pipeline.layouts import pack_dataset
 from pipeline.packing import pack_folder
 from pipeline.run import run
 from pipeline.store import Store
@@ -101,3 +106,58 @@ def test_coarse_truth_loses_more_the_coarser_it_is(tmp_path: Path) -> None:
     assert found["labeled_images"] == 12
     mean_iou = [row["mean_iou"] for row in found["upper_bound"]]
     assert mean_iou == sorted(mean_iou) and mean_iou[0] < 0.8 and mean_iou[-1] > 0.99
+
+
+def packed_labels(tars: Path) -> Mapping[str, list[list[int]]]:
+    """Class values of every label in the tars, as a viewer of palette PNGs finds them."""
+    found = {}
+    for path in tars.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith((".seg.png", ".png")):
+                    data = tar.extractfile(member)
+                    assert data is not None
+                    image = Image.open(data)
+                    if image.mode == "P":
+                        found[member.name.partition(".")[0]] = np.asarray(image).tolist()
+    return found
+
+
+def test_voc_as_a_development_kit(tmp_path: Path) -> None:
+    data = folder("voc")
+    names = (data / "val.txt").read_text().split()[:24]
+    kit = tmp_path / "VOCdevkit/VOC2012"
+    (kit / "ImageSets/Segmentation").mkdir(parents=True)
+    (kit / "ImageSets/Segmentation/val.txt").write_text("\n".join(names))
+    (kit / "JPEGImages").symlink_to(data / "images")
+    (kit / "SegmentationClass").symlink_to(data / "labels")
+    source, output = Store(str(tmp_path / "VOCdevkit")), Store(str(tmp_path / "tars"))
+    assert pack_dataset("voc", source, "val", output, 10).labeled_images == 24
+    originals = {n: np.asarray(Image.open(data / f"labels/{n}.png")).tolist() for n in names}
+    assert packed_labels(tmp_path / "tars") == originals
+
+
+def test_camvid_in_the_folders_of_segnet_and_as_colours(tmp_path: Path) -> None:
+    data = folder("camvid/val")
+    names = sorted(path.stem for path in (data / "labels").glob("*.png"))[:12]
+    originals = {n: np.asarray(Image.open(data / f"labels/{n}.png")) for n in names}
+    colours = np.array([*CAMVID.palette, (0, 0, 0)], np.uint8)  # 11 = unlabelled is black
+    places = {
+        "segnet/val": "segnet/valannot",
+        "first/701_StillsRaw_full": "first/LabeledApproved_full",
+    }
+    for images, labels in places.items():
+        (tmp_path / images).mkdir(parents=True)
+        (tmp_path / labels).mkdir()
+        for n in names:
+            (tmp_path / images / f"{n}.jpg").symlink_to(data / f"images/{n}.jpg")
+    for n, label in originals.items():
+        Image.fromarray(label).save(tmp_path / f"segnet/valannot/{n}.png")
+        Image.fromarray(colours[label]).save(tmp_path / f"first/LabeledApproved_full/{n}_L.png")
+    for top, split in (("segnet", "val"), ("first", "all")):
+        source, output = Store(str(tmp_path / top)), Store(str(tmp_path / f"{top}-tars"))
+        assert pack_dataset("camvid", source, split, output, 5).shards == 3
+    expected = {n: label.tolist() for n, label in originals.items()}
+    assert packed_labels(tmp_path / "segnet-tars") == expected
+    classes = {n: CAMVID.encode(label).tolist() for n, label in originals.items()}
+    assert packed_labels(tmp_path / "first-tars") == classes

@@ -120,6 +120,9 @@ def test_without_its_split_a_development_kit_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=r"a PASCAL VOC development kit.*--layout voc --split"):
         run(world.config(devkit, tmp_path / "out", voc_weights))
+    labels = devkit / "VOCdevkit/VOC2012/SegmentationClass"
+    with pytest.raises(InputError, match="a PASCAL VOC development kit"):
+        run(world.config(devkit, tmp_path / "out", voc_weights, input__labels=str(labels)))
     alone = devkit / "VOCdevkit/VOC2012/JPEGImages"  # on purpose: every image of it
     assert len(plan(world.config(alone, tmp_path / "o", voc_weights)).shards) == 1
 
@@ -148,6 +151,10 @@ def test_the_commands(devkit: Path, tmp_path: Path, voc_weights: Path, fcnseg: F
     assert code == 0 and out.startswith("1 shards, 3 images, ")
     code, out, _ = fcnseg("run", devkit, tmp_path / "out", "--weights", voc_weights, *options)
     assert code == 0 and "(3 labelled of 3 images)" in out
+    code, out, _ = fcnseg(
+        "evaluate", devkit, "--label-set", "voc", "--upper-bound", "--factors", "4", *options
+    )
+    assert code == 0 and out.count("3 labelled images") == 1
 
 
 def test_a_development_kit_in_any_store(voc_weights: Path, tmp_path: Path) -> None:

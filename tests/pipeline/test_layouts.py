@@ -321,6 +321,23 @@ def test_image_numbers_that_are_not_there_are_refused(tmp_path: Path, ids: bytes
         pack(datasets.write(tmp_path / "d", files), "nyudv2", "mine")
 
 
+def test_labels_of_another_number_of_images_are_refused(tmp_path: Path) -> None:
+    files, _, truth = datasets.nyudv2_file()
+    del files["classMapping40.mat"], truth["img_5004"]
+    files["labels40.mat"] = datasets.labels40(truth)
+    with pytest.raises(LabelError, match=r"labels40\.mat: .*shape \(17, 23, 3\).* of 4 images"):
+        pack(datasets.write(tmp_path / "d", files), "nyudv2", "test")
+
+
+@pytest.mark.parametrize("make", [datasets.nyudv2_folder, datasets.nyudv2_file])
+def test_an_image_under_two_names_is_refused(
+    tmp_path: Path, make: Callable[[], tuple[datasets.Files, ...]]
+) -> None:
+    root = datasets.write(tmp_path / "d", {**make()[0], "mine.txt": b"5001\nimg_5001\n"})
+    with pytest.raises(InputError, match="ids more than once, the first 'img_5001'"):
+        pack(root, "nyudv2", "mine")
+
+
 def test_an_unknown_colour_of_camvid_is_named(tmp_path: Path) -> None:
     files, rgb = datasets.camvid_original()
     rgb["0001TP_006690"][3, 4] = (1, 2, 3)
