@@ -8,6 +8,8 @@ et al. 2013.
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from fcn_core.errors import FcnError, LabelError, MissingPackageError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_MATLAB_73 = b"MATLAB 7.3"
+_MATRIX, _COMPRESSED = 14, 15
 
 
 def sbd_label(data: bytes, where: str) -> NDArray[np.uint8]:
@@ -162,11 +164,32 @@ class NyudLabelled:
 
 
 def _load(data: bytes) -> Any:
-    if data.startswith((_HDF5, _MATLAB_73)):
-        raise ValueError("a MATLAB 7.3 file; save it with -v7")
     import scipy.io  # slow to load, and needed here only
 
+    _refuse_damaged(data)
     return scipy.io.loadmat(io.BytesIO(data))
+
+
+def _refuse_damaged(data: bytes) -> None:
+    """Check lengths and checksums: scipy's reader trusts the bytes, and crashes on some.
+
+    Source: "MAT-File Format", MathWorks: 128 bytes of header, then elements of type, size and body.
+    What MATLAB compressed (its default) has a checksum; of other files only the lengths tell.
+    """
+    if data.startswith((_HDF5, b"MATLAB 7.3")):
+        raise ValueError("a MATLAB 7.3 file; save it with -v7")
+    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+    if not data.startswith(b"MATLAB 5.0") or order is None:
+        raise ValueError(f"{len(data)} bytes that begin with {data[:8]!r}")
+    at = 128
+    while at < len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, at)
+        body = data[at + 8 : at + 8 + size]
+        if len(body) != size or kind not in (_MATRIX, _COMPRESSED):
+            raise ValueError(f"{len(data)} bytes, damaged or cut off at {at}")
+        if kind == _COMPRESSED:
+            zlib.decompress(body)
+        at += 8 + size
 
 
 def _matrix(value: Any) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from PIL import Image
 
 from fcn_core.errors import LabelError, MissingPackageError
 from fcn_core.labels import CAMVID, NYUDV2, SIFTFLOW, SIFTFLOW_GEO, VOC, VOID
+from fcn_core.matfiles import sbd_label
 from pipeline.errors import ConfigError, InputError
 from pipeline.layouts import LAYOUTS, pack_dataset
 from pipeline.store import Store
@@ -209,6 +211,18 @@ def test_the_matlab_file_is_read_through_any_store() -> None:
     assert pack_dataset("nyudv2", source, "test", Store("memory://layouts/nyud-out"), 9).images == 2
 
 
+@pytest.mark.s3
+def test_from_a_bucket_into_a_bucket(s3: str) -> None:
+    source, output = Store(f"{s3}/nyud"), Store(f"{s3}/tars")
+    files, images, _ = datasets.nyudv2_file()
+    for name, data in files.items():
+        source.write(name, data)
+    assert pack_dataset("nyudv2", source, "test", output, 1).shards == 2
+    with tarfile.open(fileobj=io.BytesIO(output.read("shard-000001.tar"))) as tar:
+        image = Image.open(tar.extractfile("img_5003.png"))  # type: ignore[arg-type]
+        assert np.array_equal(np.asarray(image), images["img_5003"])
+
+
 # --- What is missing or damaged ------------------------------------------------------------------
 
 
@@ -272,6 +286,7 @@ def test_two_development_kits_are_not_mixed(tmp_path: Path) -> None:
         pack(datasets.write(tmp_path / "d", files), "voc", "val")
 
 
+SBD_TRUTH = datasets.sbd()[1]["2008_000003"]
 DAMAGED = [
     ("sbd", "cls/2008_000003.mat", datasets.sbd()[0]["cls/2008_000003.mat"][:80], "not readable"),
     ("sbd", "cls/2008_000003.mat", b"<html>" * 60, "not readable"),
@@ -295,6 +310,20 @@ def test_a_damaged_label_is_named(
     with pytest.raises(LabelError, match=message) as caught:
         pack(root, layout, "val")
     assert caught.value.where == str(root / name)
+
+
+def test_damage_at_any_place_is_an_error_and_never_a_crash() -> None:
+    whole = datasets.sbd()[0]["cls/2008_000003.mat"]  # compressed, as MATLAB writes by default
+    for length in range(0, len(whole), 7):
+        with pytest.raises(LabelError):
+            sbd_label(whole[:length], "x.mat")
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        places = random.integers(0, len(whole), 3)
+        damaged[places] ^= random.integers(1, 256, 3).astype(np.uint8)
+        with contextlib.suppress(LabelError):  # in the text of the header it does no harm
+            assert sbd_label(damaged.tobytes(), "x.mat").tolist() == SBD_TRUTH.tolist()
 
 
 def test_a_damaged_matlab_73_file_is_named(tmp_path: Path) -> None:
