@@ -91,7 +91,7 @@ def convert(data: bytes, request: Request, where: str) -> Converted:
     origin: dict[str, str] = {"format": request.format}
     if source.is_classifier:
         origin["role"] = INITIALISATION
-        notes += _start_training(tensors, architecture)
+        notes += _start_training(tensors, architecture, where)
     else:
         learned, note = fit_upsampling(tensors, architecture, where)
         architecture = replace(architecture, upsampling="learned" if learned else "fixed")
@@ -213,14 +213,22 @@ def _width(source: Source, variant: Variant) -> float:
     return len(source.tensors[name]) / widest.channels
 
 
-def _start_training(tensors: dict[str, Tensor], architecture: Architecture) -> list[str]:
+def _start_training(
+    tensors: dict[str, Tensor], architecture: Architecture, where: str
+) -> list[str]:
     """A classifier's weights become those of a network about to be trained."""
     dropped = sorted({name.rpartition(".")[0] for name in tensors
                       if name.startswith(_CLASSIFIER_HEADS)})  # fmt: skip
+    if not dropped:
+        raise WeightsError(
+            where, "neither score layers nor the last layer of a classifier (fc8, loss3)",
+            "a network of the paper, or a classifier to start from",
+            "The file is truncated: copy or download it again.",
+        )  # fmt: skip
     for name in list(tensors):
         if name.startswith(_CLASSIFIER_HEADS):
             del tensors[name]
-    notes = [f"{', '.join(dropped)}: left out"] if dropped else []
+    notes = [f"{', '.join(dropped)}: left out"]
     if architecture.variant == "fcn32s-color-d" and "conv1_1.weight" in tensors:
         # net.py of nyud-fcn32s-color-d: log-depth starts as the mean of the colours.
         colour = tensors.pop("conv1_1.weight")

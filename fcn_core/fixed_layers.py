@@ -99,9 +99,9 @@ def fit_upsampling(
     names = ", ".join(name.removesuffix(".weight") for name in expected)
     if learned:
         return True, f"{', '.join(learned)}: not bilinear, so that {names} are kept as learned"
-    for name in expected:
-        tensors.pop(name, None)
-    return False, f"{names}: exactly bilinear, computed rather than stored"
+    found = [tensors.pop(name, None) is not None for name in expected]
+    kind = "exactly bilinear" if all(found) else "bilinear, as far as they are in the file"
+    return False, f"{names}: {kind}, computed rather than stored"
 
 
 def _dense(weight: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def _caffe(data: bytes, where: str) -> Source:
 
 
 def _vgg16(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """VGG-16's tensors under Caffe's names, without fc8."""
+    """VGG-16's tensors under Caffe's names."""
     layers = {f"features.{index}": name for index, name in VGG16_LAYERS.items()}
     heads = [
         dict(zip((f"classifier.{index}" for index in positions), ("fc6", "fc7", "fc8"),

@@ -88,19 +88,19 @@ def convert(request: ConvertRequest) -> ConvertResult:
             check_checksum(data, "md5" if kind == "md5" else "sha256", wanted, where)
     file = posixpath.basename(request.source)
     found = identify(data, file, where)
-    if found:
-        _check_published(found, request, where)
-    by_name = published(file)
-    known = found or (by_name if by_name and _fits(by_name, request) else None)
-    if chosen is None and known:
-        chosen = PREPROCESSINGS[known.preprocessing]
+    known = found or published(file)
+    if known:
+        _check_published(known, request, f"{where}, by its {'checksum' if found else 'name'}")
+    by_name = False
+    if chosen is None and known and known.label_sets:
+        chosen, by_name = PREPROCESSINGS[known.preprocessing], not found
     digest = hashlib.sha256(data).hexdigest()
     converted = convert_bytes(data, Request(request.format, request.variant, labels, chosen), where)
     del data  # as large as the result, which is about to be made
     written = _file(converted, digest, found, request.destination)
     write_url(request.destination, written.data)
     notes = converted.notes
-    if known and not found:
+    if known and by_name:
         notes = (f"the preprocessing is that of the published {known.file}, by its name", *notes)
     return ConvertResult(
         request.destination,
@@ -192,18 +192,14 @@ def _preprocessing(name: str | None) -> Preprocessing | None:
     return PREPROCESSINGS[name]
 
 
-def _fits(entry: Published, request: ConvertRequest) -> bool:
-    return entry.format == request.format and entry.variant in (None, request.variant)
-
-
 def _check_published(entry: Published, request: ConvertRequest, where: str) -> None:
-    if not _fits(entry, request):
+    if entry.format != request.format or entry.variant not in (None, request.variant):
         variant = f" --variant {entry.variant}" if entry.variant else ""
         raise WeightsError(
             where,
-            f"by its checksum the published {entry.file}",
+            f"the published {entry.file}",
             f"--from {request.format} --variant {request.variant}",
-            f"Say --from {entry.format}{variant}, or name another file.",
+            f"Say --from {entry.format}{variant}; rename it if it is another file on purpose.",
         )
 
 

@@ -435,6 +435,11 @@ def test_a_caffemodel_cut_between_two_layers_misses_one(make) -> None:
             cut -= 1
 
 
+def test_a_caffemodel_that_lost_its_scores_is_no_initialisation(make) -> None:
+    state = {n: t for n, t in formats.as_written(make("fcn32s")).items() if "score" not in n}
+    refused(torch_file(state), request("fcn32s", "pytorch-fcn"), "neither score layers.*truncated")
+
+
 @pytest.mark.parametrize("form", ["caffe", "pytorch-fcn", "torchvision"])
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.99])
 @pytest.mark.parametrize("legacy", [False, True])

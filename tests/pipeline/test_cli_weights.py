@@ -127,7 +127,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def add(data: bytes, **fields: Any) -> None:
         checksum = f"md5:{hashlib.md5(data).hexdigest()}"
         values = {"file": "known.pth", "format": "pytorch-fcn", "variant": "fcn8s-atonce",
-                  "label_sets": (), "purpose": "", "source": "", "checksum": checksum}  # fmt: skip
+                  "label_sets": ("voc",), "purpose": "", "source": "", "checksum": checksum}  # fmt: skip
         entry = published.Published(**(values | fields))
         monkeypatch.setattr(published, "PUBLISHED", (entry,))
 
@@ -141,7 +141,7 @@ def test_the_checksum_of_a_published_file_tells_its_variant(
     data = torch_file(formats.as_written(model))
     known(data)
     code, _, err, _ = convert(data, form="pytorch-fcn")
-    assert code == 1 and "by its checksum the published known.pth" in err
+    assert code == 1 and "by its checksum: the published known.pth" in err
     assert "Say --from pytorch-fcn --variant fcn8s-atonce" in err
     code, out, _, result = convert(data, form="pytorch-fcn", variant="fcn8s-atonce")
     assert code == 0 and "by its checksum the published known.pth" in out
@@ -160,6 +160,20 @@ def test_the_mean_is_the_published_files_or_the_named_one(
     found = convert(data, name=name)
     assert preprocessing(found) == PREPROCESSINGS["nyud"] and "by its name" in found[1]
     assert preprocessing(convert(data)) == CAFFE_VOC
+
+
+def test_a_published_name_without_a_checksum_is_not_taken_for_another_format(
+    convert: Callable[..., Any], random_fcn: Callable[..., FCN]
+) -> None:
+    trunk = random_fcn("fcn32s", num_classes=3, width=1 / 32)
+    old = torch_file(vgg16_state(trunk, (1, 4, 6)))
+    options = {"variant": "fcn32s", "name": "vgg16-00b39a1b.pth"}
+    code, _, err, _ = convert(old, form="torchvision", **options)
+    assert code == 1 and "by its name: the published vgg16-00b39a1b.pth" in err
+    assert "Say --from vgg-caffe-pth" in err
+    assert preprocessing(convert(old, form="vgg-caffe-pth", **options)) == CAFFE_VOC
+    depth = convert(old, form="vgg-caffe-pth", name=options["name"], variant="fcn32s-color-d")
+    assert preprocessing(depth) == PREPROCESSINGS["nyud-color-d"]
 
 
 def preprocessing(converted: tuple[int, str, str, Path]) -> Any:
