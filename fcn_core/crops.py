@@ -46,6 +46,10 @@ class Place:
         finer = self.scale / stride
         return Place(finer, self.shift - finer * Fraction(kernel - 1, 2))
 
+    def moved(self, pixels: int, scale: int) -> Place:
+        """That many pixels further on, with cells `scale` px apart."""
+        return Place(Fraction(scale), self.shift + pixels)
+
     def offset(self, onto: Place) -> int:
         """The cell of this layer that lies on cell 0 of another; negative if it begins later.
 

@@ -13,6 +13,8 @@ shelhamer/fcn.berkeleyvision.org (pads, crops, layer names). Deviations:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
@@ -20,6 +22,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own habit
 from fcn_core import trunks
 from fcn_core.architecture import Architecture
 from fcn_core.crops import crops
+from fcn_core.errors import WeightsError
 from fcn_core.layers import decoder, trunk
 from fcn_core.upsampling import Upscore
 
@@ -106,6 +109,25 @@ class FCN(nn.Module):
             head: self._upscored(self._fused(features, head), head, *size)
             for head in self.architecture.head_classes
         }
+
+    def with_output_stride(self, output_stride: int) -> FCN:
+        """This network with denser (or coarser) scores: the same parameters, shared.
+
+        Raises:
+            WeightsError: the variant cannot be dilated, or its upsampling is learned, whose
+                kernels fit one stride only.
+        """
+        own = self.architecture
+        if own.upsampling != "fixed" and output_stride != own.output_stride:
+            raise WeightsError(
+                "network",
+                f"learned upsampling of stride {own.output_stride}",
+                f"fixed upsampling, to have output stride {output_stride}",
+                "Use it at its own stride, or train at the other.",
+            )
+        model = FCN(replace(own, output_stride=output_stride))
+        model.load_state_dict(self.state_dict(keep_vars=True), assign=True)
+        return model.train(self.training)
 
     def coarse_score(self, image_BCHW: Tensor, head: str | None = None) -> Tensor:
         """(B, K, h, w): the scores before the last deconvolution, one cell per its stride."""

@@ -15,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fcn_core.architecture import Architecture
 from fcn_core.checkpoint import WeightsFile, WeightsInfo, read_weights
-from fcn_core.errors import FcnError, ImageError
+from fcn_core.errors import FcnError, ImageError, WeightsError
 from fcn_core.model import FCN
+from fcn_core.stitch import ShiftAndStitch
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Picture = NDArray[np.uint8] | NDArray[np.float32]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,6 +42,11 @@ class Prediction:
 class Predictor:
     """A network ready to label pictures.
 
+    Attributes:
+        info: what its weights file says.
+        labels: the classes that its masks hold: those of its head.
+        head: which, or None for the first.
+
     >>> predictor = Predictor.load("demo")
     >>> picture = np.zeros((40, 60, 3), np.uint8)
     >>> predictor.predict([picture])[0].mask.shape
@@ -47,36 +55,46 @@ class Predictor:
 
     def __init__(
         self,
-        model: FCN,
+        model: FCN | ShiftAndStitch,
         info: WeightsInfo,
         *,
         device: str = "cpu",
         precision: Precision = "fp32",
         batch_size: int | None = None,
+        head: str | None = None,
     ) -> None:
         """Take a network over.
 
         Args:
-            model: moved to `device`, converted to `precision`, put into eval mode.
+            model: moved to `device`, converted to `precision`, put into eval mode. Wrap it in
+                `ShiftAndStitch` for denser scores.
             info: its preprocessing and classes.
             device: "cpu", "cuda", "cuda:1".
             precision: of the convolutions; softmax and argmax are computed in fp32.
             batch_size: pictures per forward pass. Default: 1 on a CPU, where larger batches are not
                 faster, 8 elsewhere.
+            head: whose classes to predict, of a network with several. Default: the first.
 
         Raises:
             FcnError: the device or the precision is not to be had here.
+            WeightsError: no such head, or a description of another network.
         """
         _check(device, precision)
+        _check_network(model.architecture, info, head)
         self.info = info
+        self.head = head
+        sets = dict(
+            zip(info.architecture.head_classes, (info.labels, *info.other_labels), strict=True)
+        )
+        self.labels = info.labels if head is None else sets[head]
         self.device = torch.device(device)
         self.dtype = _DTYPES[precision]
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
         # Channels-last is what oneDNN and cuDNN compute in; anything else is converted per layer.
         self.model = model.eval().to(self.device, self.dtype).to(memory_format=torch.channels_last)
         pre = info.preprocessing
-        self._mean = torch.tensor(pre.mean, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(pre.std, device=self.device).view(1, 3, 1, 1)
+        self._mean = torch.tensor(pre.mean, device=self.device).view(1, -1, 1, 1)
+        self._std = torch.tensor(pre.std, device=self.device).view(1, -1, 1, 1)
 
     @classmethod
     def load(
@@ -85,6 +103,7 @@ class Predictor:
         *,
         device: str = "cpu",
         precision: Precision = "fp32",
+        head: str | None = None,
     ) -> Predictor:
         """A predictor from a weights file ("demo" is the shipped one).
 
@@ -94,11 +113,11 @@ class Predictor:
         """
         file = weights if isinstance(weights, WeightsFile) else read_weights(weights)
         file.check_is_trained()
-        return cls(file.load(), file.info, device=device, precision=precision)
+        return cls(file.load(), file.info, device=device, precision=precision, head=head)
 
     def predict(
         self,
-        images: Sequence[NDArray[np.uint8]],
+        images: Sequence[Picture],
         on_batch: Callable[[Sequence[int]], None] | None = None,
     ) -> list[Prediction]:
         """One prediction per picture, in order.
@@ -108,14 +127,16 @@ class Predictor:
         So a picture's result never depends on what else is in the list.
 
         Args:
-            images: (H, W, 3) uint8 RGB, 0-255, of any mixture of sizes from 1x1 up.
+            images: (H, W, 3) uint8 RGB, 0-255, of any mixture of sizes from 1x1 up. For a network
+                of other inputs (H, W, C) uint8 or finite float32: red, green, blue and log-depth
+                (early fusion), or red, green, blue and the three of HHA (late fusion).
             on_batch: told the indices of the pictures before each forward pass.
 
         Raises:
             ImageError: an array is something else.
         """
         for index, image in enumerate(images):
-            _check_image(image, f"picture {index}")
+            _check_image(image, len(self.info.preprocessing.mean), f"picture {index}")
         results: dict[int, Prediction] = {}
         for batch in self._batches(images):
             if on_batch is not None:
@@ -124,49 +145,77 @@ class Predictor:
             results.update(zip(batch, predictions, strict=True))
         return [results[index] for index in range(len(images))]
 
-    def _batches(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[list[int]]:
-        by_shape: dict[tuple[int, ...], list[int]] = {}
+    def _batches(self, images: Sequence[Picture]) -> Iterator[list[int]]:
+        alike: dict[tuple[object, ...], list[int]] = {}
         for index, image in enumerate(images):
-            by_shape.setdefault(image.shape, []).append(index)
-        for indices in by_shape.values():
+            alike.setdefault((image.shape, image.dtype), []).append(index)
+        for indices in alike.values():
             for start in range(0, len(indices), self.batch_size):
                 yield indices[start : start + self.batch_size]
 
     @torch.inference_mode()
-    def _forward(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        stack = np.zeros((self.batch_size, *images[0].shape), np.uint8)
+    def _forward(self, images: Sequence[Picture]) -> list[Prediction]:
+        stack = np.zeros((self.batch_size, *images[0].shape), images[0].dtype)
         np.stack(images, out=stack[: len(images)])
-        logits_BKHW = self.model(self._preprocess(stack))[: len(images)].float()
-        mask_BHW = logits_BKHW.argmax(dim=1)
+        logits_BKHW = self.model(self._preprocess(stack), self.head)[: len(images)].float()
+        # Of equal logits the first class wins (torch.max promises it).
+        peak_B1HW, mask_B1HW = logits_BKHW.max(dim=1, keepdim=True)
         # The softmax at its own maximum is 1 / sum(exp(logit - max)).
-        peak_B1HW = logits_BKHW.amax(dim=1, keepdim=True)
         confidence_BHW = 1 / (logits_BKHW - peak_B1HW).exp_().sum(dim=1)
         # In float64, one picture at a time: the mean must not depend on the batch.
         means = [float(plane.double().mean()) for plane in confidence_BHW]
-        masks = mask_BHW.to(torch.uint8).cpu().numpy()
+        masks = mask_B1HW[:, 0].to(torch.uint8).cpu().numpy()
         return [Prediction(mask, mean) for mask, mean in zip(masks, means, strict=True)]
 
-    def _preprocess(self, stack_BHWC: NDArray[np.uint8]) -> Tensor:
+    def _preprocess(self, stack_BHWC: Picture) -> Tensor:
         pixels = torch.from_numpy(stack_BHWC).to(self.device)  # uint8 over the bus: a quarter
         x_BCHW = pixels.permute(0, 3, 1, 2).float()
         if self.info.preprocessing.channels == "BGR":
-            x_BCHW = x_BCHW.flip(1)
+            x_BCHW = torch.cat([x_BCHW[:, :3].flip(1), x_BCHW[:, 3:]], dim=1)
         x_BCHW = (x_BCHW - self._mean) / self._std
         return x_BCHW.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _check_image(image: NDArray[np.uint8], where: str) -> None:
+def _check_image(image: Picture, channels: int, where: str) -> None:
+    kinds = (np.uint8,) if channels == 3 else (np.uint8, np.float32)
     if (
         not isinstance(image, np.ndarray)
-        or image.dtype != np.uint8
+        or image.dtype not in kinds
         or image.ndim != 3
-        or image.shape[2] != 3
+        or image.shape[2] != channels
         or 0 in image.shape
     ):
         found = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
-        raise ImageError(
-            where, found, "uint8 (H, W, 3) RGB, at least 1x1", "Decode it to RGB first."
+        if channels == 3:
+            expected, remedy = "uint8 (H, W, 3) RGB, at least 1x1", "Decode it to RGB first."
+        else:
+            expected = f"uint8 or float32 (H, W, {channels}), at least 1x1"
+            remedy = "Stack the channels as docs/networks.md says."
+        raise ImageError(where, found, expected, remedy)
+    if image.dtype == np.float32 and not np.isfinite(image).all():
+        remedy = "Fill in what the sensor did not measure, for example with the mean."
+        raise ImageError(where, "NaN or infinity", "finite numbers", remedy)
+
+
+def _check_network(architecture: Architecture, info: WeightsInfo, head: str | None) -> None:
+    channels = len(info.preprocessing.mean)
+    if channels != architecture.input_channels:
+        raise WeightsError(
+            "preprocessing",
+            f"means of {channels} channels",
+            f"{architecture.variant} reads {architecture.input_channels}",
+            "Give the mean of every channel.",
         )
+    if info.architecture.head_classes != architecture.head_classes:
+        raise WeightsError(
+            "weights",
+            f"a description of heads {info.architecture.head_classes}",
+            f"the network's are {architecture.head_classes}",
+            "Describe the model.",
+        )
+    if head is not None and head not in architecture.head_classes:
+        heads = ", ".join(repr(name) for name in architecture.head_classes)
+        raise WeightsError("head", f"{head!r}", f"one of {heads}", "Choose a head of the network.")
 
 
 def _check(device: str, precision: str) -> None:

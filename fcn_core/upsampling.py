@@ -61,6 +61,17 @@ def interpolate(score_BKHW: Tensor, stride: int, size: int) -> Tensor:
     return full[..., half : height - half, half : width - half]
 
 
+def bilinear_upsampling(score_BKHW: Tensor, stride: int, size: int) -> Tensor:
+    """The bilinear deconvolution of kernel `size`: `interpolate`, for strides from 1 up."""
+    if stride > 1:
+        return interpolate(score_BKHW, stride, size)
+    if size == 1:
+        return score_BKHW
+    classes = score_BKHW.shape[1]
+    kernel = bilinear_kernel(size).to(score_BKHW).expand(classes, 1, -1, -1)
+    return F.conv_transpose2d(score_BKHW, kernel, groups=classes)
+
+
 class Upscore(nn.Module):
     """A deconvolution: (B, K, H, W) to (B, K, s(H - 1) + k, s(W - 1) + k), no bias, no pad.
 

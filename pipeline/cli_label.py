@@ -168,9 +168,10 @@ def predict(
 ) -> None:
     """Label single pictures: a mask and an overlay each."""
     from pipeline.predict import predict_files
-    from pipeline.prepare import load_weights
+    from pipeline.prepare import check_reads_pictures, load_weights
 
     file = load_weights(weights)
+    check_reads_pictures(file)
     bad, done = 0, []
     options: dict[str, Any] = {"device": device, "precision": precision}
     for found in predict_files(images, Store(output), file, **options):

@@ -37,8 +37,8 @@ def prepare(config: RunConfig) -> Prepared:
     """Find everything a run needs. Reads weights and label set; writes nothing.
 
     Raises:
-        WeightsError: no weights, not yet trained ones, or of another number of classes than the
-            label set.
+        WeightsError: no weights, not yet trained ones, for other than RGB pictures, or of another
+            number of classes than the label set.
         ConfigError, LabelSetError: the label set cannot be had.
         StoreError: a store cannot be read.
     """
@@ -49,6 +49,7 @@ def prepare(config: RunConfig) -> Prepared:
     request = plan_request(config)
     weights = load_weights(config.model.weights, config.input.store)
     weights.check_is_trained()
+    check_reads_pictures(weights)
     labels = resolve_labels(config.input.label_set, weights, config.input.store)
     images, output = request.images, request.output
     limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)
@@ -125,6 +126,22 @@ def load_weights(url: str, options: StoreOptions | None = None) -> WeightsFile:
             "Check --weights.",
         ) from error
     return WeightsFile(data, f"weights {masked(url)}")
+
+
+def check_reads_pictures(weights: WeightsFile) -> None:
+    """Refuse a network of other inputs than the three channels of a picture file.
+
+    Raises:
+        WeightsError: it reads depth or HHA beside the colours.
+    """
+    network = weights.info.architecture
+    if network.input_channels != 3:
+        raise WeightsError(
+            weights.where,
+            f"{network.variant} reads {network.input_channels} channels",
+            "a network for RGB pictures, which is all that an input holds",
+            "Use fcn_core.predictor.Predictor on arrays of those channels (docs/networks.md).",
+        )
 
 
 def resolve_labels(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,19 +22,31 @@ torch.set_num_threads(1)
 
 
 def _random_fcn(
-    variant: Variant = "fcn8s", num_classes: int = 4, width: float = 1 / 16, seed: int = 0
+    variant: Variant = "fcn8s",
+    num_classes: int = 4,
+    width: float = 1 / 16,
+    seed: int = 0,
+    biases: float = 0.0,
+    **options: Any,
 ) -> FCN:
-    model = FCN(Architecture(variant, num_classes, width))
+    arch = Architecture(variant, num_classes, width, **options)
+    model = FCN(arch)
     generator = torch.Generator().manual_seed(seed)
     model.reset_parameters(generator)
     for name, parameter in model.named_parameters():
         if name.startswith("score"):  # zero by default, which would hide every skip
             nn.init.normal_(parameter, std=0.2, generator=generator)
-            finest = name.split(".")[0]
-    noise = 4 * torch.rand(1, model.architecture.input_channels, 64, 64, generator=generator) - 2
+        elif name.endswith("bias") and biases:
+            nn.init.normal_(parameter, std=biases, generator=generator)
+    noise = 4 * torch.rand(1, arch.input_channels, 64, 64, generator=generator) - 2
+    model.eval()
     with torch.no_grad():  # no class leads everywhere
-        bias = model.eval().get_submodule(finest).bias
-        bias -= model(noise).mean(dim=(0, 2, 3))
+        for head in arch.head_classes:
+            ending = f"_{head}.bias" if head else ".bias"
+            scores = [name for name in model.state_dict() if name.startswith("score")]
+            finest = [name for name in scores if name.endswith(ending)][-1]
+            bias = model.get_parameter(finest)
+            bias -= model(noise, head).mean(dim=(0, 2, 3))
     return model
 
 

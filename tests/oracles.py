@@ -135,6 +135,10 @@ TRUNK = (
 
 def fcn_logits(variant: str, weights: Mapping[str, Tensor], image: Tensor) -> Tensor:
     """The forward pass, layer after layer as the reference network lists them."""
+
+    def up(layer: str) -> Tensor | None:
+        return weights.get(f"{layer}.weight")
+
     out = {"data": image}
     x = image
     for name in TRUNK:
@@ -142,16 +146,16 @@ def fcn_logits(variant: str, weights: Mapping[str, Tensor], image: Tensor) -> Te
         x = x if name == "score_fr" else x.clamp(min=0)
         out[name] = x
     if variant == "fcn32s":
-        return crop(deconv(out["score_fr"], 64, 32), 19, like=image)
+        return crop(deconv(out["score_fr"], 64, 32, up("upscore")), 19, like=image)
     if variant == "fcn8s-atonce":
         out["pool4"], out["pool3"] = 0.01 * out["pool4"], 0.0001 * out["pool3"]
-    upscore2 = deconv(out["score_fr"], 4, 2)
+    upscore2 = deconv(out["score_fr"], 4, 2, up("upscore2"))
     fuse_pool4 = upscore2 + crop(conv(out["pool4"], "score_pool4", weights), 5, like=upscore2)
     if variant == "fcn16s":
-        return crop(deconv(fuse_pool4, 32, 16), 27, like=image)
-    up_pool4 = deconv(fuse_pool4, 4, 2)
+        return crop(deconv(fuse_pool4, 32, 16, up("upscore16")), 27, like=image)
+    up_pool4 = deconv(fuse_pool4, 4, 2, up("upscore_pool4"))
     fuse_pool3 = up_pool4 + crop(conv(out["pool3"], "score_pool3", weights), 9, like=up_pool4)
-    return crop(deconv(fuse_pool3, 16, 8), 31, like=image)
+    return crop(deconv(fuse_pool3, 16, 8, up("upscore8")), 31, like=image)
 
 
 def conv(x: Tensor, name: str, weights: Mapping[str, Tensor]) -> Tensor:
@@ -167,8 +171,10 @@ def ceil_pool(x: Tensor) -> Tensor:
     return torch.stack(corners).amax(dim=0)
 
 
-def deconv(x: Tensor, size: int, stride: int) -> Tensor:
-    """Caffe's Deconvolution after surgery.interp: dense K x K, bilinear on the diagonal."""
+def deconv(x: Tensor, size: int, stride: int, weight: Tensor | None = None) -> Tensor:
+    """Caffe's Deconvolution; without a weight as after surgery.interp: bilinear on the diagonal."""
+    if weight is not None:
+        return F.conv_transpose2d(x, weight, stride=stride)
     classes = x.shape[1]
     weight = torch.zeros(classes, classes, size, size, dtype=x.dtype)
     for i, j in np.ndindex(size, size):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,50 +13,106 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
 from fcn_core.architecture import VARIANTS, Architecture
-from fcn_core.crops import crops
 from fcn_core.model import FCN
 from fcn_core.upsampling import Upscore, bilinear_kernel
-from tests import oracles
+from tests import oracle_networks, oracles
 
-VGG = VARIANTS[:4]
-SIZES = [(1, 1), (2, 3), (17, 23), (64, 65), (375, 500)]
+NETWORKS = (Path(__file__).parents[2] / "docs/networks.md").read_text()
+SMALL = [(1, 1), (2, 3), (17, 23), (64, 65)]
+LARGE = [(375, 500), (500, 500)]
+# The large sizes of the other variants take long and are marked so.
+ALWAYS = ("fcn32s", "fcn8s", "fcn-alexnet")
 
 
-def picture(height, width, count=1, seed=0):
+def cases(values, always=ALWAYS):
+    """(value, size) for every size; those of the large sizes slow unless named."""
+    params = []
+    for value, size in product(values, (*SMALL, *LARGE)):
+        slow = size in LARGE and (size[0] == 500 or value not in always)
+        marks = pytest.mark.slow if slow else ()
+        params.append(pytest.param(value, size, marks=marks, id=f"{value}-{size[0]}x{size[1]}"))
+    return params
+
+
+def picture(height, width, count=1, seed=0, channels=3):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 3, height, width, generator=generator, dtype=torch.float64)
+    return torch.randn(count, channels, height, width, generator=generator, dtype=torch.float64)
+
+
+def picture_for(model, height, width, count=1):
+    return picture(height, width, count, channels=model.architecture.input_channels)
 
 
 def relative_error(found, expected):
+    assert found.shape == expected.shape
     return float((found - expected).abs().max() / expected.abs().max())
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("variant", VGG)
+@pytest.mark.parametrize(("variant", "size"), cases(VARIANTS))
 def test_logits_equal_the_layer_by_layer_network(random_fcn, variant, size):
-    model, image_BCHW = random_fcn(variant), picture(*size).float()
-    expected = oracles.fcn_logits(variant, model.state_dict(), image_BCHW)
+    model = random_fcn(variant, biases=0.1)
+    image_BCHW = picture_for(model, *size).float()
+    expected = oracle_networks.logits(variant, model.state_dict(), image_BCHW)
     assert relative_error(model(image_BCHW), expected) < 1e-4
 
 
 # The at-once network takes a ten-thousandth of pool3, which float32 could hide in rounding.
 @torch.inference_mode()
-@pytest.mark.parametrize("variant", VGG)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_equal_the_layer_by_layer_network_in_float64(random_fcn, variant):
-    model, image_BCHW = random_fcn(variant, width=1 / 32).double(), picture(4, 9, count=2)
-    expected = oracles.fcn_logits(variant, model.state_dict(), image_BCHW)
+    model = random_fcn(variant, width=1 / 32, biases=0.1).double()
+    image_BCHW = picture_for(model, 4, 9, count=2)
+    expected = oracle_networks.logits(variant, model.state_dict(), image_BCHW)
     assert relative_error(model(image_BCHW), expected) < 1e-12
 
 
-def test_crops_follow_from_pads_and_strides():
-    expected = oracles.crop_offsets()
-    found = {}
-    for variant in ("fcn32s", "fcn16s", "fcn8s"):
-        *skips, last = crops(Architecture(variant, 2)).items()
-        found |= {name.removeprefix("score_"): offset for name, offset in skips}
-        found[variant] = last[1]
-    assert found == expected
+@torch.inference_mode()
+@pytest.mark.parametrize(("variant", "size"), cases(VARIANTS[:4], always=()))
+def test_each_head_is_a_network_of_its_own_on_the_shared_trunk(random_fcn, variant, size):
+    model = random_fcn(variant, num_classes=5, heads=(("sem", 5), ("geo", 3)), biases=0.1)
+    image_BCHW, weights = picture(*size).float(), model.state_dict()
+    found = model.forward_heads(image_BCHW)
+    assert list(found) == ["sem", "geo"]
+    assert torch.equal(model(image_BCHW), found["sem"])
+    for head, classes in (("sem", 5), ("geo", 3)):
+        expected = oracle_networks.head_logits(variant, weights, image_BCHW, head)
+        assert expected.shape[1] == classes
+        assert relative_error(found[head], expected) < 1e-4
+        assert torch.equal(model(image_BCHW, head), found[head])
+
+
+def stirred(state):
+    """The weights with learned deconvolutions that are no longer bilinear."""
+    generator = torch.Generator().manual_seed(2)
+    noise = {
+        name: 0.01 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in state.items()
+        if name.startswith("upscore")
+    }
+    return state | {name: state[name] + noise[name] for name in noise}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", SMALL, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_learned_upsampling_is_the_dense_deconvolution(random_fcn, variant, size):
+    model = random_fcn(variant, upsampling="learned")
+    image_BCHW = picture_for(model, *size).float()
+    bilinear = oracle_networks.logits(variant, model.state_dict(), image_BCHW)
+    assert relative_error(model(image_BCHW), bilinear) < 1e-4
+    model.load_state_dict(stirred(model.state_dict()))
+    expected = oracle_networks.logits(variant, model.state_dict(), image_BCHW)
+    assert relative_error(model(image_BCHW), expected) < 1e-4
+    assert relative_error(model(image_BCHW), bilinear) > 1e-3
+
+
+@pytest.mark.parametrize("upsampling", ["learned", "fixed"])
+def test_gradients_on_or_off_the_logits_are_the_same(random_fcn, upsampling):
+    model, image_BCHW = random_fcn(upsampling=upsampling), picture(40, 50).float()
+    found = model(image_BCHW).detach()
+    with torch.inference_mode():
+        assert relative_error(found, model(image_BCHW)) < 1e-5
 
 
 @cache
@@ -64,13 +122,15 @@ def thin(variant):
 
 @torch.inference_mode()
 @settings(deadline=None)
-@given(st.sampled_from(VGG), st.integers(1, 200), st.integers(1, 200))
+@given(st.sampled_from(VARIANTS), st.integers(1, 200), st.integers(1, 200))
 def test_logits_have_the_size_of_the_picture(variant, height, width):
-    logits_BKHW = thin(variant)(torch.zeros(1, 3, height, width))
+    model = thin(variant)
+    logits_BKHW = model(torch.zeros(1, model.architecture.input_channels, height, width))
     assert logits_BKHW.shape == (1, 2, height, width)
 
 
-# Facts of the architecture at K = 21: VGG-16's 134,260,544 without its classifier, plus scores.
+# Facts of the architecture at K = 21: VGG-16's 134,260,544 without its classifier, plus scores. The
+# paper's table 1 says 57M for AlexNet, 134M for VGG-16 and 6M for GoogLeNet.
 @pytest.mark.parametrize(
     ("variant", "count"),
     [
@@ -78,12 +138,18 @@ def test_logits_have_the_size_of_the_picture(variant, height, width):
         ("fcn16s", 134_357_354),
         ("fcn8s", 134_362_751),
         ("fcn8s-atonce", 134_362_751),
+        ("fcn32s-color-d", 134_346_581 + 64 * 9),
+        ("fcn32s-color-hha", 2 * 134_346_581),
+        ("fcn-alexnet", 56_954_261),
+        ("fcn-googlenet32s", 5_995_077),
     ],
 )
 def test_full_width_has_the_parameters_of_the_reference_network(variant, count):
     with torch.device("meta"):
         model = FCN(Architecture(variant, 21))
     assert sum(parameter.numel() for parameter in model.parameters()) == count
+    (row,) = [line for line in NETWORKS.splitlines() if line.startswith(f"| `{variant}` |")]
+    assert f"| {count:,} |" in row
 
 
 def test_staged_and_atonce_networks_have_the_same_shapes(random_fcn):
@@ -101,6 +167,7 @@ def test_state_dict_names_are_the_layers_of_the_paper_without_the_fixed_kernels(
 def test_width_scales_every_channel_but_never_to_nothing():
     assert Architecture("fcn8s", 2, 0.5).channels(64) == 32
     assert Architecture("fcn8s", 2, 1e-6).channels(64) == 1
+    assert Architecture("fcn-alexnet", 2, 1e-6).channels(256, multiple=2) == 2
 
 
 @torch.inference_mode()
@@ -188,14 +255,22 @@ def test_a_zero_skip_starts_at_the_coarser_prediction(random_fcn, finer, coarser
 
 
 @torch.inference_mode()
-def test_a_zero_skip_is_the_coarse_score_upsampled_in_two_steps(random_fcn):
-    fine, coarse = with_zero_skip(random_fcn, "fcn16s", "fcn32s", "score_pool4")
-    cells = []
-    coarse.score_fr.register_forward_hook(lambda layer, inputs, score: cells.append(score))
+@pytest.mark.parametrize(
+    ("finer", "coarser", "skip", "crop", "steps"),
+    [
+        ("fcn16s", "fcn32s", "score_pool4", 27, (2, 16)),
+        ("fcn8s", "fcn16s", "score_pool3", 31, (2, 8)),
+    ],
+)
+def test_a_zero_skip_is_the_coarse_score_upsampled_in_two_steps(
+    random_fcn, finer, coarser, skip, crop, steps
+):
+    fine, coarse = with_zero_skip(random_fcn, finer, coarser, skip)
     image_BCHW = picture(20, 30).float()
-    coarse(image_BCHW)
-    twice = oracles.upsample(oracles.upsample(cells[0][0, 0].numpy(), 2), 16)
-    expected = torch.from_numpy(twice[27 : 27 + 20, 27 : 27 + 30])
+    twice = coarse.coarse_score(image_BCHW)[0, 0].numpy()
+    for stride in steps:
+        twice = oracles.upsample(twice, stride)
+    expected = torch.from_numpy(twice[crop : crop + 20, crop : crop + 30])
     assert relative_error(fine(image_BCHW)[0, 0].double(), expected) < 1e-5
 
 

@@ -11,7 +11,13 @@ from fcn_core.checkpoint import WeightsFile, WeightsInfo, save_weights
 from fcn_core.errors import FcnError, ImageError, WeightsError
 from fcn_core.labels import LabelSet
 from fcn_core.predictor import Predictor
-from fcn_core.preprocessing import CAFFE_VOC, CENTRED_RGB, Preprocessing
+from fcn_core.preprocessing import (
+    CAFFE_NYUD_COLOR_D,
+    CAFFE_NYUD_COLOR_HHA,
+    CAFFE_VOC,
+    CENTRED_RGB,
+    Preprocessing,
+)
 from tests import oracles
 
 RNG = np.random.default_rng(0)
@@ -139,6 +145,97 @@ def test_bf16_agrees_with_fp32_on_most_pixels(random_fcn, predictor):
     exact = predictor.predict([LARGE])[0]
     assert np.mean(coarse.mask == exact.mask) > 0.95
     assert coarse.mean_confidence == pytest.approx(exact.mean_confidence, abs=0.02)
+
+
+# --- Other inputs and several heads ------------------------------------------------------------
+
+
+FUSION = {"fcn32s-color-d": CAFFE_NYUD_COLOR_D, "fcn32s-color-hha": CAFFE_NYUD_COLOR_HHA}
+
+
+def fused_logits(model, picture, preprocessing):
+    """(K, H, W), channel by channel; only the three colours are turned round."""
+    order = [2, 1, 0, *range(3, picture.shape[2])]
+    planes = [picture[..., c].astype(float) for c in order]
+    planes = [plane - mean for plane, mean in zip(planes, preprocessing.mean, strict=True)]
+    with torch.inference_mode():
+        return model(torch.from_numpy(np.stack(planes)[None]).float())[0].numpy()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("variant", FUSION)
+def test_fusion_nets_take_all_their_channels(random_fcn, variant, dtype):
+    model, preprocessing = random_fcn(variant), FUSION[variant]
+    channels = model.architecture.input_channels
+    picture = np.random.default_rng(1).integers(0, 256, (30, 41, channels)).astype(dtype)
+    predictor = Predictor(model, WeightsInfo(model.architecture, LABELS, preprocessing))
+    (found,) = predictor.predict([picture])
+    expected = fused_logits(model, picture, preprocessing)
+    assert np.mean(found.mask == expected.argmax(axis=0)) > 0.999
+    peak = oracles.softmax_peak(expected).mean()
+    assert found.mean_confidence == pytest.approx(peak, abs=1e-5)
+
+
+def test_whole_and_real_numbers_of_one_size_keep_apart(random_fcn):
+    model = random_fcn("fcn32s-color-d")
+    info = WeightsInfo(model.architecture, LABELS, CAFFE_NYUD_COLOR_D)
+    predictor = Predictor(model, info, batch_size=2)
+    whole = np.random.default_rng(2).integers(0, 256, (9, 8, 4), np.uint8)
+    real = whole + np.float32(0.25)
+    together = predictor.predict([whole, real, whole])
+    assert same(together[0], together[2])
+    assert same(together[1], predictor.predict([real])[0])
+    assert together[0].mean_confidence != together[1].mean_confidence
+
+
+def test_a_head_is_chosen_by_its_name(random_fcn, tmp_path):
+    model = random_fcn("fcn16s", heads=(("sem", 4), ("geo", 3)))
+    geometry = LabelSet("three", ("flat", "upright", "sky"))
+    info = WeightsInfo(model.architecture, LABELS, CENTRED_RGB, other_labels=(geometry,))
+    path = tmp_path / "two.safetensors"
+    path.write_bytes(save_weights(model, info))
+    pixels = torch.from_numpy((LARGE.astype(np.float32) - 127.5) / 64).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        logits = model.forward_heads(pixels)
+    for head, name in ((None, "sem"), ("sem", "sem"), ("geo", "geo")):
+        predictor = Predictor.load(path, head=head)
+        assert predictor.labels == (geometry if name == "geo" else LABELS)
+        mask = predictor.predict([LARGE])[0].mask
+        assert np.mean(mask == logits[name].argmax(1)[0].numpy()) > 0.999
+    with pytest.raises(WeightsError, match="head: 'depth'; one of 'sem', 'geo'"):
+        Predictor.load(path, head="depth")
+
+
+def test_means_of_another_number_of_channels_are_refused(random_fcn):
+    model = random_fcn("fcn32s-color-d")
+    with pytest.raises(WeightsError, match="means of 3 channels; fcn32s-color-d reads 4"):
+        Predictor(model, WeightsInfo(model.architecture, LABELS, CAFFE_VOC))
+
+
+def test_the_description_of_other_heads_is_refused(random_fcn):
+    with pytest.raises(WeightsError, match=r"the network's are \{'': 5\}"):
+        Predictor(random_fcn(num_classes=5), info())
+
+
+@pytest.mark.parametrize(
+    ("picture", "found"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), r"uint8 \(4, 4, 3\); uint8 or float32 \(H, W, 4\)"),
+        (np.zeros((4, 4, 4), np.float64), r"float64 \(4, 4, 4\)"),
+        (np.full((4, 4, 4), np.nan, np.float32), "NaN or infinity; finite numbers"),
+    ],
+    ids=["channels", "dtype", "NaN"],
+)
+def test_what_is_no_picture_with_depth_is_refused(random_fcn, picture, found):
+    model = random_fcn("fcn32s-color-d")
+    predictor = Predictor(model, WeightsInfo(model.architecture, LABELS, CAFFE_NYUD_COLOR_D))
+    with pytest.raises(ImageError, match=f"^picture 0: {found}"):
+        predictor.predict([picture])
+
+
+def test_every_channel_has_a_deviation_of_one_unless_told():
+    assert Preprocessing("BGR", (1.0, 2.0, 3.0, 4.0)).std == (1.0,) * 4
+    assert Preprocessing.from_dict(CAFFE_NYUD_COLOR_HHA.to_dict()) == CAFFE_NYUD_COLOR_HHA
 
 
 # --- Loading -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fcn_core.model import FCN
 from pipeline.config import RunConfig
 from pipeline.run import run
 from pipeline.store import Store
@@ -255,6 +256,22 @@ def test_wrong_weights_file(
     code, _, stderr = fcnseg("run", shards, tmp_path / "out", "--weights", path)
     assert code == 1 and f"weights {path}" in stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("variant", "channels"), [("fcn32s-color-d", 4), ("fcn32s-color-hha", 6)])
+def test_a_network_for_other_than_rgb_pictures_is_refused(
+    shards: Path, tmp_path: Path, fcnseg: Fcnseg, random_fcn: Callable[..., FCN],
+    variant: str, channels: int,
+) -> None:  # fmt: skip
+    path, picture = tmp_path / "w.safetensors", tmp_path / "p.png"
+    path.write_bytes(world.weights_bytes(random_fcn(variant, num_classes=3, width=1 / 32)))
+    picture.write_bytes(world.png(world.picture(1)))
+    found = f"weights {path}: {variant} reads {channels} channels; a network for RGB pictures"
+    code, _, stderr = fcnseg("run", shards, tmp_path / "out", "--weights", path)
+    assert code == 1 and found in " ".join(stderr.split())
+    assert not (tmp_path / "out").exists()
+    code, _, stderr = fcnseg("predict", picture, "--output", tmp_path / "p", "--weights", path)
+    assert code == 1 and found in " ".join(stderr.split())
 
 
 def test_label_set_of_another_size_is_refused(
