@@ -26,7 +26,8 @@ _CODES = frozenset(
 # Errors without an answer, by name: their packages load only where they are used.
 _TRANSIENT = frozenset(
     {
-        "HTTPClientError",  # botocore: closed connections, timeouts, no route
+        "HTTPClientError",  # botocore: closed connections, timeouts
+        "ConnectionError",  # botocore's and Python's: nobody listens, no route, no such name
         "ResponseStreamingError",
         "IncompleteReadError",
         "ResponseParserError",  # throttling proxies answer with broken XML
@@ -122,9 +123,7 @@ def is_transient(error: BaseException) -> bool:
     names = _names(error)
     if names & _LASTING:
         return False
-    return isinstance(error, TruncatedError | ConnectionError | TimeoutError) or bool(
-        names & _TRANSIENT
-    )
+    return isinstance(error, TruncatedError | TimeoutError) or bool(names & _TRANSIENT)
 
 
 def response_of(error: BaseException | None) -> tuple[int | None, str]:
