@@ -44,12 +44,14 @@ class Request:
         labels: one label set per head, the one that masks are made of first.
         preprocessing: what the network was trained on. Default: by format, variant and heads; see
             `default_preprocessing`.
+        output_stride: 16 or 8 for a dilated network of the same weights.
     """
 
     format: SourceFormat
     variant: Variant
     labels: tuple[LabelSet, ...]
     preprocessing: Preprocessing | None = None
+    output_stride: int = 32
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,12 @@ def convert(data: bytes, request: Request, where: str) -> Converted:
         architecture = replace(architecture, upsampling="learned" if learned else "fixed")
         notes.append(note)
     model = build(architecture, tensors, where)
-    info = WeightsInfo(architecture, labels[0], preprocessing, origin, labels[1:])
+    if request.output_stride != architecture.output_stride:
+        try:
+            model = model.with_output_stride(request.output_stride)
+        except WeightsError as error:
+            raise error.at(where) from error
+    info = WeightsInfo(model.architecture, labels[0], preprocessing, origin, labels[1:])
     return Converted(model, info, tuple(notes))
 
 

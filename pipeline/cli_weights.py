@@ -89,6 +89,9 @@ def convert(
             "torchvision. Default: that of the published file, else voc."
         ),
     ] = None,
+    output_stride: Annotated[
+        int, typer.Option(help="16 or 8: dilated, with denser scores. Only of 32s networks.")
+    ] = 32,
     md5: Annotated[str | None, typer.Option(help="Refuse SRC if its md5 is another.")] = None,
     sha256: Annotated[str | None, typer.Option(help="Refuse SRC if its sha256 is another.")] = None,
     as_json: AsJson = False,
@@ -97,9 +100,10 @@ def convert(
     from pipeline.weights import ConvertRequest
     from pipeline.weights import convert as convert_file
 
-    result = convert_file(
-        ConvertRequest(source, destination, form, variant, label_set, preprocessing, md5, sha256)
+    request = ConvertRequest(
+        source, destination, form, variant, label_set, preprocessing, output_stride, md5, sha256
     )
+    result = convert_file(request)
     if as_json:
         console.print_json(result.to_dict())
         return

@@ -37,6 +37,7 @@ class ConvertRequest:
         variant: of the network.
         label_sets: name or YAML file, one per head.
         preprocessing: a key of `PREPROCESSINGS`; None: what is known of the file.
+        output_stride: 16 or 8 for a dilated network of the same weights.
         md5: that the source must have.
         sha256: that the source must have.
     """
@@ -47,6 +48,7 @@ class ConvertRequest:
     variant: Variant
     label_sets: Sequence[str]
     preprocessing: str | None = None
+    output_stride: int = 32
     md5: str | None = None
     sha256: str | None = None
 
@@ -95,7 +97,8 @@ def convert(request: ConvertRequest) -> ConvertResult:
     if chosen is None and known and known.label_sets:
         chosen, by_name = PREPROCESSINGS[known.preprocessing], not found
     digest = hashlib.sha256(data).hexdigest()
-    converted = convert_bytes(data, Request(request.format, request.variant, labels, chosen), where)
+    wanted_network = Request(request.format, request.variant, labels, chosen, request.output_stride)
+    converted = convert_bytes(data, wanted_network, where)
     del data  # as large as the result, which is about to be made
     written = _file(converted, digest, found, request.destination)
     write_url(request.destination, written.data)

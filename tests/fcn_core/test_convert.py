@@ -300,6 +300,19 @@ def test_masks_of_an_initialisation_are_refused(make) -> None:
         Predictor.load(WeightsFile(save_weights(found.model, found.info), "w"))
 
 
+def test_a_dilated_network_has_the_weights_of_the_coarse_one(make) -> None:
+    found = convert(caffemodel(make("fcn32s")), request("fcn32s", output_stride=8), "f")
+    assert found.info.architecture == replace(make("fcn32s").architecture, output_stride=8)
+    assert_same(WeightsFile(save_weights(found.model, found.info), "w").load(),
+                make("fcn32s").with_output_stride(8))  # fmt: skip
+
+
+def test_what_cannot_be_dilated_is_refused(make) -> None:
+    refused(caffemodel(make()), request(output_stride=8), "output stride 8 of fcn8s; 32: only")
+    learned = randomised(Architecture("fcn32s", 4, WIDTH, upsampling="learned"))
+    refused(caffemodel(learned), request("fcn32s", output_stride=16), "learned upsampling")
+
+
 # --- What the file says ---------------------------------------------------------------------------
 
 

@@ -126,8 +126,15 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def add(data: bytes, **fields: Any) -> None:
         checksum = f"md5:{hashlib.md5(data).hexdigest()}"
-        values = {"file": "known.pth", "format": "pytorch-fcn", "variant": "fcn8s-atonce",
-                  "label_sets": ("voc",), "purpose": "", "source": "", "checksum": checksum}  # fmt: skip
+        values = {
+            "file": "known.pth",
+            "format": "pytorch-fcn",
+            "variant": "fcn8s-atonce",
+            "label_sets": ("voc",),
+            "purpose": "",
+            "source": "",
+            "checksum": checksum,
+        }
         entry = published.Published(**(values | fields))
         monkeypatch.setattr(published, "PUBLISHED", (entry,))
 
@@ -202,6 +209,7 @@ def test_two_heads_take_two_label_sets(
         (("--preprocessing", "imagenet"), 2, "'imagenet'; one of voc, context"),
         (("--variant", "fcn4s"), 2, "fcn4s"),
         (("--from", "keras"), 2, "keras"),
+        (("--output-stride", "16"), 1, "only fcn32s"),
         (("--label-set", "voc"), 1, "one label set for each"),
         (("--label-set", "no-such-set"), 2, "no-such-set"),
     ],
