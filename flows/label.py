@@ -30,9 +30,9 @@ def plan_shards(config: RunConfig) -> int:
     found = plan_run(config)
     get_run_logger().info(
         "%d shards, %d pending (%d of them changed)",
-        len(found.shards),
+        found.total,
         len(found.pending),
-        len(found.outdated),
+        found.outdated,
     )
     return len(found.pending)
 

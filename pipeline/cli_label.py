@@ -11,6 +11,8 @@ from pipeline import console
 from pipeline.cli_options import (
     AsJson,
     ConfigFile,
+    Exclude,
+    Include,
     Input,
     Labels,
     LabelSetName,
@@ -20,6 +22,7 @@ from pipeline.cli_options import (
     Output,
     Sets,
     ShardSize,
+    Since,
     Split,
     Weights,
     load_run_config,
@@ -109,12 +112,19 @@ def plan(
     config: ConfigFile = None,
     sets: Sets = None,
     limit_shards: LimitShards = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    since: Since = None,
+    exact: Annotated[
+        bool, typer.Option(help="Open every pending shard to count its images.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would do: shards, bytes, pending. Loads no network, writes nothing."""
     flags = run_flags(input, output, weights, labels, label_set, masks)
-    flags |= {"input.limit_shards": limit_shards, "input.layout": layout, "input.split": split}
-    _print_plan(load_run_config(config, sets, flags), as_json)
+    flags |= {"input.layout": layout, "input.split": split}
+    flags |= _selected(limit_shards, include, exclude, since)
+    _print_plan(load_run_config(config, sets, flags), as_json, exact)
 
 
 def run(
@@ -132,6 +142,9 @@ def run(
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share of one copy.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
     limit_shards: LimitShards = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    since: Since = None,
     shard_size: ShardSize = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -146,10 +159,10 @@ def run(
         "compute.workers": workers,
         "compute.gpus_per_worker": gpus_per_worker,
         "model.precision": precision,
-        "input.limit_shards": limit_shards,
         "input.shard_size": shard_size,
         "input.layout": layout,
         "input.split": split,
+        **_selected(limit_shards, include, exclude, since),
     }
     loaded = load_run_config(config, sets, flags)
     if dry_run:
@@ -198,32 +211,54 @@ def _run(config: RunConfig, as_json: bool) -> NoReturn:
     raise typer.Exit(result.exit_code)
 
 
-def _print_plan(config: RunConfig, as_json: bool) -> None:
+def _selected(
+    limit: int | None, include: list[str] | None, exclude: list[str] | None, since: str | None
+) -> dict[str, Any]:
+    """The flags that say which part of an input a run looks at."""
+    return {
+        "input.limit_shards": limit,
+        "input.include": include or None,
+        "input.exclude": exclude or None,
+        "input.since": since,
+    }
+
+
+def _print_plan(config: RunConfig, as_json: bool, exact: bool = False) -> None:
+    from pipeline.plan import MOST_OPENED
     from pipeline.run import plan as plan_run
 
     found = plan_run(config)
-    images, unreadable = found.count_images()
+    count = found.count_images(None if exact else MOST_OPENED)
     console.print_passed_over(found.passed_over)
-    for shard_id, reason in unreadable.items():
+    console.print_vanished(found.vanished, found.vanished_names)
+    for shard_id, reason in count.unreadable.items():
         console.err.print(f"unreadable {shard_id}: {reason}", markup=False)
-    summary = {
-        "shards": len(found.shards),
-        "images": images,
-        "unreadable": unreadable,
-        "bytes": found.bytes,
-        "pending": [shard.id for shard in found.pending],
-        "pending_bytes": found.pending_bytes,
-        "outdated": list(found.outdated),
-        "committed": len(found.ledger),
-        "vanished": found.vanished,
-        "passed_over": list(found.passed_over),
-    }
     if as_json:
-        console.print_json(summary)
+        console.print_json(
+            {
+                "shards": found.total,
+                "images": count.images,
+                "images_are_exact": count.is_exact,
+                "unreadable": count.unreadable,
+                "bytes": found.bytes,
+                "pending": [shard.id for shard in found.pending],
+                "pending_bytes": found.pending_bytes,
+                "outdated": found.outdated_ids(),
+                "left": found.left,
+                "unpacked": found.unpacked,
+                "committed": len(found.ledger),
+                "vanished": found.vanished,
+                "vanished_names": list(found.vanished_names),
+                "passed_over": list(found.passed_over),
+            }
+        )
         return
     console.out.print(
-        f"{len(found.shards)} shards, {images} images, {console.size(found.bytes)}; "
+        f"{found.total} shards, {'' if count.is_exact else 'about '}{count.images} images, "
+        f"{console.size(found.bytes)}; "
         f"{len(found.pending)} pending, {console.size(found.pending_bytes)}"
-        + (f"; {len(found.outdated)} of them changed" if found.outdated else ""),
+        + (f"; {found.outdated} of them changed" if found.outdated else "")
+        + (f"; {found.left} more left out now" if found.left else "")
+        + (f"; {found.unpacked} images left out now" if found.unpacked else ""),
         markup=False,
     )

@@ -32,6 +32,16 @@ Sets = Annotated[
 ]
 ShardSize = Annotated[int | None, typer.Option(min=1, help="Images per shard of a folder.")]
 LimitShards = Annotated[int | None, typer.Option(min=1, help="At most this many pending shards.")]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(help="Glob of shards (or images) to look at; repeatable. * matches / too."),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Glob of shards (or images) to leave out; repeatable.")
+]
+Since = Annotated[
+    str | None, typer.Option(help="Only what changed since: 36h, 7d, 2026-11-01 (UTC).")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 

@@ -41,7 +41,7 @@ def status(
     running = "no driver" if found.holder is None else f"driver {found.holder.describe()}"
     of = found.marker_document.get("shards")
     console.out.print(
-        f"{len(found.ledger)} shards committed{f' of {of}' if of is not None else ''}, "
+        f"{found.summary.shards} shards committed{f' of {of}' if of is not None else ''}, "
         f"{found.scores['images']} images, {found.scores['failures']} quarantined, "
         f"mean IU {console.number(found.scores['mean_iou'])}\n"
         f"{running}; {found.marker or 'no marker'}",
@@ -65,20 +65,19 @@ def report(
     output: Output, config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False
 ) -> None:
     """Print merged scores, the per-class table and the worst shards; rewrite report.html."""
-    from pipeline.ledger import worst_shards
     from pipeline.report import REPORT_PATH, write_report
     from pipeline.status import read_status
 
     store = output_store(output, config, sets)
     found = read_status(store)
     failed = found.marker_document.get("failed_shards", {})
-    write_report(store, found.ledger, found.identity.labels, failed)
+    write_report(store, found.summary, failed)
     if as_json:
         console.print_json(found.to_dict())
         return
     console.print_scores(found.scores, found.identity.labels)
-    for entry in worst_shards(found.ledger)[:5]:
-        iou = console.number(entry.confusion.scores().to_dict()["mean_iou"])
+    for entry in found.summary.worst_of_all(5):
+        iou = console.number(entry.score if entry.has_labels else None)
         console.out.print(f"{entry.shard}: mean IU {iou}, {entry.images} images", markup=False)
     console.out.print(store.location(REPORT_PATH), markup=False)
 

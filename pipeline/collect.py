@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.commits import (
@@ -13,15 +13,19 @@ from pipeline.commits import (
     write_quarantine,
 )
 from pipeline.config import LimitsConfig
+from pipeline.errors import StoreError
 from pipeline.job import Job, ShardFailure
-from pipeline.ledger import Entry
 from pipeline.plan import Plan
 from pipeline.samples import Failure
-from pipeline.shards import Shard
+from pipeline.shard_list import Shard
+from pipeline.shard_table import Entry
 from pipeline.writers import Receipt
 
 NEVER_FEWER = 3
 """A bad fraction counts from this many images on: one bad image of ten breaks no dataset."""
+
+MOST_UNREACHABLE = 20
+"""So many shards in a row that the store does not give: then it is the store, not the shards."""
 
 
 def is_over(bad: int, total: int, fraction: float) -> bool:
@@ -42,11 +46,12 @@ class Collector:
         job: the run's stores and formats.
         fingerprint: goes into every commit.
         limits: the per-shard bad fraction.
-        entries: the ledger, growing.
         failed: shards that were not committed.
         empty: shards that were committed and hold no sample at all.
         images, failures: of this run's finished chunks.
         store_retries: of its workers.
+        committed: shards that this run committed; the ledger of the plan grows by them.
+        redone: of these, the ones that the plan names in `redo`.
         uncommitted_images, uncommitted_failures: of failed shards.
     """
 
@@ -54,36 +59,40 @@ class Collector:
     job: Job
     fingerprint: str
     limits: LimitsConfig
-    entries: dict[str, Entry] = field(default_factory=dict)
     failed: dict[str, ShardFailure] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
     images: int = 0
     failures: int = 0
     store_retries: int = 0
     committed: int = 0
+    redone: set[str] = field(default_factory=set)
     uncommitted_images: int = 0
     uncommitted_failures: int = 0
     _receipts: dict[str, dict[int, Receipt]] = field(default_factory=lambda: defaultdict(dict))
-
-    def __post_init__(self) -> None:
-        self.entries.update(self.plan.ledger)
-        self._shards = {shard.id: shard for shard in self.plan.pending}
+    _shards: dict[str, Shard] = field(default_factory=dict)
+    _older: Mapping[str, str] = field(default_factory=dict)
+    _unreachable: int = 0
 
     @property
     def finished(self) -> int:
         """Shards of this run that are committed or failed."""
         return self.committed + len(self.failed)
 
+    def expect(self, shards: Sequence[Shard]) -> None:
+        """What an executor is given now; results of other shards are passed over."""
+        self._shards = {shard.id: shard for shard in shards}
+        self._older = self.plan.ledger.commit_tags(self._shards)
+
     def add(self, item: Receipt | ShardFailure) -> None:
         """Take one result of an executor; the same chunk may come twice.
 
         Raises:
-            StoreError: the commit cannot be written.
+            StoreError: the commit cannot be written, or one shard after the other cannot be read.
         """
         if isinstance(item, ShardFailure):
-            self.failed[item.shard] = item
-            self._receipts.pop(item.shard, None)
+            self._fail(item)
             return
+        self._unreachable = 0
         if item.shard in self.failed or item.shard not in self._shards:
             return
         self.store_retries += item.store_retries
@@ -94,7 +103,21 @@ class Collector:
         received[item.seq] = item
         if len(received) == item.count:
             self._complete(self._shards.pop(item.shard), list(received.values()))
-            del self._receipts[item.shard]
+            self._receipts.pop(item.shard, None)
+
+    def _fail(self, failure: ShardFailure) -> None:
+        self._shards.pop(failure.shard, None)
+        self._receipts.pop(failure.shard, None)
+        self.failed[failure.shard] = failure
+        self._unreachable = self._unreachable + 1 if failure.error == StoreError.__name__ else 0
+        if self._unreachable >= MOST_UNREACHABLE:
+            raise StoreError(
+                self.job.sources.images.location(""),
+                f"{self._unreachable} shards in a row could not be read, the last one because: "
+                f"{failure.reason}",
+                "a working store",
+                "Run the same command again when it works: nothing committed is lost.",
+            )
 
     def _complete(self, shard: Shard, receipts: Sequence[Receipt]) -> None:
         bad = [failure for receipt in receipts for failure in receipt.failures]
@@ -104,19 +127,18 @@ class Collector:
         if is_over(len(bad), len(bad) + good, fraction):
             self.uncommitted_images += good
             self.uncommitted_failures += len(bad)
-            self.failed[shard.id] = _over_limit(shard, bad, len(bad) + good, fraction)
+            self._fail(_over_limit(shard, bad, len(bad) + good, fraction))
             return
         location = self.job.sources.images.location(shard.path)
         commit = build_commit(shard, location, receipts, self.fingerprint, self.job.masks)
         commit = with_file(commit, quarantine)
-        older = self.entries.get(shard.id)
-        tag = write_commit(
-            self.job.output, commit, replaces=None if older is None else older.commit_etag
-        )
+        tag = write_commit(self.job.output, commit, replaces=self._older.get(shard.id))
         self.committed += 1
+        if shard.id in self.plan.redo:
+            self.redone.add(shard.id)
         if good + len(bad) == 0:
             self.empty.append(shard.id)
-        self.entries[shard.id] = Entry.of(commit, tag)
+        self.plan.ledger.add(Entry.of(commit, tag))
 
 
 def _over_limit(shard: Shard, bad: Sequence[Failure], total: int, fraction: float) -> ShardFailure:
@@ -134,5 +156,4 @@ def needed_masks(plan: Plan, requested: Sequence[str]) -> tuple[str, ...]:
 
     A commit names all objects of its shard, so one that is replaced must not lose any.
     """
-    existing = {name for shard in plan.outdated for name in plan.ledger[shard].masks}
-    return tuple(sorted({*requested, *existing}))
+    return tuple(sorted({*requested, *plan.outdated_masks}))

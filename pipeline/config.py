@@ -40,6 +40,12 @@ class InputConfig(_Section):
     """Images per virtual shard when the input is a folder of loose images."""
     limit_shards: int | None = Field(default=None, ge=1)
     """Label at most this many pending shards, then finish."""
+    include: tuple[str, ...] = ()
+    """Globs of shards (of a folder: of images) to look at; none means all."""
+    exclude: tuple[str, ...] = ()
+    """Globs of shards (of a folder: of images) not to look at; they win over include."""
+    since: str | None = None
+    """Look only at what changed since an age (36h, 7d) or a date (2026-11-01), UTC."""
     store: StoreOptions = StoreOptions()
     """How the images, their labels, the weights and the label set are reached."""
 

@@ -251,12 +251,7 @@ def _print_outcome(result: RunResult) -> None:
     print_passed_over(result.passed_over)
     if result.empty:
         err.print(f"warning: no images in {named(result.empty)}", markup=False)
-    if result.vanished:
-        err.print(
-            f"{result.vanished} shards or images vanished from the input; what is committed of "
-            "them stays until their shard is labelled again",
-            markup=False,
-        )
+    print_vanished(result.vanished, result.vanished_names)
     if result.store_retries:
         err.print(f"{result.store_retries} requests to stores were tried again", markup=False)
     for failure in result.failed:
@@ -265,6 +260,17 @@ def _print_outcome(result: RunResult) -> None:
         err.print(
             f"limits exceeded: {result.failures} of {result.images + result.failures} committed "
             "images are quarantined (limits.max_bad_fraction); fcnseg failed lists them",
+            markup=False,
+        )
+
+
+def print_vanished(count: int, names: Sequence[str]) -> None:
+    """Say what the input no longer holds."""
+    if count:
+        more = ", …" if count > len(names) else ""
+        err.print(
+            f"{count} shards or images vanished from the input ({', '.join(names)}{more}); what "
+            "is committed of them stays until their shard is labelled again",
             markup=False,
         )
 

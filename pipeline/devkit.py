@@ -43,6 +43,7 @@ def list_devkit(source: Store, split: str | None) -> Listing:
         )
     return Listing(
         kind="folder",
+        where=source.url,
         images=tuple(objects[images[name]] for name in sorted(ids.ids)),
         labels={name: objects[labels[name]] for name in labelled},
         image_root=f"{root}{IMAGES}/",

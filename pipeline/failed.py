@@ -44,8 +44,8 @@ def quarantined(output: Store, status: Status) -> Iterator[Quarantined]:
         OutputError: a table that cannot be read, or that a commit promises and that is gone.
     """
     failed = set(status.marker_document.get("failed_shards", {}))
-    committed = {entry.shard for entry in status.ledger.values() if entry.failures}
-    shards = sorted(failed | committed)
+    committed = status.ledger.with_failures()
+    shards = sorted(failed | committed.keys())
 
     def read(shard: str) -> list[Quarantined]:
         return _read(output, shard, required=shard in committed)
@@ -77,7 +77,7 @@ def _read(output: Store, shard: str, *, required: bool) -> list[Quarantined]:
 def find_redo(status: Status) -> Redo:
     """What a retry is about: shards with quarantined samples, and shards that failed."""
     failed = frozenset(status.marker_document.get("failed_shards", {}))
-    commits = {entry.shard: entry.commit_etag for entry in status.ledger.values() if entry.failures}
+    commits = status.ledger.with_failures()
     return Redo(commits, failed - commits.keys())
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from fcn_core.labels import LabelSet
-from fcn_core.metrics import ConfusionMatrix, none_if_nan
-from pipeline.ledger import Entry, merged, write_table
+from pipeline.ledger import Ledger, read_ledger
 from pipeline.outcome import RunResult
 from pipeline.report import write_report
+from pipeline.shard_table import DamagedError, TableWriter
 from pipeline.store import Store
+from pipeline.summary import Summary
 
 SCORES_PATH = "stats/scores.json"
 SUCCESS = "_SUCCESS"
@@ -24,41 +23,40 @@ def remove_markers(output: Store) -> None:
     output.delete(PARTIAL)
 
 
-def write_results(output: Store, entries: Mapping[str, Entry], result: RunResult) -> None:
-    """Write everything that is made from commits, and the marker last.
+def write_table(output: Store, ledger: Ledger, labels: LabelSet) -> Summary:
+    """Write the commits as a table, if it is not there already, and sum them up: in one pass.
+
+    Raises:
+        OutputError: a commit that cannot be read, or of another number of classes.
+        StoreError: the store refuses.
+    """
+    try:
+        return _write_table(output, ledger, labels)
+    except DamagedError:  # the older table, whose rows the ledger was going to copy
+        return _write_table(output, read_ledger(output, believe_table=False), labels)
+
+
+def _write_table(output: Store, ledger: Ledger, labels: LabelSet) -> Summary:
+    summary = Summary(labels, len(ledger))
+    with TableWriter(output) as table:
+        for batch in ledger.batches():
+            summary.add(batch)
+            if not ledger.is_as_the_table:
+                table.write(batch)
+        if not ledger.is_as_the_table:
+            table.put()
+    return summary
+
+
+def write_results(output: Store, summary: Summary, result: RunResult) -> None:
+    """Write the scores, the report, and the marker last.
 
     Raises:
         StoreError: the store refuses.
     """
-    ledger = dict(sorted(entries.items()))
-    write_table(output, ledger)
-    output.write(SCORES_PATH, json.dumps(scores_document(ledger, result.labels), indent=1).encode())
-    write_report(output, ledger, result.labels, {f.shard: f.reason for f in result.failed})
-    complete = result.committed == result.shards and not result.over_limit
-    output.write(SUCCESS if complete else PARTIAL, _marker(result))
-
-
-def scores_document(ledger: Mapping[str, Entry], labels: LabelSet) -> dict[str, Any]:
-    """The merged scores, JSON-able, a function of the commits alone; absent classes are None.
-
-    `mean_iou` is by the `reference` policy of `fcn_core.metrics`, `mean_iou_present` by the other.
-    """
-    matrix: ConfusionMatrix = merged(ledger, labels)
-    return {
-        "format": 1,
-        **matrix.scores().to_dict(),
-        "mean_iou_present": none_if_nan(matrix.scores("present").mean_iou),
-        "classes": list(labels.classes),
-        "images": sum(entry.images for entry in ledger.values()),
-        "labeled_images": sum(entry.labeled_images for entry in ledger.values()),
-        "failures": sum(entry.failures for entry in ledger.values()),
-        "shards": len(ledger),
-        "class_pixels": [
-            sum(entry.class_pixels[k] for entry in ledger.values())
-            for k in range(labels.num_classes)
-        ],
-        "confusion": matrix.matrix.tolist(),
-    }
+    output.write(SCORES_PATH, json.dumps(summary.scores(), indent=1).encode())
+    write_report(output, summary, {f.shard: f.reason for f in result.failed})
+    output.write(SUCCESS if result.is_complete else PARTIAL, _marker(result))
 
 
 def _marker(result: RunResult) -> bytes:

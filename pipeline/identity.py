@@ -124,7 +124,8 @@ def remembered(config: RunConfig) -> dict[str, Any]:
     """
     tree: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
     # Not what the output is about, but what one run was asked to do.
-    tree["input"].pop("limit_shards", None)
+    for name in ("limit_shards", "include", "exclude", "since"):
+        tree["input"].pop(name, None)
     names = (("input", "url"), ("input", "labels"), ("input", "label_set"), ("model", "weights"))
     for section, name in (*names, ("output", "url")):
         value = tree.get(section, {}).get(name)

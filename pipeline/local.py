@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from fcn_core.checkpoint import WeightsFile
 from pipeline.chunks import Chunk, read_chunks
-from pipeline.errors import MissingError, ShardError
+from pipeline.errors import ShardError, StoreError
 from pipeline.isolation import IsolatedSegmenter
 from pipeline.job import Job, ShardFailure
 from pipeline.results import Segmented
@@ -80,7 +80,7 @@ def run_around_network(
     def chunks(shard: Shard) -> Iterator[Item]:
         try:
             yield from read(shard)
-        except (ShardError, MissingError) as error:
+        except (ShardError, StoreError) as error:
             yield ShardFailure.of(shard.id, error)
 
     def segment(item: Item) -> Iterator[Item]:

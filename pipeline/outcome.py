@@ -35,7 +35,7 @@ class RunResult:
         done_now: shards committed by this run.
         failed: shards that this run could not finish, with reasons.
         over_limit: whether the run's bad-fraction limit was exceeded.
-        vanished: see `Plan`.
+        vanished, vanished_names, unpacked: see `Plan`.
         passed_over: see `Listing`.
         empty: shards committed by this run that hold no sample.
         seconds: wall time.
@@ -57,6 +57,13 @@ class RunResult:
     seconds: float
     empty: tuple[str, ...] = ()
     store_retries: int = 0
+    vanished_names: tuple[str, ...] = ()
+    unpacked: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of the input is done, within the limits: what `_SUCCESS` says."""
+        return self.committed == self.shards and not self.unpacked and not self.over_limit
 
     @property
     def exit_code(self) -> int:
@@ -77,6 +84,8 @@ class RunResult:
             "failed_shards": {failure.shard: failure.reason for failure in self.failed},
             "over_limit": self.over_limit,
             "vanished": self.vanished,
+            "vanished_names": list(self.vanished_names),
+            "unpacked": self.unpacked,
             "passed_over": list(self.passed_over),
             "empty_shards": list(self.empty),
             "seconds": round(self.seconds, 3),

@@ -1,19 +1,49 @@
-"""The plan: what INPUT holds, what OUTPUT has, and so what is pending. Touches no network."""
+"""The plan: what INPUT holds, what OUTPUT has, and so what is pending. Touches no network.
+
+What is done is only counted; of what is pending, and of the input, a list is kept in little memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.chunks import Sources, count_images
 from pipeline.devkit import list_devkit
 from pipeline.errors import InputError, MissingError, ShardError
-from pipeline.ledger import Entry, read_ledger
+from pipeline.ledger import Ledger, read_ledger
 from pipeline.parquet_input import labels_passed_over
 from pipeline.redo import read_redo
-from pipeline.shards import Listing, Shard, list_input
+from pipeline.selection import EVERYTHING, Selection
+from pipeline.shard_list import Shard, ShardList
+from pipeline.shards import Listing, list_input
 from pipeline.store import Store
-from pipeline.virtual import Packing, pack
+from pipeline.table_index import Bools, hashes
+from pipeline.virtual import Packing, left_out, pack
+
+MOST_OPENED = 64
+"""Pending shards whose indexes are read to count images; of more, the number is estimated."""
+
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class ImageCount:
+    """How many samples an input has.
+
+    Attributes:
+        images: of the readable shards.
+        is_exact: False if some shards were not opened, and `images` follows from their bytes.
+        unreadable: reason by shard.
+    """
+
+    images: int
+    is_exact: bool
+    unreadable: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -21,52 +51,81 @@ class Plan:
     """What there is to do.
 
     Attributes:
-        shards: all shards of the input.
-        pending: those to be labelled now, in order.
-        outdated: of the pending ones, those whose earlier commit no longer holds.
-        redo: see `PlanRequest`; as the output has it written down.
-        ledger: all commits of the output, by shard.
-        vanished: committed shards, and images of virtual shards, that the input no longer holds.
+        total: shards of the input.
+        bytes: encoded bytes of the whole input.
+        done: how many of the shards are done.
+        pending: those to be labelled now, by id.
+        pending_bytes: encoded bytes to be read now.
+        outdated: how many of the pending ones have an earlier commit that no longer holds.
+        outdated_masks: formats that any of these commits has.
+        left: shards that are neither done nor pending now: left for a run without the limit, the
+            globs and the date of this one.
+        counted_images: samples of the shards whose commits are of their present content.
+        uncounted: the other shards.
+        redo: shards of the input whose commits hold and are to be replaced, with the tags of these.
+        ledger: all commits of the output.
+        vanished: how many committed shards, and images of virtual shards, the input lacks.
+        vanished_names: some of them.
         packing: of a folder of images; its new rows are to be frozen before work starts.
         passed_over: see `Listing`.
         layout: of the input, as `Identity` keeps it.
         sources: where the shards' bytes come from.
     """
 
-    shards: tuple[Shard, ...]
-    pending: tuple[Shard, ...]
-    outdated: tuple[str, ...]
+    total: int
+    bytes: int
+    done: int
+    pending: Sequence[Shard]
+    pending_bytes: int
+    outdated: int
+    outdated_masks: frozenset[str]
+    left: int
+    counted_images: int
+    uncounted: Sequence[Shard]
     redo: Mapping[str, str]
-    ledger: Mapping[str, Entry]
+    ledger: Ledger
     vanished: int
+    vanished_names: tuple[str, ...]
     packing: Packing | None
     passed_over: tuple[str, ...]
     layout: str
     sources: Sources
 
-    def count_images(self) -> tuple[int, dict[str, str]]:
-        """(samples of readable shards, reason by unreadable shard): reads indexes, or commits."""
-        total, unreadable = 0, {}
-        for shard in self.shards:
-            entry = self.ledger.get(shard.id)
-            if entry is not None and entry.input_etag == shard.etag:
-                total += entry.images + entry.failures
-                continue
+    @property
+    def unpacked(self) -> int:
+        """Images of a folder that are in no shard yet, because this run leaves them out."""
+        return self.packing.unpacked if self.packing else 0
+
+    def outdated_ids(self) -> list[str]:
+        """The pending shards that have an earlier commit."""
+        return [shard.id for shard in self.pending if shard.id in self.ledger]
+
+    def count_images(self, most_opened: int | None = MOST_OPENED) -> ImageCount:
+        """How many samples the input has, from commits and, for other shards, from indexes.
+
+        Args:
+            most_opened: at most so many indexes (tar headers, Parquet metadata) are read, evenly
+                spread; what the others hold is estimated from their bytes. None reads all.
+        """
+        shards = self.uncounted
+        members = sum(len(shard.members) for shard in shards) if self.packing else None
+        if members is not None:
+            return ImageCount(self.counted_images + members, True, {})
+        count = len(shards) if most_opened is None else min(most_opened, len(shards))
+        unreadable: dict[str, str] = {}
+        found = read = 0
+        for place in range(count):
+            shard = shards[(2 * place + 1) * len(shards) // (2 * count)]
             try:
-                total += count_images(shard, self.sources)
+                found += count_images(shard, self.sources)
+                read += shard.size
             except (ShardError, MissingError) as error:
                 unreadable[shard.id] = str(error)
-        return total, unreadable
-
-    @property
-    def bytes(self) -> int:
-        """Encoded bytes of the whole input."""
-        return sum(shard.size for shard in self.shards)
-
-    @property
-    def pending_bytes(self) -> int:
-        """Encoded bytes still to be read."""
-        return sum(shard.size for shard in self.pending)
+        if count == len(shards):
+            return ImageCount(self.counted_images + found, True, unreadable)
+        size = sum(shard.size for shard in shards)
+        estimate = round(found * size / read) if read else 0
+        return ImageCount(self.counted_images + estimate, False, unreadable)
 
 
 @dataclass(frozen=True)
@@ -82,7 +141,7 @@ class PlanRequest:
         shard_size: images per virtual shard.
         limit_shards: at most this many pending shards.
         voc_split: INPUT is a PASCAL VOC development kit, and this split of it is meant.
-        redo: tag of a commit that is to be replaced although it holds, by shard.
+        selection: what of the input may become pending.
         only: ids of the shards that may be pending; None for all.
     """
 
@@ -94,40 +153,103 @@ class PlanRequest:
     shard_size: int
     limit_shards: int | None = None
     voc_split: str | None = None
-    redo: Mapping[str, str] = field(default_factory=dict)
+    selection: Selection = EVERYTHING
     only: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What INPUT holds, before anyone looks at OUTPUT.
+
+    Attributes:
+        listing: the input.
+        selected: of tars and Parquet files, which are selected.
+        left_out: of a folder, the images that are not.
+    """
+
+    listing: Listing
+    selected: Bools
+    left_out: frozenset[str]
+
+
+def survey(request: PlanRequest) -> Survey:
+    """List the input, and refuse one that cannot be labelled. Looks at no output.
+
+    Raises:
+        InputError: nothing to label, colliding ids, or globs that match nothing.
+        ConfigError: `since` on a store without modification times.
+        StoreError: the input cannot be listed.
+    """
+    listing = _list(request)
+    shards, selection = listing.shards, request.selection
+    if "png" in request.masks:
+        _refuse_nested(listing.where, shards)
+    if not isinstance(shards, ShardList):
+        return Survey(listing, np.zeros(0, np.bool_), left_out(listing, selection))
+    selected = np.ones(len(shards), np.bool_)
+    if not selection.is_all:
+        named = np.fromiter((selection.names(s.path, s.id) for s in shards), np.bool_, len(shards))
+        selection.refuse_none(listing.where, int(named.sum()), f"{len(shards)} shards")
+        recent = (selection.is_recent(moment, listing.where) for moment in shards.modified)
+        selected = named & np.fromiter(recent, np.bool_, len(shards))
+    return Survey(listing, selected, frozenset())
 
 
 def make_plan(request: PlanRequest) -> Plan:
     """List the input, read the commits, subtract. Writes nothing.
 
     Raises:
-        InputError: nothing to label, or colliding ids.
-        StoreError: a store cannot be listed.
+        FcnError: see `survey` and `subtract`.
     """
-    listing = _list(request)
-    packing = None
-    shards = listing.shards
+    return subtract(survey(request), request)
+
+
+def subtract(found: Survey, request: PlanRequest) -> Plan:
+    """What is left to do of an input. Reads the commits; writes nothing.
+
+    Raises:
+        OutputError: a damaged index of virtual shards, or a commit of another format.
+        StoreError: the output cannot be read.
+    """
+    listing, packing = found.listing, None
+    shards, selected = listing.shards, found.selected
     if listing.kind == "folder":
-        packing = pack(listing, request.output, request.shard_size)
+        packing = pack(listing, request.output, request.shard_size, found.left_out)
         shards = packing.shards
-    if "png" in request.masks:
-        _refuse_nested(request.images.url, shards)
+        selected = np.array([shard.id in packing.selected for shard in shards], np.bool_)
+        if not found.left_out:  # a shard of vanished images alone may be pending as well
+            selected[:] = True
     ledger = read_ledger(request.output)
-    request = replace(request, redo=read_redo(request.output))
-    pending = [shard for shard in shards if not is_done(shard, ledger.get(shard.id), request)]
+    keys, tags, sizes = _columns(shards)
+    places = ledger.find(keys)
+    is_known = ledger.has_input(places, tags)
+    is_done = is_known & ledger.holds(places, request.fingerprint, request.masks)
+    redo = _redo(request.output, ledger)
+    is_done &= ~np.isin(keys, hashes(redo, len(redo)))
+    is_pending = ~is_done & selected
     if request.only is not None:
-        pending = [shard for shard in pending if shard.id in request.only]
+        is_pending &= np.isin(keys, hashes(request.only, len(request.only)))
     if request.limit_shards is not None:
-        pending = pending[: request.limit_shards]
-    gone = ledger.keys() - {shard.id for shard in shards}
+        is_pending &= np.cumsum(is_pending) <= request.limit_shards
+    earlier = places[is_pending & (places >= 0)]
+    gone = ledger.others(keys)
+    images_gone = packing.vanished if packing else ()
+    names = [*ledger.names(gone[:_MOST_NAMED]), *images_gone]
     return Plan(
-        shards=shards,
-        pending=tuple(pending),
-        outdated=tuple(shard.id for shard in pending if shard.id in ledger),
-        redo=request.redo,
+        total=len(shards),
+        bytes=int(sizes.sum()),
+        done=int(is_done.sum()),
+        pending=_where(shards, is_pending),
+        pending_bytes=int(sizes[is_pending].sum()),
+        outdated=len(earlier),
+        outdated_masks=ledger.masks_of(earlier),
+        left=int((~is_done & ~is_pending).sum()),
+        counted_images=ledger.samples(places[is_known]),
+        uncounted=_where(shards, ~is_known),
+        redo={shard.id: redo[shard.id] for shard in shards if shard.id in redo} if redo else {},
         ledger=ledger,
-        vanished=len(gone) + (packing.vanished if packing else 0),
+        vanished=len(gone) + len(images_gone),
+        vanished_names=tuple(names[:_MOST_NAMED]),
         packing=packing,
         passed_over=(*listing.passed_over, *_columns_passed_over(listing, request.images)),
         layout=listing.layout,
@@ -148,27 +270,40 @@ def _list(request: PlanRequest) -> Listing:
     return list_input(request.images, request.labels)
 
 
-def is_done(shard: Shard, entry: Entry | None, request: PlanRequest) -> bool:
-    """Whether a commit holds: for this content, this fingerprint, and every format asked for."""
-    return (
-        entry is not None
-        and request.redo.get(shard.id) != entry.commit_etag
-        and entry.input_etag == shard.etag
-        and request.fingerprint in (None, entry.fingerprint)
-        and set(request.masks) <= set(entry.masks)
-    )
+def _redo(output: Store, ledger: Ledger) -> dict[str, str]:
+    """Shards that are to be labelled again: those whose commit is still the one to be replaced."""
+    wanted = read_redo(output)
+    there = ledger.commit_tags(wanted)
+    return {shard: tag for shard, tag in wanted.items() if there.get(shard) == tag}
 
 
-def _refuse_nested(where: str, shards: tuple[Shard, ...]) -> None:
+def _columns(shards: Sequence[Shard]) -> NDArray[np.int64]:
+    """(hash of the id, hash of the tag, size) of every shard."""
+    rows = ((hash(shard.id), hash(shard.etag), shard.size) for shard in shards)
+    kind: Any = np.dtype((np.int64, 3))
+    return np.fromiter(rows, kind, len(shards)).T
+
+
+def _where(shards: Sequence[Shard], mask: Bools) -> Sequence[Shard]:
+    if isinstance(shards, ShardList):
+        return shards.where(mask)
+    return tuple(shard for shard, is_meant in zip(shards, mask, strict=True) if is_meant)
+
+
+def _refuse_nested(where: str, shards: Iterable[Shard]) -> None:
     """PNG paths are <shard>/<key>.png: shard `a`, key `b/c` would meet shard `a/b`, key `c`."""
-    ids = {shard.id for shard in shards}
+    folders: dict[str, str] = {}
     for shard in shards:
-        parts = shard.id.split("/")
-        for depth in range(1, len(parts)):
-            if "/".join(parts[:depth]) in ids:
-                raise InputError(
-                    where,
-                    f"shards {'/'.join(parts[:depth])!r} and {shard.id!r}",
-                    "with PNG output no shard may be the folder of another",
-                    "Rename one of them, or leave png out of --masks.",
-                )
+        folder = shard.id.rpartition("/")[0]
+        # All folders above a known one are known.
+        while folder and folder not in folders:
+            folders[folder] = shard.id
+            folder = folder.rpartition("/")[0]
+    for shard in shards if folders else ():
+        if shard.id in folders:
+            raise InputError(
+                where,
+                f"shards {shard.id!r} and {folders[shard.id]!r}",
+                "with PNG output no shard may be the folder of another",
+                "Rename one of them, or leave png out of --masks.",
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, replace
 
 import yaml
@@ -16,6 +17,7 @@ from pipeline.errors import ConfigError, MissingError
 from pipeline.identity import Identity, identity, remembered
 from pipeline.job import Job
 from pipeline.plan import PlanRequest
+from pipeline.selection import Selection, parse_since
 from pipeline.store import Store, StoreOptions, read_url
 from pipeline.store_options import masked
 
@@ -73,7 +75,7 @@ def plan_request(config: RunConfig) -> PlanRequest:
     """What to plan, of commits of any fingerprint. Needs no weights.
 
     Raises:
-        ConfigError: INPUT and OUTPUT lie inside one another.
+        ConfigError: INPUT and OUTPUT lie inside one another, or `since` is no time.
     """
     images = Store(config.input.url, config.input.store)
     output = Store(config.output.url, config.output.store)
@@ -86,6 +88,7 @@ def plan_request(config: RunConfig) -> PlanRequest:
         masks=config.output.masks,
         shard_size=config.input.shard_size,
         limit_shards=config.input.limit_shards,
+        selection=_selection(config),
         voc_split=_voc_split(config),
     )
 
@@ -105,6 +108,12 @@ def _voc_split(config: RunConfig) -> str | None:
             "Leave --labels out.",
         )  # fmt: skip
     return split
+
+
+def _selection(config: RunConfig) -> Selection:
+    since = config.input.since
+    moment = None if since is None else parse_since(since, time.time())
+    return Selection(config.input.include, config.input.exclude, moment)
 
 
 def load_weights(url: str, options: StoreOptions | None = None) -> WeightsFile:

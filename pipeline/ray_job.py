@@ -20,7 +20,7 @@ from typing import Any
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import FcnError
 from pipeline.chunks import read_chunks
-from pipeline.errors import MissingError, ShardError, StoreError
+from pipeline.errors import ShardError, StoreError
 from pipeline.isolation import IsolatedSegmenter
 from pipeline.job import Job, ShardFailure
 from pipeline.shards import Shard
@@ -180,7 +180,7 @@ class _Read:
             try:
                 for chunk in read_chunks(shard, self.job.sources, self.job.chunk_limits):
                     yield {"item": pickle.dumps(chunk, protocol=5)}
-            except (ShardError, MissingError) as error:
+            except (ShardError, StoreError) as error:
                 yield {"item": pickle.dumps(ShardFailure.of(shard.id, error))}
             except FcnError as error:
                 yield {"item": pickle.dumps(error)}

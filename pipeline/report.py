@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import heapq
 import importlib.metadata
 import io
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -33,8 +31,8 @@ from fcn_core.metrics import ConfusionMatrix, none_if_nan
 from pipeline.commits import Commit, commit_path, quarantine_path
 from pipeline.errors import MissingError
 from pipeline.identity import read_identity
-from pipeline.ledger import Entry, merged
 from pipeline.store import Store
+from pipeline.summary import ShardScore, Summary
 
 REPORT_PATH = "report.html"
 MAX_SHARDS = 20
@@ -51,28 +49,25 @@ _STAGES = "read decode forward write"
 _USER_INFO = re.compile(r"(?<=://)[^/\s@]*@")
 
 
-def write_report(
-    output: Store, ledger: Mapping[str, Entry], labels: LabelSet, failed: Mapping[str, str]
-) -> None:
+def write_report(output: Store, summary: Summary, failed: Mapping[str, str]) -> None:
     """Write `report.html`.
 
     What cannot be read (a preview, a quarantine table) is left out with a note: the masks are done.
 
     Args:
         output: where; previews and quarantine tables are read from there.
-        ledger: every committed shard.
-        labels: the label set.
+        summary: of every committed shard.
         failed: reasons by shard that is not committed.
 
     Raises:
         StoreError: the report cannot be written.
     """
-    matrix = merged(ledger, labels)
+    matrix, labels = summary.confusion, summary.labels
     by_iou = matrix.labeled_pixels > 0
-    totals = _totals(ledger, labels)
-    worst = _worst(ledger, by_iou)
-    rows, notes = _quarantined(output, ledger)
-    pictures, picture_notes = _pictures(output, _choose(ledger, [s for _, s in worst]), labels)
+    totals = _totals(summary)
+    worst = _worst(summary, by_iou)
+    rows, notes = _quarantined(output, summary)
+    pictures, picture_notes = _pictures(output, _choose(summary, worst), labels)
     context = {
         "by_iou": by_iou,
         "labels": labels,
@@ -81,7 +76,7 @@ def write_report(
         "classes": _class_rows(matrix, totals["class_pixels"], labels),
         "confusion": [_shares(row) if row.any() else None for row in matrix.matrix],
         "matrix_fits": labels.num_classes <= MAX_MATRIX,
-        "worst": [(score, ledger[shard]) for score, shard in worst],
+        "worst": worst,
         "failed": [(s, shown(reason)) for s, reason in islice(failed.items(), MAX_SHARDS)],
         "failed_total": len(failed),
         "quarantined": rows,
@@ -126,21 +121,15 @@ def _environment() -> Environment:
     return environment
 
 
-def _totals(ledger: Mapping[str, Entry], labels: LabelSet) -> dict[str, Any]:
-    counts: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
-    pixels = np.zeros(labels.num_classes, np.int64)
-    confidence = 0.0
-    for entry in ledger.values():
-        counts.update(images=entry.images, labeled=entry.labeled_images, failures=entry.failures)
-        seconds.update(entry.seconds)
-        pixels += np.asarray(entry.class_pixels, np.int64)
-        confidence += entry.confidence_sum
+def _totals(summary: Summary) -> dict[str, Any]:
+    seconds = summary.seconds
     return {
-        "shards": len(ledger),
-        **{name: counts[name] for name in ("images", "labeled", "failures")},
-        "class_pixels": pixels,
-        "confidence": confidence / counts["images"] if counts["images"] else None,
+        "shards": summary.shards,
+        "images": summary.images,
+        "labeled": summary.labeled_images,
+        "failures": summary.failures,
+        "class_pixels": summary.class_pixels,
+        "confidence": summary.confidence_sum / summary.images if summary.images else None,
         "seconds": {s: seconds[s] for s in sorted(seconds, key=_STAGES.find)},
     }
 
@@ -166,26 +155,16 @@ def _shares(counts: NDArray[np.int64]) -> list[float]:
     return [float(share) for share in counts / max(1, int(counts.sum()))]
 
 
-def _worst(ledger: Mapping[str, Entry], by_iou: bool) -> list[tuple[float, str]]:
-    """(score, shard) of the lowest scores: mean IU, or mean confidence where nothing has labels."""
-
-    def scored() -> Iterator[tuple[float, str]]:
-        for shard, entry in ledger.items():
-            if by_iou and entry.confusion.labeled_pixels:
-                yield entry.confusion.scores().mean_iou, shard
-            elif not by_iou and entry.images:
-                yield entry.confidence_sum / entry.images, shard
-
-    return heapq.nsmallest(MAX_SHARDS, scored())
+def _worst(summary: Summary, by_iou: bool) -> list[ShardScore]:
+    """The lowest scores: mean IU, or mean confidence where nothing has labels."""
+    worst = summary.worst(MAX_SHARDS, has_labels=by_iou)
+    return [score for score in worst if by_iou or score.images]
 
 
-def _quarantined(
-    output: Store, ledger: Mapping[str, Entry]
-) -> tuple[list[dict[str, str]], list[str]]:
+def _quarantined(output: Store, summary: Summary) -> tuple[list[dict[str, str]], list[str]]:
     rows: list[dict[str, str]] = []
     notes = []
-    bad = (shard for shard, entry in ledger.items() if entry.failures)
-    for shard in islice(bad, MAX_QUARANTINED):
+    for shard in summary.with_failures[:MAX_QUARANTINED]:
         room = MAX_QUARANTINED - len(rows)
         try:
             found = _rows(output, quarantine_path(shard), room)
@@ -202,10 +181,10 @@ def _rows(output: Store, path: str, limit: int) -> list[dict[str, Any]]:
     return [row for batch in islice(batches, 1) for row in batch.to_pylist()]
 
 
-def _choose(ledger: Mapping[str, Entry], worst: Sequence[str]) -> list[tuple[str, bool]]:
-    """Shards to show and whether for their score: half the worst, half spread over the ledger."""
-    bad = worst[: min(MAX_PICTURES, len(ledger) + 1) // 2]
-    rest = [shard for shard in ledger if shard not in bad]
+def _choose(summary: Summary, worst: Sequence[ShardScore]) -> list[tuple[str, bool]]:
+    """Shards to show and whether for their score: half the worst, half spread over the others."""
+    bad = [score.shard for score in worst[: min(MAX_PICTURES, summary.shards + 1) // 2]]
+    rest = [shard for shard in summary.spread if shard not in bad]
     wanted = min(MAX_PICTURES - len(bad), len(rest))
     spread = [rest[(2 * i + 1) * len(rest) // (2 * wanted)] for i in range(wanted)]
     return [(shard, True) for shard in bad] + [(shard, False) for shard in spread]

@@ -10,22 +10,26 @@ from fcn_core.checkpoint import WeightsFile
 from pipeline import retries
 from pipeline.collect import Collector, is_over, needed_masks
 from pipeline.config import RunConfig
-from pipeline.finish import remove_markers, scores_document, write_results
+from pipeline.finish import remove_markers, write_results, write_table
 from pipeline.identity import check, claim
 from pipeline.job import Job, ShardFailure
 from pipeline.lease import Lease
 from pipeline.outcome import Progress, RunResult
-from pipeline.plan import Plan, is_done, make_plan
+from pipeline.plan import Plan, make_plan, subtract, survey
 from pipeline.preflight import preflight
 from pipeline.prepare import Prepared, plan_request, prepare
 from pipeline.progress import ProgressRecord
 from pipeline.redo import Redo, read_redo, write_redo
-from pipeline.shards import Shard
+from pipeline.shard_list import Shard
+from pipeline.summary import Summary
 from pipeline.template import start_template
 from pipeline.virtual import freeze
 from pipeline.writers import Receipt
 
 Execute = Callable[[Job, WeightsFile, Sequence[Shard]], Iterator[Receipt | ShardFailure]]
+
+WAVE = 10_000
+"""Shards that an executor is given at once: it may make an object of each."""
 
 
 def plan(config: RunConfig) -> Plan:
@@ -68,60 +72,60 @@ def run(
     prepared = prepare(config)
     output = prepared.job.output
     check(output, prepared.identity)
-    # Before the lease: an input that cannot be labelled leaves no trace in the output.
-    first = make_plan(prepared.request)
-    mine = replace(prepared.identity, layout=first.layout)
+    # The input before the lease: one that cannot be labelled leaves no trace in the output. The
+    # output under the lease: nobody else changes it.
+    found = survey(prepared.request)
+    mine = replace(prepared.identity, layout=found.listing.layout)
     check(output, mine)
     preflight(output)
-    if first.pending and config.resolved_executor() == "local":
-        start_template()  # it imports torch while this process plans
     with Lease(output) as lease:
         output = output.guarded(lease.check)
         prepared = replace(prepared, job=replace(prepared.job, output=output))
         claim(output, mine)
         remove_markers(output)
         record = ProgressRecord(output, lease.holder.owner, on_progress)
-        on_progress = record
         request = prepared.request
         if redo is not None:
             write_redo(output, {**read_redo(output), **redo.commits})
             request = replace(request, only=redo.shards)
-        todo = make_plan(request)  # again: now nobody else changes it
+        todo = subtract(found, request)
+        if todo.pending and config.resolved_executor() == "local":
+            start_template()  # it imports torch while this process goes on
         if todo.packing is not None:
             freeze(todo.packing, output)
         collector = _collector(prepared, todo)
-        if on_progress is not None:
-            on_progress(_progress(collector, started))
-        if todo.pending:
-            execute = _executor(config)
-            for item in execute(collector.job, prepared.weights, todo.pending):
-                lease.check()
-                collector.add(item)
-                if on_progress is not None:
-                    on_progress(_progress(collector, started))
-            # Workers that died in the middle of a put, now or in the run that this one resumes.
-            output.sweep()
+        _label(prepared, collector, lease, _Reporter(collector, started, record))
         lease.check()
-        result = _result(prepared, todo, collector, time.monotonic() - started)
-        write_redo(output, _still_to_redo(todo, collector))
+        summary = write_table(output, todo.ledger, prepared.job.labels)
+        result = _result(prepared, todo, collector, summary, time.monotonic() - started)
+        redone = collector.redone
+        write_redo(output, {s: tag for s, tag in todo.redo.items() if s not in redone})
         record.remove()
-        write_results(output, collector.entries, result)
+        write_results(output, summary, result)
     return replace(result, store_retries=collector.store_retries + retries.drain())
+
+
+def _label(
+    prepared: Prepared, collector: Collector, lease: Lease, report: Callable[[], None]
+) -> None:
+    """Everything that is pending, in waves."""
+    report()
+    execute, pending = _executor(prepared.config), collector.plan.pending
+    for start in range(0, len(pending), WAVE):
+        wave = list(pending[start : start + WAVE])
+        collector.expect(wave)
+        for item in execute(collector.job, prepared.weights, wave):
+            lease.check()
+            collector.add(item)
+            report()
+    if pending:
+        # Workers that died in the middle of a put, now or in the run that this one resumes.
+        prepared.job.output.sweep()
 
 
 def _collector(prepared: Prepared, todo: Plan) -> Collector:
     job = replace(prepared.job, masks=needed_masks(todo, prepared.job.masks))
     return Collector(todo, job, prepared.identity.fingerprint, prepared.config.limits)
-
-
-def _still_to_redo(todo: Plan, collector: Collector) -> dict[str, str]:
-    """What was to be redone and has the same commit as before; not what left the input."""
-    left = {}
-    for shard in todo.shards:
-        entry = collector.entries.get(shard.id)
-        if entry is not None and todo.redo.get(shard.id) == entry.commit_etag:
-            left[shard.id] = entry.commit_etag
-    return left
 
 
 def _executor(config: RunConfig) -> Execute:
@@ -135,35 +139,46 @@ def _executor(config: RunConfig) -> Execute:
     return run_ray
 
 
-def _progress(collector: Collector, started: float) -> Progress:
-    return Progress(
-        shards_done=collector.finished,
-        shards_pending=len(collector.plan.pending),
-        images=collector.images,
-        failures=collector.failures,
-        seconds=time.monotonic() - started,
-    )
+class _Reporter:
+    """Tells whoever wants to know how far the run is."""
+
+    def __init__(
+        self, collector: Collector, started: float, tell: Callable[[Progress], None]
+    ) -> None:
+        self.collector = collector
+        self.started = started
+        self.tell = tell
+
+    def __call__(self) -> None:
+        progress = Progress(
+            shards_done=self.collector.finished,
+            shards_pending=len(self.collector.plan.pending),
+            images=self.collector.images,
+            failures=self.collector.failures,
+            seconds=time.monotonic() - self.started,
+        )
+        self.tell(progress)
 
 
-def _result(prepared: Prepared, todo: Plan, collector: Collector, seconds: float) -> RunResult:
-    entries = collector.entries
-    images = sum(entry.images for entry in entries.values())
-    failures = sum(entry.failures for entry in entries.values())
-    bad = failures + collector.uncommitted_failures
-    total = images + collector.uncommitted_images + bad
-    request = replace(prepared.request, redo=todo.redo)
+def _result(
+    prepared: Prepared, todo: Plan, collector: Collector, summary: Summary, seconds: float
+) -> RunResult:
+    bad = summary.failures + collector.uncommitted_failures
+    total = summary.images + collector.uncommitted_images + bad
     return RunResult(
         output=prepared.job.output.url,
         labels=prepared.job.labels,
-        scores=scores_document(dict(sorted(entries.items())), prepared.job.labels),
-        images=images,
-        failures=failures,
-        shards=len(todo.shards),
-        committed=sum(is_done(s, entries.get(s.id), request) for s in todo.shards),
+        scores=summary.scores(),
+        images=summary.images,
+        failures=summary.failures,
+        shards=todo.total,
+        committed=todo.done + collector.committed,
         done_now=collector.committed,
         failed=tuple(collector.failed[shard] for shard in sorted(collector.failed)),
         over_limit=is_over(bad, total, prepared.config.limits.max_bad_fraction),
         vanished=todo.vanished,
+        vanished_names=todo.vanished_names,
+        unpacked=todo.unpacked,
         passed_over=todo.passed_over,
         empty=tuple(sorted(collector.empty)),
         seconds=seconds,

@@ -9,11 +9,14 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pipeline.errors import InputError
+from pipeline.shard_list import Kind as Kind
+from pipeline.shard_list import Member as Member
+from pipeline.shard_list import Shard as Shard
+from pipeline.shard_list import ShardList, ShardListBuilder
 from pipeline.store import ObjectInfo, Store
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -25,38 +28,6 @@ MAX_PART = 240
 MAX_KEY = 800
 """Longest key, bytes: S3 allows 1024 for a whole object name, and OUTPUT and shard come first."""
 
-Kind = Literal["tar", "parquet", "folder"]
-
-
-@dataclass(frozen=True)
-class Member:
-    """One image of a virtual shard: its key and the paths of its files below INPUT and LABELS."""
-
-    key: str
-    image: str
-    label: str | None
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A unit of commit.
-
-    Attributes:
-        id: path below INPUT without the extension, or the name of a virtual shard.
-        kind: how its bytes are laid out.
-        path: the object below INPUT (empty for a virtual shard).
-        size: bytes; of a virtual shard, those of all its images and labels.
-        etag: changes when the content does.
-        members: of a virtual shard.
-    """
-
-    id: str
-    kind: Kind
-    path: str
-    size: int
-    etag: str
-    members: tuple[Member, ...] = ()
-
 
 @dataclass(frozen=True)
 class Listing:
@@ -64,6 +35,7 @@ class Listing:
 
     Attributes:
         kind: of all its shards.
+        where: the input's URL.
         shards: of tar and Parquet inputs, by id.
         images: of a folder of images, by path.
         labels: of a folder of images: label objects by key.
@@ -73,7 +45,8 @@ class Listing:
     """
 
     kind: Kind
-    shards: tuple[Shard, ...] = ()
+    where: str
+    shards: Sequence[Shard] = ()
     images: tuple[ObjectInfo, ...] = ()
     labels: dict[str, ObjectInfo] | None = None
     image_root: str = ""
@@ -93,22 +66,18 @@ def list_input(source: Store, labels: Store | None) -> Listing:
         InputError: nothing to label, several kinds in one place, or colliding shard ids.
         StoreError: the input cannot be listed.
     """
-    found = _visible(source)
-    suffixes = Counter(posixpath.splitext(info.path)[1].lower() for info in found)
-    kinds = {
-        "tar": suffixes[".tar"],
-        "parquet": suffixes[".parquet"],
-        "folder": sum(suffixes[suffix] for suffix in IMAGE_SUFFIXES),
-    }
-    kind = _only_kind(source.url, kinds, suffixes)
+    found = _Found()
+    for info in _visible(source):
+        found.add(info)
+    kind = _only_kind(source.url, found.kinds(), found.suffixes)
     taken = IMAGE_SUFFIXES if kind == "folder" else (f".{kind}",)
     passed_over = tuple(
         f"{count} {suffix or 'without extension'}"
-        for suffix, count in suffixes.most_common()
+        for suffix, count in found.suffixes.most_common()
         if suffix not in taken
     )
     if kind == "folder":
-        return replace(_folder(source, labels, found), passed_over=passed_over)
+        return replace(_folder(source, labels, found.images), passed_over=passed_over)
     if labels is not None:
         raise InputError(
             labels.url,
@@ -116,11 +85,32 @@ def list_input(source: Store, labels: Store | None) -> Listing:
             "a label folder goes with a folder of images",
             "Put the labels into the shards (fcnseg shard), or leave --labels out.",
         )
-    return Listing(
-        "tar" if kind == "tar" else "parquet",
-        _object_shards(source, kind, found),
-        passed_over=passed_over,
-    )
+    builder = found.tars if kind == "tar" else found.tables
+    shards = _checked(source.url, builder.build())
+    return Listing(builder.kind, source.url, shards, passed_over=passed_over)
+
+
+@dataclass
+class _Found:
+    """What a listing held, by kind. Only one kind will be used; which, only its end tells."""
+
+    suffixes: Counter[str] = field(default_factory=Counter)
+    tars: ShardListBuilder = field(default_factory=lambda: ShardListBuilder("tar"))
+    tables: ShardListBuilder = field(default_factory=lambda: ShardListBuilder("parquet"))
+    images: list[ObjectInfo] = field(default_factory=list)
+
+    def add(self, info: ObjectInfo) -> None:
+        suffix = posixpath.splitext(info.path)[1].lower()
+        self.suffixes[suffix] += 1
+        if suffix == ".tar":
+            self.tars.add(info)
+        elif suffix == ".parquet":
+            self.tables.add(info)
+        elif suffix in IMAGE_SUFFIXES:
+            self.images.append(info)
+
+    def kinds(self) -> dict[str, int]:
+        return {"tar": len(self.tars), "parquet": len(self.tables), "folder": len(self.images)}
 
 
 def _only_kind(where: str, kinds: Mapping[str, int], suffixes: Counter[str]) -> str:
@@ -188,71 +178,52 @@ def split_suffix(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _visible(source: Store) -> list[ObjectInfo]:
-    found = [info for info in source.objects() if is_visible(info.path)]
-    for info in found:
+def _visible(source: Store) -> Iterator[ObjectInfo]:
+    for info in source.listing():
+        if not is_visible(info.path):
+            continue
         if not is_text(info.path):
             name = info.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             raise InputError(
                 source.url, f"a file named {name}", "names in UTF-8", "Rename it (convmv does)."
             )
-    return found
+        yield info
 
 
-def _object_shards(source: Store, kind: str, found: Sequence[ObjectInfo]) -> tuple[Shard, ...]:
-    suffix = "." + kind
-    shards = [
-        Shard(
-            id=info.path[: -len(suffix)],
-            kind="tar" if kind == "tar" else "parquet",
-            path=info.path,
-            size=info.size,
-            etag=info.etag,
-        )
-        for info in found
-        if info.path.lower().endswith(suffix)
-    ]
-    refuse_collisions(source.url, (shard.id for shard in shards))
-    refuse_chunk_names(source.url, (shard.id for shard in shards))
-    return tuple(sorted(shards, key=lambda shard: shard.id))
-
-
-def refuse_collisions(where: str, ids: Iterable[str]) -> None:
-    """Refuse two shards of one id.
-
-    Raises:
-        InputError: naming the id.
-    """
-    twice = [shard_id for shard_id, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise InputError(
-            where,
-            f"two shards with the id {twice[0]!r}",
-            "names must differ in more than the extension's case",
-            "Rename one of them.",
-        )
-
-
-def refuse_chunk_names(where: str, ids: Iterable[str]) -> None:
-    """Refuse a shard that is named like a chunk of another one: their objects would collide.
+def _checked(where: str, shards: ShardList) -> ShardList:
+    """Refuse two shards of one id, and a shard that is named like a chunk of another one.
 
     Raises:
         InputError: naming both.
     """
-    known = set(ids)
-    for shard_id in sorted(known):
-        stem = re.sub(r"-\d{5}-of-\d{5}$", "", shard_id)
-        if stem != shard_id and stem in known:
+    last, stems = None, dict[str, str]()
+    for shard in shards:  # by id: equal ones are neighbours
+        if shard.id == last:
             raise InputError(
                 where,
-                f"shards {stem!r} and {shard_id!r}",
-                f"{stem!r} may be split into chunks of the second name",
+                f"two shards with the id {shard.id!r}",
+                "names must differ in more than the extension's case",
                 "Rename one of them.",
             )
+        last = shard.id
+        stem = _CHUNK.sub("", shard.id)
+        if stem != shard.id:
+            stems.setdefault(stem, shard.id)
+    for shard in shards if stems else ():
+        if shard.id in stems:
+            raise InputError(
+                where,
+                f"shards {shard.id!r} and {stems[shard.id]!r}",
+                f"{shard.id!r} may be split into chunks of the second name",
+                "Rename one of them.",
+            )
+    return shards
 
 
-def _folder(source: Store, labels: Store | None, found: Sequence[ObjectInfo]) -> Listing:
-    images = [i for i in found if i.path.lower().endswith(IMAGE_SUFFIXES)]
+_CHUNK = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+def _folder(source: Store, labels: Store | None, images: Sequence[ObjectInfo]) -> Listing:
     _refuse_devkit(source, images)
     if labels is not None:
         by_key = _labels_by_key(_visible(labels), "")
@@ -260,16 +231,17 @@ def _folder(source: Store, labels: Store | None, found: Sequence[ObjectInfo]) ->
             raise InputError(
                 labels.url, "no PNG there", "label PNGs parallel to the images", "Check --labels."
             )
-        return Listing("folder", images=tuple(images), labels=by_key)
+        return Listing("folder", source.url, images=tuple(images), labels=by_key)
     tops = {info.path.split("/")[0] for info in images}
     if "images" in tops and tops <= {"images", "labels"}:
         return Listing(
             "folder",
+            source.url,
             images=tuple(i for i in images if i.path.startswith("images/")),
-            labels=_labels_by_key(found, "labels/"),
+            labels=_labels_by_key(images, "labels/"),
             image_root="images/",
         )
-    return Listing("folder", images=tuple(images))
+    return Listing("folder", source.url, images=tuple(images))
 
 
 def _refuse_devkit(source: Store, images: Sequence[ObjectInfo]) -> None:
@@ -286,7 +258,7 @@ def _refuse_devkit(source: Store, images: Sequence[ObjectInfo]) -> None:
         )
 
 
-def _labels_by_key(found: Sequence[ObjectInfo], root: str) -> dict[str, ObjectInfo]:
+def _labels_by_key(found: Iterable[ObjectInfo], root: str) -> dict[str, ObjectInfo]:
     return {
         info.path[len(root) : -len(".png")]: info
         for info in found

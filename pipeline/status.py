@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import MissingError
-from pipeline.finish import PARTIAL, SUCCESS, scores_document
+from pipeline.finish import PARTIAL, SUCCESS
 from pipeline.identity import Identity, read_identity
 from pipeline.lease import Holder, read_lease
-from pipeline.ledger import Entry, read_ledger
+from pipeline.ledger import Ledger
 from pipeline.store import Store
+from pipeline.summary import Summary, summarize
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,15 @@ class Status:
     Attributes:
         identity: what it belongs to.
         ledger: its commits.
+        summary: what they come to.
         holder: the driver at work, if any.
         marker: "_SUCCESS", "_PARTIAL" or None while (or before) a run finishes.
         marker_document: what the marker says.
     """
 
     identity: Identity
-    ledger: dict[str, Entry]
+    ledger: Ledger
+    summary: Summary
     holder: Holder | None
     marker: str | None
     marker_document: dict[str, Any]
@@ -35,7 +38,7 @@ class Status:
     @property
     def scores(self) -> dict[str, Any]:
         """The merged scores, as `stats/scores.json` has them."""
-        return scores_document(self.ledger, self.identity.labels)
+        return self.summary.scores()
 
     def to_dict(self) -> dict[str, Any]:
         """For machines."""
@@ -59,7 +62,8 @@ def read_status(output: Store) -> Status:
     """
     identity = read_identity(output)
     marker, document = read_marker(output)
-    return Status(identity, read_ledger(output), read_lease(output), marker, document)
+    ledger, summary = summarize(output, identity.labels)
+    return Status(identity, ledger, summary, read_lease(output), marker, document)
 
 
 def read_marker(output: Store) -> tuple[str | None, dict[str, Any]]:

@@ -11,6 +11,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import fsspec
@@ -134,6 +135,10 @@ class Store:
     def write(self, path: str, data: bytes) -> str:
         """Put an object, whole or not at all, over whatever is there; its new tag."""
         return self._do(path, lambda objects: objects.write(path, data), changes=True)
+
+    def upload(self, path: str, source: Path) -> None:
+        """Put a local file as an object, whole or not at all, without holding it in memory."""
+        self._do(path, lambda objects: objects.upload(path, source), changes=True)
 
     def create(self, path: str, data: bytes) -> str | None:
         """Put an object if there is none; its tag, or None if there is another one already.

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -16,6 +17,7 @@ from pipeline.store_options import StoreOptions
 
 # Comparing and writing are two steps here: at least threads of one process must not mix them.
 _LOCK = threading.RLock()
+_MOMENTS = ("mtime", "LastModified", "last_modified", "updated", "created")
 
 
 class FsspecObjects:
@@ -65,6 +67,11 @@ class FsspecObjects:
         with _LOCK:
             self.fs.pipe_file(self._at(path), data)
             return self.stat(path).etag
+
+    def upload(self, path: str, source: Path) -> None:
+        """Put as the filesystem puts files: in parts, where it knows any."""
+        with _LOCK:
+            self.fs.put_file(str(source), self._at(path))
 
     def create(self, path: str, data: bytes) -> str | None:
         """Put with the filesystem's create mode."""
@@ -128,9 +135,11 @@ def _arguments(url: str, options: StoreOptions) -> dict[str, Any]:
 
 def _info(path: str, details: dict[str, Any]) -> ObjectInfo:
     size = int(details["size"] or 0)
-    tag = details.get("ETag") or details.get("etag")
-    if not tag:
-        moment = details.get("mtime") or details.get("LastModified") or details.get("created")
-        # The memory filesystem has numbers in listings and datetimes elsewhere.
-        tag = f"{size:x}-{moment.timestamp() if isinstance(moment, datetime) else moment}"
-    return ObjectInfo(path, size, str(tag).strip('"'))
+    moments = (details.get(name) for name in _MOMENTS)
+    moment = next((found for found in moments if found), None)
+    # The memory filesystem has numbers in listings and datetimes elsewhere; GCS has texts.
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    modified = moment.timestamp() if isinstance(moment, datetime) else moment
+    tag = details.get("ETag") or details.get("etag") or f"{size:x}-{modified}"
+    return ObjectInfo(path, size, str(tag).strip('"'), modified)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,12 @@ class LocalObjects:
         with _temporary(target, data) as (temporary, tag):
             os.replace(temporary, target)
         return tag
+
+    def upload(self, path: str, source: Path) -> None:
+        """Copy beside the file and rename."""
+        target = Path(self._at(path))
+        with _temporary(target, source) as (temporary, _):
+            os.replace(temporary, target)
 
     def create(self, path: str, data: bytes) -> str | None:
         """Write beside the file and link: a link is made only where nothing is."""
@@ -165,7 +172,7 @@ def _sorted_names(folder: bytes) -> list[bytes]:
 
 
 def _info(path: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(path, status.st_size, _tag(status))
+    return ObjectInfo(path, status.st_size, _tag(status), status.st_mtime)
 
 
 def _tag(status: os.stat_result) -> str:
@@ -183,14 +190,18 @@ def _is_still(old: IO[bytes], target: Path, tag: str) -> bool:
 
 
 @contextlib.contextmanager
-def _temporary(target: Path, data: bytes) -> Iterator[tuple[Path, str]]:
+def _temporary(target: Path, data: bytes | Path) -> Iterator[tuple[Path, str]]:
     """A complete file beside the target, gone afterwards, and the tag it has."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # The name does not grow with the target's: a key may be as long as a file name can be.
     temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         with open(temporary, "xb") as handle:
-            handle.write(data)
+            if isinstance(data, Path):
+                with open(data, "rb") as source:
+                    shutil.copyfileobj(source, handle, 2**20)
+            else:
+                handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
             tag = _tag(os.fstat(handle.fileno()))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -21,11 +22,13 @@ class ObjectInfo:
     """An object: its path below the store's URL, its size, a tag that changes with its content.
 
     The tag is the store's ETag without quotes, or size and modification time where there is none.
+    `modified` is in seconds since the epoch, None where the store does not tell.
     """
 
     path: str
     size: int
     etag: str
+    modified: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,9 @@ class Objects(Protocol):
 
     def write(self, path: str, data: bytes) -> str:
         """Put whole or not at all; the new tag."""
+
+    def upload(self, path: str, source: Path) -> None:
+        """Put a local file whole or not at all, in little memory."""
 
     def create(self, path: str, data: bytes) -> str | None:
         """Put if there is nothing; None if there is."""

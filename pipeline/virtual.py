@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
+from pipeline.selection import Selection
 from pipeline.shards import Listing, Member, Shard, split_suffix
-from pipeline.store import Store
+from pipeline.store import ObjectInfo, Store
 from pipeline.writers import read_parquet
 
 INDEX_PREFIX = "_index"
@@ -28,7 +29,7 @@ _SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """One row of the index: an image and the shard it was given to."""
 
@@ -49,28 +50,41 @@ class Packing:
         shards: all of them, frozen and new, by id.
         changes: rows that `freeze` has to write; empty when the index is up to date.
         generation: number of the index object they go to.
-        vanished: images of the index that the folder no longer holds.
+        vanished: images of the index that the folder no longer holds, sorted.
+        unpacked: how many images are in no shard, because they are left out.
+        selected: shards that hold an image that is not left out.
     """
 
     shards: tuple[Shard, ...]
     changes: tuple[_Entry, ...]
     generation: int
-    vanished: int
+    vanished: tuple[str, ...]
+    unpacked: int
+    selected: frozenset[str]
 
 
-def pack(listing: Listing, output: Store, shard_size: int) -> Packing:
+def pack(
+    listing: Listing, output: Store, shard_size: int, without: frozenset[str] = frozenset()
+) -> Packing:
     """Give every image of a folder its shard, honouring the frozen index. Writes nothing.
+
+    What is left out stays as it is: in its shard with its last known tag if it is frozen, in no
+    shard if it is new.
 
     Args:
         listing: of kind "folder".
         output: whose `_index/` is honoured.
         shard_size: images per new shard.
+        without: images that this run leaves out; see `left_out`.
 
     Raises:
         OutputError: the index is damaged.
     """
     frozen, generations = _read_index(output)
     current = _current(listing)
+    others = {image for image in without if image in current}
+    for image in others:
+        del current[image]
     changes = []
     for image, entry in current.items():
         known = frozen.get(image)
@@ -88,7 +102,9 @@ def pack(listing: Listing, output: Store, shard_size: int) -> Packing:
         shards=_shards(entries.values()),
         changes=tuple(changes),
         generation=generations,
-        vanished=len(frozen.keys() - current.keys()),
+        vanished=tuple(sorted(frozen.keys() - current.keys() - others)),
+        unpacked=len(others - frozen.keys()),
+        selected=frozenset(entries[image].shard for image in current),
     )
 
 
@@ -96,7 +112,7 @@ def freeze(packing: Packing, output: Store) -> None:
     """Write what is new to the index. Only the holder of the lease may call this."""
     if not packing.changes:
         return
-    rows = [vars(entry) for entry in packing.changes]
+    rows = [asdict(entry) for entry in packing.changes]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer)
     output.write(f"{INDEX_PREFIX}/{packing.generation:06d}.parquet", buffer.getvalue())
@@ -120,7 +136,26 @@ def _read_index(output: Store) -> tuple[dict[str, _Entry], int]:
     return entries, len(infos)
 
 
-def _current(listing: Listing) -> Mapping[str, _Entry]:
+def left_out(listing: Listing, selection: Selection) -> frozenset[str]:
+    """The images of a folder that a selection does not mean, by path or key, or by their age.
+
+    Raises:
+        InputError: no image matches.
+        ConfigError: see `Selection.is_recent`.
+    """
+    labels = listing.labels or {}
+    others, matching = set(), 0
+    for info in listing.images if not selection.is_all else ():
+        key, _ = split_suffix(info.path[len(listing.image_root) :]) or (info.path, "")
+        is_named = selection.names(info.path, key)
+        matching += is_named
+        if not is_named or not selection.is_recent(_modified(info, labels.get(key)), info.path):
+            others.add(info.path)
+    selection.refuse_none(listing.where, matching, f"{len(listing.images)} images")
+    return frozenset(others)
+
+
+def _current(listing: Listing) -> dict[str, _Entry]:
     labels = listing.labels or {}
     entries = {}
     for info in listing.images:
@@ -138,6 +173,13 @@ def _current(listing: Listing) -> Mapping[str, _Entry]:
             size=info.size + (label.size if label else 0),
         )
     return entries
+
+
+def _modified(image: ObjectInfo, label: ObjectInfo | None) -> float | None:
+    """When a sample was last changed; None if that is unknown of either."""
+    moments = [info.modified for info in (image, label) if info is not None]
+    known = [moment for moment in moments if moment is not None]
+    return max(known) if len(known) == len(moments) else None
 
 
 def _shards(entries: Iterable[_Entry]) -> tuple[Shard, ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,6 +104,57 @@ def coarse_scores(label: NDArray, factor: int, void: int = 255) -> dict[int, lis
 
     present = sorted({int(value) for value in label.flat if value != void})
     return {k: [[at(k, y, x) for x in range(width)] for y in range(height)] for k in present}
+
+
+# --- Bookkeeping: read everything, keep everything, add one by one ------------------------------
+
+
+def commits(output: Path) -> dict[str, dict[str, Any]]:
+    """Every commit object, by its shard."""
+    paths = sorted((output / "_commits").rglob("*.json"))
+    found = [json.loads(path.read_text()) for path in paths]
+    return {document["shard"]: document for document in found}
+
+
+def sums(documents: Mapping[str, Any], classes: int) -> tuple[list[list[int]], list[int]]:
+    """(confusion matrix, class pixels) of all commits."""
+    matrix = [[0] * classes for _ in range(classes)]
+    pixels = [0] * classes
+    for document in documents.values():
+        for i in range(classes):
+            pixels[i] += document["class_pixels"][i]
+            for j in range(classes):
+                matrix[i][j] += document["confusion"][i][j]
+    return matrix, pixels
+
+
+def ranked(documents: Mapping[str, Any]) -> list[tuple[float, str]]:
+    """(score, shard): by mean IU, then those without labelled pixels by mean confidence."""
+    keyed = []
+    for shard, document in documents.items():
+        iou = scores(document["confusion"])["mean_iou"]
+        images = document["images"]
+        confidence = document["confidence_sum"] / images if images else 1.0
+        keyed.append((iou is None, confidence if iou is None else iou, shard))
+    return [(score, shard) for _, score, shard in sorted(keyed)]
+
+
+def pending(
+    tags: Mapping[str, str], documents: Mapping[str, Any], fingerprint: str, masks: Sequence[str]
+) -> list[str]:
+    """The shards of an input (tag by id) that no commit makes done."""
+    found = []
+    for shard, tag in sorted(tags.items()):
+        commit = documents.get(shard)
+        holds = (
+            commit is not None
+            and commit["input"]["etag"] == tag
+            and commit["fingerprint"] == fingerprint
+            and set(masks) <= set(commit["masks"])
+        )
+        if not holds:
+            found.append(shard)
+    return found
 
 
 # --- Upsampling (surgery.upsample_filt) --------------------------------------------------------

@@ -94,7 +94,7 @@ def test_splits_are_not_mixed_in_one_output(
 def test_ids_that_the_user_brings(devkit: Path, tmp_path: Path, voc_weights: Path) -> None:
     (tmp_path / "seg11valid.txt").write_text("2008_000007\n")
     brought = config(devkit, tmp_path / "out", voc_weights, split=str(tmp_path / "seg11valid.txt"))
-    assert [m.key for shard in plan(brought).shards for m in shard.members] == ["2008_000007"]
+    assert [m.key for shard in plan(brought).pending for m in shard.members] == ["2008_000007"]
 
 
 def test_a_changed_label_makes_its_shard_pending(
@@ -124,7 +124,7 @@ def test_without_its_split_a_development_kit_is_refused(
     with pytest.raises(InputError, match="a PASCAL VOC development kit"):
         run(world.config(devkit, tmp_path / "out", voc_weights, input__labels=str(labels)))
     alone = devkit / "VOCdevkit/VOC2012/JPEGImages"  # on purpose: every image of it
-    assert len(plan(world.config(alone, tmp_path / "o", voc_weights)).shards) == 1
+    assert plan(world.config(alone, tmp_path / "o", voc_weights)).total == 1
 
 
 @pytest.mark.parametrize(

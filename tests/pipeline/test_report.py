@@ -13,12 +13,14 @@ import pytest
 from fcn_core.labels import LabelSet
 from pipeline.chunks import ChunkLimits
 from pipeline.commits import Commit, quarantine_path, with_file, write_commit, write_quarantine
+from pipeline.finish import write_table
 from pipeline.identity import Identity
-from pipeline.ledger import merged, read_ledger
+from pipeline.ledger import Ledger, read_ledger
 from pipeline.report import MAX_PICTURES, REPORT_PATH, percent, write_report
 from pipeline.results import Preview
 from pipeline.samples import Failure
 from pipeline.store import Store
+from pipeline.summary import summarize
 from pipeline.writers import _preview_table, record
 
 LABELS = LabelSet("farm", ("field", "cow & calf", "barn", "<tractor>"))
@@ -107,7 +109,7 @@ def add_shard(
 
 
 def written(output: Store, failed: dict[str, str] | None = None) -> tuple[str, _Page]:
-    write_report(output, read_ledger(output), LABELS, failed or {})
+    write_report(output, summarize(output, LABELS)[1], failed or {})
     html = output.read(REPORT_PATH).decode()
     return html, _Page(html)
 
@@ -116,7 +118,7 @@ def test_its_numbers_are_those_of_the_ledger(output: Store) -> None:
     add_shard(output, "a")
     add_shard(output, "b", matrix=[[1, 0, 0, 0], [9, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     _, page = written(output)
-    matrix = merged(read_ledger(output), LABELS)
+    matrix = summarize(output, LABELS)[1].confusion
     scores = matrix.scores()
     assert f"Mean IU {percent(scores.mean_iou, 2)}" in page.text
     assert f"{percent(matrix.scores('present').mean_iou, 2)} over the classes" in page.text
@@ -257,8 +259,12 @@ def test_three_thousand_shards_make_no_larger_report(
     output: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_shard(output, "s", failures=[Failure("k", "0 bytes", "ImageError", "mem/s.tar#k")])
-    entry = replace(read_ledger(output)["s"], images=100, failures=2)
-    ledger = {f"s{n:04d}": replace(entry, shard=f"s{n:04d}") for n in range(3000)}
+    (entry,) = read_ledger(output).entries()
+    entry = replace(entry, images=100, failures=2)
+    ledger = Ledger()
+    for n in range(3000):
+        ledger.add(replace(entry, shard=f"s{n:04d}"))
+    summary = write_table(output, ledger, LABELS)
     reads: list[str] = []
     read = Store.read
 
@@ -267,7 +273,7 @@ def test_three_thousand_shards_make_no_larger_report(
         return read(self, path, start, end)
 
     monkeypatch.setattr(Store, "read", counting)
-    write_report(output, ledger, LABELS, {f"failed-{n}": "x" * 10_000 for n in range(3000)})
+    write_report(output, summary, {f"failed-{n}": "x" * 10_000 for n in range(3000)})
     assert len(reads) < 100
     assert output.stat(REPORT_PATH).size < 100_000
     page = _Page(Path(output.url, REPORT_PATH).read_text())

@@ -79,7 +79,7 @@ def test_freezing_twice_is_freezing_once(folder: Folder) -> None:
     written = folder.output.objects()
     assert [info.path for info in written] == [f"{INDEX_PREFIX}/000000.parquet"]
     again = folder.pack()
-    assert (again.changes, again.vanished) == ((), 0)
+    assert (again.changes, again.vanished) == ((), ())
     assert folder.freeze() == first
     assert folder.output.objects() == written
 
@@ -113,7 +113,7 @@ def test_a_changed_image_changes_its_shard_and_no_other(folder: Folder) -> None:
 def test_a_vanished_image_keeps_its_place_and_its_shard_stays_done(folder: Folder) -> None:
     before = folder.freeze()
     folder.drop("a", "e")
-    assert folder.pack().vanished == 2
+    assert folder.pack().vanished == ("a.jpg", "e.jpg")
     assert folder.freeze() == before
     folder.put("i")  # does not move into a free place
     assert keys(folder.freeze()) == ["abc", "def", "gh", "i"]
@@ -125,7 +125,7 @@ def test_a_vanished_image_that_comes_back_goes_to_its_old_place(folder: Folder) 
     folder.freeze()
     folder.put("e")
     after = folder.freeze()
-    assert keys(after) == keys(before) and folder.pack().vanished == 0
+    assert keys(after) == keys(before) and folder.pack().vanished == ()
     assert tags(after)[1] != tags(before)[1]
 
 
