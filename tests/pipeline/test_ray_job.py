@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +67,76 @@ def test_folder_with_labels_gives_equal_trees(cluster: None, weights: Path, tmp_
         flags = {"compute__executor": name, "input__shard_size": 3}
         assert run(world.config(tmp_path / "in", tmp_path / name, weights, **flags)).images == 7
     assert world.tree(tmp_path / "local") == world.tree(tmp_path / "ray")
+
+
+def test_many_shards_are_read_in_waves_and_by_several(
+    cluster: None, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import ray_job
+
+    source = world.write_shards(tmp_path / "in", shards=7, images=2)
+    monkeypatch.setattr(ray_job, "_WAVE_SHARDS", 5)
+    monkeypatch.setattr(ray_job, "_WAVE_TASKS", 2)
+    sizes: list[int] = []
+    dataset = ray_job._dataset
+
+    def counted(job: Any, kept: Any, shards: Sequence[Any]) -> Any:
+        sizes.append(len(shards))
+        return dataset(job, kept, shards)
+
+    monkeypatch.setattr(ray_job, "_dataset", counted)
+    for name in ("local", "ray"):
+        assert run(world.config(source, tmp_path / name, weights, compute__executor=name)).shards
+    assert sizes == [5, 2]
+    assert world.tree(tmp_path / "local") == world.tree(tmp_path / "ray")
+
+
+def _workers(kind: str) -> list[int]:
+    """Pids of this Ray's workers whose title, which Ray sets, holds a word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            title = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if title.startswith("ray::") and kind in title and _is_below(int(path.parent.name)):
+            found.append(int(path.parent.name))
+    return found
+
+
+def _is_below(pid: int) -> bool:
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        if pid == os.getpid():
+            return True
+    return False
+
+
+def test_killed_actors_tasks_and_worker_processes_change_nothing(
+    cluster: None, weights: Path, tmp_path: Path
+) -> None:
+    source = world.write_shards(tmp_path / "in", shards=10, images=6)
+    killed: list[str] = []
+
+    def kill(progress: Any) -> None:
+        kind = ("_SegmentActor", "_Read", "_Write", "template", "_SegmentActor")[len(killed) % 5]
+        if progress.shards_done == 0 or len(killed) >= 5:
+            return
+        victims = _workers("_SegmentActor" if kind == "template" else kind)
+        if kind == "template":  # the process that the actor's worker process was forked from
+            paths = [p for pid in victims for p in Path(f"/proc/{pid}/task").glob("*/children")]
+            victims = [int(word) for path in paths for word in path.read_text().split()]
+        for pid in victims[:1]:
+            os.kill(pid, signal.SIGKILL)
+        killed.append(kind if victims else f"no {kind}")
+
+    run(world.config(source, tmp_path / "calm", weights, limits__chunk_images=2))
+    config = world.config(
+        source, tmp_path / "ray", weights, compute__executor="ray", limits__chunk_images=2
+    )
+    result = run(config, kill)
+    assert result.exit_code == 0 and killed.count("_SegmentActor") == 2, killed
+    assert world.tree(tmp_path / "ray") == world.tree(tmp_path / "calm")
 
 
 def test_failing_store_is_named_and_a_rerun_finishes(
