@@ -138,8 +138,10 @@ def vgg16_state(model: FCN, positions: tuple[int, int, int] = (0, 3, 6)) -> dict
     return out
 
 
-def vgg16_caffemodel(model: FCN, form: Format = "V1", *, legacy: bool = True) -> bytes:
-    """VGG_ILSVRC_16_layers.caffemodel in small: InnerProduct layers, legacy shapes."""
+def classifier_caffemodel(
+    model: FCN, form: Format = "V1", *, legacy: bool = True, last: str = "fc8"
+) -> bytes:
+    """VGG_ILSVRC_16_layers.caffemodel and its like in small: InnerProduct layers, legacy shapes."""
     state = model.state_dict()
     parts = []
     for name in dict.fromkeys(n.rpartition(".")[0] for n in state if not n.startswith("score")):
@@ -148,6 +150,6 @@ def vgg16_caffemodel(model: FCN, form: Format = "V1", *, legacy: bool = True) ->
         weight = weight.flatten(1) if name.startswith("fc") else weight
         arrays = [weight.numpy(), state[f"{name}.bias"].numpy()]
         parts.append(layer(form, name, kind, [blob(a, legacy=legacy) for a in arrays]))
-    fc8 = [np.ones((10, state["fc7.bias"].numel())), np.ones(10)]
-    parts.append(layer(form, "fc8", "InnerProduct", [blob(a, legacy=legacy) for a in fc8]))
+    ending = [np.ones((10, state["score_fr.weight"].shape[1])), np.ones(10)]
+    parts.append(layer(form, last, "InnerProduct", [blob(a, legacy=legacy) for a in ending]))
     return net(*parts)

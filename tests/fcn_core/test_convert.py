@@ -20,8 +20,9 @@ from fcn_core.labels import VOC, LabelSet
 from fcn_core.model import FCN
 from fcn_core.predictor import Predictor
 from fcn_core.preprocessing import CAFFE_VOC, PREPROCESSINGS
+from fcn_core.sources import VGG16_LAYERS
 from tests import formats
-from tests.formats import caffemodel, torch_file, vgg16_caffemodel, vgg16_state
+from tests.formats import caffemodel, classifier_caffemodel, torch_file, vgg16_state
 
 WIDTH = 1 / 32
 LABELS = LabelSet("four", ("a", "b", "c", "d"))
@@ -253,8 +254,8 @@ def classifiers(model: FCN) -> dict[str, tuple[str, bytes]]:
         "torchvision": ("torchvision", torch_file(vgg16_state(model))),
         "vgg16_from_caffe": ("vgg-caffe-pth", torch_file(vgg16_state(model), legacy=True)),
         "jcjohnson": ("vgg-caffe-pth", torch_file(vgg16_state(model, (1, 4, 6)))),
-        "VGG_ILSVRC_16_layers": ("caffe", vgg16_caffemodel(model)),
-        "V2 caffemodel": ("caffe", vgg16_caffemodel(model, "V2", legacy=False)),
+        "VGG_ILSVRC_16_layers": ("caffe", classifier_caffemodel(model)),
+        "V2 caffemodel": ("caffe", classifier_caffemodel(model, "V2", legacy=False)),
     }
 
 
@@ -284,6 +285,18 @@ def test_a_classifier_in_convolutions_gives_the_classifiers_output(make) -> None
     assert torch.allclose(found.fc6(features).flatten(1), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_the_layout_is_that_of_torchvisions_own_vgg16(make) -> None:
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        theirs = vgg16().state_dict()
+        ours = shapes(Architecture("fcn32s", 1))
+    assert list(theirs) == list(vgg16_state(make("fcn32s")))
+    for index, layer in VGG16_LAYERS.items():
+        assert tuple(theirs[f"features.{index}.weight"].shape) == ours[f"{layer}.weight"]
+    assert theirs["classifier.0.weight"].numel() == np.prod(ours["fc6.weight"])
+
+
 def test_early_fusion_starts_from_vgg_with_the_mean_of_its_colours(make) -> None:
     data = torch_file(vgg16_state(make("fcn32s")))
     found = convert(data, request("fcn32s-color-d", "vgg-caffe-pth"), "the file")
@@ -294,8 +307,29 @@ def test_early_fusion_starts_from_vgg_with_the_mean_of_its_colours(make) -> None
     assert found.info.preprocessing == PREPROCESSINGS["nyud-color-d"]
 
 
+@pytest.mark.parametrize(
+    ("variant", "last"), [("fcn-alexnet", "fc8"), ("fcn-googlenet32s", "loss3/classifier")]
+)
+@pytest.mark.parametrize("form", ["V1", "V2"])
+def test_caffenet_and_googlenet_start_trainings_too(make, variant, last, form) -> None:
+    model = make(variant, width=1 / 16)
+    data = classifier_caffemodel(model, form, legacy=form == "V1", last=last)
+    found = convert(data, request(variant), "the file")
+    assert found.info.is_initialisation and last in found.notes[0]
+    for name, tensor in found.model.state_dict().items():
+        expected = model.state_dict()[name]
+        assert torch.equal(tensor, 0 * expected if name.startswith("score") else expected)
+
+
+def test_a_classifier_starts_a_network_of_two_heads(make) -> None:
+    data = classifier_caffemodel(make("fcn32s"))
+    found = convert(data, request("fcn16s", labels=(LABELS, GEO)), "the file")
+    assert found.info.architecture.heads == (("sem", 4), ("geo", 3))
+    assert found.info.other_labels == (GEO,)
+
+
 def test_masks_of_an_initialisation_are_refused(make) -> None:
-    found = convert(vgg16_caffemodel(make("fcn32s")), request(), "the file")
+    found = convert(classifier_caffemodel(make("fcn32s")), request(), "the file")
     with pytest.raises(WeightsError, match="only start a training"):
         Predictor.load(WeightsFile(save_weights(found.model, found.info), "w"))
 
@@ -434,7 +468,9 @@ def test_a_caffemodel_with_a_layer_of_another_kind_is_refused(make) -> None:
     refused(formats.net(formats.layer("V1", "x", "MVN", [bias])), request(), "type MVN")
     empty = good + formats.layer("V2", "scale_x", "Scale", [formats.blob(np.zeros(0))])
     refused(empty, request(), "layer 'scale_x' with an empty blob")
-    refused(vgg16_caffemodel(make("fcn32s")) + scale[len(good) :], request(), "a classifier with")
+    refused(
+        classifier_caffemodel(make("fcn32s")) + scale[len(good) :], request(), "a classifier with"
+    )
 
 
 def test_a_caffemodel_cut_between_two_layers_misses_one(make) -> None:
@@ -539,7 +575,9 @@ def test_formats_of_torch_are_not_mistaken_for_each_other(make) -> None:
     fcn = torch_file(formats.as_written(make("fcn32s")))
     refused(classifier, request("fcn32s", "pytorch-fcn"), "--from torchvision or vgg-caffe-pth")
     refused(fcn, request("fcn32s", "torchvision"), "Say --from pytorch-fcn")
-    refused(vgg16_caffemodel(make("fcn32s")), request("fcn-alexnet"), "a classifier for fcn32s or")
+    refused(
+        classifier_caffemodel(make("fcn32s")), request("fcn-alexnet"), "a classifier for fcn32s or"
+    )
 
 
 def vgg(make, **changes) -> bytes:
