@@ -26,7 +26,7 @@ from pipeline.status import read_marker
 from pipeline.store import ObjectInfo, Store
 from pipeline.store_objects import Leftover
 
-_THREADS = 16
+_THREADS = 32
 
 _MADE = re.compile(
     r"(masks|_previews|_quarantine)/.+\.parquet|png/.+\.png|tar/.+\.tar|_probe-[0-9a-f]{32}"

@@ -28,7 +28,7 @@ from pipeline.writers import QUARANTINE_SCHEMA, FileRecord, read_parquet
 MOST_PROBLEMS = 10_000
 """So many are kept; all are counted and told."""
 
-_THREADS = 16
+_THREADS = 32
 _BLOCK = 8 * 2**20
 _GIVE_UP = 3 * _THREADS
 """Objects in a row that the store fails to give: it is the store, then, not the objects."""
