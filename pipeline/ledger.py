@@ -90,7 +90,11 @@ class Ledger:
     def others(self, keys: Ints) -> Ints:
         """Where the commits are whose shards are not among some."""
         self._settle()
-        return np.flatnonzero(~np.isin(self._keys, keys))
+        if not len(keys):
+            return np.arange(len(self._keys))
+        known = np.sort(keys)  # np.isin would take ten times the memory
+        places = np.minimum(np.searchsorted(known, self._keys), len(known) - 1)
+        return np.flatnonzero(known[places] != self._keys)
 
     def names(self, places: Ints) -> list[str]:
         """The shards of some commits, sorted."""

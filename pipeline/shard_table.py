@@ -29,8 +29,8 @@ from pipeline.errors import MissingError
 from pipeline.store import Store
 
 TABLE_PATH = "stats/shards.parquet"
-ROWS = 4096
-"""Rows of a batch and of a row group: about 15 MB with 21 classes."""
+ROWS = 2048
+"""Rows of a batch and of a row group: about 8 MB with 21 classes."""
 
 _PIECE = 16 * 2**20
 _DIGESTS = b"columns_sha256"

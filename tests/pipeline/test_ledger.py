@@ -457,5 +457,5 @@ def test_twenty_thousand_rows_stay_out_of_memory(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert summary.scores()["confusion"][3][4] == count * matrix[3, 4]
-    # Batches of 4096 rows of 4 KB; as Python objects, 20,000 matrices would be 300 MB.
+    # Batches of 2048 rows of 4 KB; as Python objects, 20,000 matrices would be 300 MB.
     assert peak < 150 * 2**20, peak

@@ -466,3 +466,26 @@ def test_whole_run_on_s3_gives_what_it_gives_on_files(
     source.write("s1.tar", world.tar(world.samples(7, images=2)))
     assert run(config).done_now == 1
     assert json.loads(output.read("_commits/s1.json"))["images"] == 2
+
+
+def test_a_local_file_is_put_whole(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import store_s3
+
+    monkeypatch.setattr(store_s3, "_PART", 5 * 2**20)  # the least that S3 takes for a part
+    source = tmp_path / "source"
+    for size in (0, 10, 11 * 2**20):
+        source.write_bytes(bytes(range(256)) * (size // 256) + b"x" * (size % 256))
+        store.write("a/b.bin", b"older")
+        store.upload("a/b.bin", source)
+        assert store.read("a/b.bin") == source.read_bytes()
+    assert names(store) == ["a/b.bin"]
+
+
+def test_listings_tell_when_objects_were_changed(store: Store) -> None:
+    before = time.time()
+    store.write("a", b"1")
+    (info,) = store.listing()
+    assert info.modified is not None and before - 2 < info.modified < time.time() + 2
+    assert info.modified == pytest.approx(store.modified("a"), abs=1)
