@@ -28,8 +28,7 @@ from pipeline.outcome import Progress
 from pipeline.plan import make_plan
 from pipeline.prepare import plan_request, prepare, read_label_set
 from pipeline.results import Segmented
-from pipeline.samples import Failure
-from pipeline.segment import decode_truth
+from pipeline.samples import Failure, decode_truth
 from pipeline.shards import Shard
 
 NOWHERE = "memory://fcnseg-evaluate-writes-nothing"
@@ -140,7 +139,7 @@ class _Ends:
     def read(self, shard: Shard) -> Iterator[Chunk]:
         for chunk in read_chunks(shard, self.job.sources, self.job.chunk_limits):
             labels = {
-                sample.key: (sample.label, f"{sample.location}, label of {sample.key}")
+                sample.key: (sample.label, sample.label_location)
                 for sample in chunk.samples
                 if sample.label is not None
             }
@@ -178,9 +177,8 @@ def _count_truth(chunk: Chunk, labels: LabelSet, question: Question, max_pixels:
         for sample in chunk.samples:
             if sample.label is None:
                 continue
-            where = f"{sample.location}, label of {sample.key}"
             try:
-                label = decode_truth(sample.label, where, labels, max_pixels)
+                label = decode_truth(sample.label, sample.label_location, labels, max_pixels)
             except (ImageError, LabelError) as error:
                 failures.append(Failure.of(sample.key, error, sample.location))
                 continue

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +67,7 @@ class Gatherer:
 
     def run(
         self,
-        counting: Iterator[Counted | ShardFailure],
+        counting: Generator[Counted | ShardFailure, None, None],
         about: dict[str, Any],
         on_progress: Callable[[Progress], None] | None,
     ) -> Evaluation:
@@ -81,10 +82,11 @@ class Gatherer:
             InputError: nothing had a label.
         """
         started = time.monotonic()
-        self._tell(on_progress, started)
-        for item in counting:
-            self._add(item)
+        with closing(counting):  # or its threads would outlive an interrupt
             self._tell(on_progress, started)
+            for item in counting:
+                self._add(item)
+                self._tell(on_progress, started)
         bad = len(self.failures)
         if not self.tally.images and not self.failed:
             raise InputError(

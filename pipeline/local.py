@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -62,7 +62,7 @@ def run_around_network(
     *,
     read: Callable[[Shard], Iterator[Chunk]],
     finish: Callable[[Segmented], Finished],
-) -> Iterator[Finished | ShardFailure]:
+) -> Generator[Finished | ShardFailure, None, None]:
     """The network between any two ends: `run` writes masks, `evaluate` counts pixels.
 
     Args:
@@ -137,7 +137,7 @@ def run_stages(
     items: Iterable[Item],
     stages: Sequence[tuple[Stage, int]],
     on_stop: Callable[[], None] = lambda: None,
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Pass items through the stages; leaving the iterator early stops every thread.
 
     Args:

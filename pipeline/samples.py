@@ -6,7 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fcn_core.errors import FcnError
+from fcn_core.images import decode_label
+from fcn_core.labels import LabelSet
 
 Encoded = tuple[bytes, bytes | None]
 """An encoded image and perhaps its encoded label."""
@@ -23,6 +28,22 @@ class Sample:
     image: bytes
     label: bytes | None
     location: str
+
+    @property
+    def label_location(self) -> str:
+        """Where the label is, for people."""
+        return f"{self.location}, label of {self.key}"
+
+
+def decode_truth(data: bytes, where: str, labels: LabelSet, max_pixels: int) -> NDArray[np.uint8]:
+    """(H, W) class indices, 255 = void, of an encoded label.
+
+    Raises:
+        ImageError: it does not decode.
+        LabelError: it holds values outside the label set.
+    """
+    raw = decode_label(data, where, max_pixels, colours=bool(labels.colours))
+    return labels.encode(raw, where)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import FcnError, LabelError
-from fcn_core.images import decode_image, decode_label
+from fcn_core.images import decode_image
 from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix
 from fcn_core.predictor import Prediction, Predictor
 from pipeline.errors import PoisonError
 from pipeline.results import ImageResult, Piece, Preview, badness
-from pipeline.samples import Failure, Sample
+from pipeline.samples import Failure, Sample, decode_truth
 from pipeline.worker import NetworkSettings
 
 Announce = Callable[[Sequence[int]], None]
@@ -168,31 +168,16 @@ def decode_sample(sample: Sample, labels: LabelSet, max_pixels: int) -> _Decoded
     image = decode_image(sample.image, sample.location, max_pixels)
     if sample.label is None:
         return _Decoded(sample, image, None)
-    label = decode_truth(sample.label, _label_place(sample), labels, max_pixels)
+    label = decode_truth(sample.label, sample.label_location, labels, max_pixels)
     if label.shape != image.shape[:2]:
         height, width = label.shape
         raise LabelError(
-            _label_place(sample),
+            sample.label_location,
             f"label is {width}x{height}, image is {image.shape[1]}x{image.shape[0]}",
             "labels must match the image size",
             "Drop the sample or fix the label.",
         )
     return _Decoded(sample, image, label)
-
-
-def decode_truth(data: bytes, where: str, labels: LabelSet, max_pixels: int) -> NDArray[np.uint8]:
-    """(H, W) class indices, 255 = void, of an encoded label.
-
-    Raises:
-        ImageError: it does not decode.
-        LabelError: it holds values outside the label set.
-    """
-    raw = decode_label(data, where, max_pixels, colours=bool(labels.colours))
-    return labels.encode(raw, where)
-
-
-def _label_place(sample: Sample) -> str:
-    return f"{sample.location}, label of {sample.key}"
 
 
 def _windows(decoded: Iterator[tuple[int, _Decoded]]) -> Iterator[list[tuple[int, _Decoded]]]:
