@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.evaluate import evaluate
+from pipeline.evaluation import Question
 from pipeline.outcome import RunResult
 from pipeline.run import run
 from pipeline.template import close_template
@@ -182,3 +185,16 @@ def test_ray_finds_the_same_poison(
     assert quarantined(tmp_path / "ray") == quarantined(tmp_path / "local")
     assert set(quarantined(tmp_path / "ray")) == {"img0", "img1", "img4"}
     assert [failure.shard for failure in by_ray.failed] == ["d"]
+
+
+def test_an_evaluation_scores_the_others(tmp_path: Path, weights: Path) -> None:
+    poisoned = samples({"img2": "exit"})
+    found = []
+    for name, members in (("whole", poisoned), ("cleaned", without(poisoned, "img2"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "s.tar").write_bytes(world.tar(members))
+        found.append(evaluate(world.config(tmp_path / name, "unused", weights), Question()))
+    whole, cleaned = found
+    assert (whole.exit_code, cleaned.exit_code) == (3, 0)
+    assert [failure.key for _, failure in whole.failures] == ["img2"]
+    assert np.array_equal(whole.tally.confusions, cleaned.tally.confusions)
