@@ -168,6 +168,34 @@ def test_a_session_that_ends_during_a_run_is_said_and_resumed_from(
 
 
 @pytest.mark.s3
+@pytest.mark.parametrize(
+    "executor", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]
+)
+def test_what_was_tried_again_is_counted_wherever_it_happened(
+    s3_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    weights: Path,
+    tmp_path: Path,
+    executor: str,
+) -> None:
+    output = source.replace("/in", "/out")
+    with FaultyProxy(s3_server.url) as proxy:
+        environment = {**os.environ, **s3_server.owner.environment(proxy.url)}
+        proxy.add(Rule("throttle", "GET", "*/in/s0.tar", times=2))  # a reader
+        proxy.add(Rule("throttle", "PUT", "*/out/masks/*", times=3))  # a writer
+        proxy.add(Rule("throttle", "PUT", "*/out/_commits/*", times=4))  # the driver
+        proxy.add(Rule("throttle", "PUT", "*/out/stats/scores.json", times=5))  # at the end
+        command = [sys.executable, "-m", "pipeline", "run", source, output, "--json",
+                   "--weights", str(weights), "--executor", executor, "--workers", "1",
+                   "--set", "compute.threads_per_worker=1"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert proxy.counters["throttle"] == 2 + 3 + 4 + 5
+    assert json.loads(done.stdout)["store_retries"] == 2 + 3 + 4 + 5
+
+
+@pytest.mark.s3
 def test_no_object_ever_holds_a_secret(
     s3_server: S3Server, source: str, label: Callable[..., tuple[int, str]]
 ) -> None:
