@@ -165,6 +165,15 @@ def test_chunks_workers_and_batches_change_nothing(
     assert {**document(one), varying: 0} == {**document(other), varying: 0}
 
 
+def test_a_configuration_for_ray_is_scored_here_and_that_is_said(
+    shards: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("pipeline.evaluate.log.warning", said.append)
+    assert scored(shards, weights, compute__executor="ray").tally.images == 12
+    assert len(said) == 1 and "this machine only" in said[0]
+
+
 def test_the_policy_decides_about_classes_without_truth(
     weights: Path, tmp_path: Path, shards: Path
 ) -> None:
