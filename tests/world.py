@@ -16,6 +16,7 @@ from fcn_core.checkpoint import WeightsInfo, save_weights
 from fcn_core.labels import LabelSet
 from fcn_core.preprocessing import CENTRED_RGB
 from pipeline.config import RunConfig, load_config
+from pipeline.store import Store
 from pipeline.writers import add_to_tar
 
 TINY = LabelSet("tiny", ("ground", "thing", "stuff"))
@@ -92,20 +93,20 @@ def config(
     return load_config(None, [], {**base, **dotted})
 
 
-def tree(output: Path) -> dict[str, Any]:
+def tree(output: Path | str) -> dict[str, Any]:
     """What must be equal between two runs on equal inputs (the contract's "equal trees")."""
+    store = Store(str(output))
     found: dict[str, Any] = {}
-    for path in sorted(output.rglob("*")):
-        name = path.relative_to(output).as_posix()
-        top = name.split("/")[0]
-        if path.is_file() and top in ("masks", "png", "tar", "_quarantine", "_previews"):
-            found[name] = path.read_bytes()
-        elif name == "stats/scores.json":
-            found[name] = path.read_bytes()
-        elif path.is_file() and top == "_commits":
-            commit = json.loads(path.read_text())
+    for info in store.objects():
+        top = info.path.split("/")[0]
+        if top in ("masks", "png", "tar", "_quarantine", "_previews"):
+            found[info.path] = store.read(info.path)
+        elif info.path == "stats/scores.json":
+            found[info.path] = store.read(info.path)
+        elif top == "_commits":
+            commit = json.loads(store.read(info.path))
             for varying in ("commit_id", "seconds"):
                 commit.pop(varying)
             commit["input"].pop("etag")
-            found[name] = commit
+            found[info.path] = commit
     return found
