@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
 from fcn_core.upsampling import bilinear_kernel, interpolate
 
-ROUNDS = 15
+ROUNDS = 40
 LAYERS = (
     ("upscore2", 2, (12, 16)),
     ("upscore_pool4", 2, (26, 34)),

@@ -26,8 +26,6 @@ from fcn_core.errors import WeightsError
 from fcn_core.layers import decoder, trunk
 from fcn_core.upsampling import Upscore
 
-__all__ = ["FCN", "Architecture"]
-
 STREAMS = {"fcn32s-color-hha": {"color": 3, "hha": 3}}
 """Trunks of a net that has several: the suffix of their layers, and the channels each reads."""
 
