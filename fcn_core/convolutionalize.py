@@ -8,6 +8,7 @@ of class scores, one per position of its window.
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,9 @@ def convolutionalize(classifier: nn.Module) -> nn.Sequential:
     """The same network, fully convolutional; it shares the classifier's weights.
 
     On a picture of the classifier's own size, 224x224, the output is (B, classes, 1, 1) and equals
-    the classifier's up to float rounding, in training mode as in eval mode but for what dropout
-    draws. From there on one more score appears for every 32 px (AlexNet, with its pools rounded
-    down, from 223 px on). AlexNet's and VGG's adaptive pools do nothing at that size, and are left
-    out; GoogLeNet's final one becomes an average over windows of 7x7 cells.
+    the classifier's up to float rounding. From there on one more score appears for every 32 px.
+    AlexNet's and VGG's adaptive pools do nothing at that size, and are left out; GoogLeNet's final
+    one becomes an average over windows of 7x7 cells.
 
     Args:
         classifier: torchvision's AlexNet, a VGG (11 to 19, with or without batch norm) or
@@ -69,10 +69,9 @@ def convolutionalize(classifier: nn.Module) -> nn.Sequential:
 
 
 def _window(pool: nn.Module) -> int:
-    assert isinstance(pool, nn.AdaptiveAvgPool2d)
-    height, width = torch.nn.modules.utils._pair(pool.output_size)
-    assert isinstance(height, int) and height == width
-    return height
+    """Side of the square of cells that an adaptive pool leaves to the first linear layer."""
+    size: Any = pool.output_size
+    return int(size[0])
 
 
 def _convolutions(classifier: nn.Module, window: int) -> nn.Sequential:

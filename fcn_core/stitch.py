@@ -16,7 +16,6 @@ from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
 from fcn_core.crops import places
 from fcn_core.errors import FcnError
-from fcn_core.layers import decoder
 from fcn_core.model import FCN
 from fcn_core.upsampling import bilinear_upsampling
 
@@ -99,7 +98,7 @@ def _offset(model: FCN, output_stride: int, kernel: int) -> int:
     """Where the upsampled stitched scores meet pixel 0."""
     found = places(model.architecture)
     place = found["score_fr"]
-    for _ in decoder(model.architecture).skips:
+    for _ in model.plan.skips:
         place = place.upsampled(4, 2)
     shifted = place.moved(-(model.plan.stride - output_stride), output_stride)
     return shifted.upsampled(kernel, output_stride).offset(found["data"])

@@ -85,7 +85,7 @@ def test_on_a_picture_of_its_size_it_is_the_classifier(name):
     found, expected = convolutionalize(classifier)(image_BCHW), classifier(image_BCHW)
     assert found.shape == (2, CLASSES, 1, 1)
     assert float((found[..., 0, 0] - expected).abs().max() / expected.abs().max()) < 1e-5
-    assert expected.std() > 0.1 * expected.abs().max() / 10
+    assert (expected[0] - expected[1]).abs().max() > 1e-3 * expected.abs().max()
 
 
 @torch.inference_mode()
@@ -96,16 +96,15 @@ def test_a_larger_picture_gives_a_grid(name):
     assert net(image_BCHW).shape == (1, CLASSES, 2, 3)
 
 
-# Zero padding makes a window within a picture see other than a window alone, unless what
-# surrounds it is zero too, layer by layer: so the whole stack without biases on a lone window.
+# With kernels that read nothing from the right or from below, the first window sees the same
+# whatever lies beyond it: elsewhere padding tells a lone window from one within a picture.
 @torch.inference_mode()
 def test_the_first_cell_of_the_grid_is_the_classifier_on_the_first_window():
     classifier = vgg("A", False)
     for module in classifier.features.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.zeros_(module.bias)
-            module.weight[..., :, 2] = 0  # nothing is read from the right …
-            module.weight[..., 2, :] = 0  # … nor from below
+            module.weight[..., :, 2] = 0
+            module.weight[..., 2, :] = 0
     image_BCHW = noise(SIDE + 32)
     grid = convolutionalize(classifier)(image_BCHW)
     expected = classifier(image_BCHW[..., :SIDE, :SIDE])
