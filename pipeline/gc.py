@@ -171,7 +171,7 @@ def _read_commit(output: Store, path: str) -> Commit:
     except (OutputError, MissingError) as error:
         raise OutputError(
             output.location(path),
-            f"no readable commit ({error.found})",
+            error.found,
             "commits that say which objects are needed",
             "Run `fcnseg verify`, and do what it says. Nothing was removed.",
         ) from error

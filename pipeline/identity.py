@@ -131,6 +131,10 @@ def remembered(config: RunConfig) -> dict[str, Any]:
         value = tree.get(section, {}).get(name)
         if value is not None:
             tree[section][name] = _anywhere(value)
+    for section in ("input", "output"):
+        store = tree.get(section, {}).get("store", {})
+        if store.get("ca_bundle"):
+            store["ca_bundle"] = _anywhere(store["ca_bundle"])
     return tree
 
 
