@@ -24,15 +24,19 @@ class Template:
         self.path = list(sys.path)
         self.lock = threading.Lock()
         self.log = tempfile.TemporaryFile("a+b")
-        # Threads of a layer that wait for the slowest sleep: they would burn the time that the
-        # other stages need, and on a busy machine the very core that the slowest waits for.
-        # The module search path of this process, whatever set it up; no current directory beyond.
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        environment = {
+            # Threads of a layer that wait for the slowest sleep. Spinning, they would burn the time
+            # of the other stages, and on a busy machine the core that the slowest waits for.
+            "OMP_WAIT_POLICY": "passive",
+            **os.environ,
+            # The search path of this process, whatever set it up; with -P, nothing before it.
+            "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", "from pipeline.worker import main; main()",
              str(theirs.fileno())],
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-            env={"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": path},
+            env=environment,
         )  # fmt: skip
         theirs.close()
         self.control = mine
