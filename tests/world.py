@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from fcn_core.checkpoint import WeightsInfo, save_weights
@@ -103,10 +105,14 @@ def tree(output: Path | str) -> dict[str, Any]:
             found[info.path] = store.read(info.path)
         elif info.path == "stats/scores.json":
             found[info.path] = store.read(info.path)
+        elif info.path == "stats/shards.parquet":
+            rows = pq.read_table(pa.BufferReader(store.read(info.path))).to_pylist()
+            varying = ("seconds", "commit_etag", "input_etag")
+            found[info.path] = [{k: v for k, v in r.items() if k not in varying} for r in rows]
         elif top == "_commits":
             commit = json.loads(store.read(info.path))
-            for varying in ("commit_id", "seconds"):
-                commit.pop(varying)
+            for name in ("commit_id", "seconds"):
+                commit.pop(name)
             commit["input"].pop("etag")
             found[info.path] = commit
     return found
