@@ -110,7 +110,10 @@ def _label(
 ) -> None:
     """Everything that is pending, in waves."""
     report()
-    execute, pending = _executor(prepared.config), collector.plan.pending
+    pending = collector.plan.pending
+    if not pending:
+        return
+    execute = _executor(prepared.config)
     for start in range(0, len(pending), WAVE):
         wave = list(pending[start : start + WAVE])
         collector.expect(wave)
@@ -118,9 +121,8 @@ def _label(
             lease.check()
             collector.add(item)
             report()
-    if pending:
-        # Workers that died in the middle of a put, now or in the run that this one resumes.
-        prepared.job.output.sweep()
+    # Workers that died in the middle of a put, now or in the run that this one resumes.
+    prepared.job.output.sweep()
 
 
 def _collector(prepared: Prepared, todo: Plan) -> Collector:
