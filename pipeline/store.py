@@ -194,8 +194,8 @@ class Store:
         """
         path = f"_probe-{uuid.uuid4().hex}"
         objects = self._open_explained()
+        self.create(path, b"1")
         try:
-            self.create(path, b"1")
             objects.atomic_create &= self.create(path, b"2") is None
             tag = self.stat(path).etag
             if objects.atomic_replace:
