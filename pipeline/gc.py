@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, MissingError, OutputError
 from pipeline.identity import read_identity
 from pipeline.lease import Lease
 from pipeline.ordered import map_ordered
+from pipeline.selection import seconds_of
 from pipeline.status import read_marker
 from pipeline.store import ObjectInfo, Store
 from pipeline.store_objects import Leftover
@@ -35,8 +36,6 @@ _MADE = re.compile(
 
 _UNFINISHED = 60.0
 """Seconds: what is younger may be a put that is under way (the lease is renewed meanwhile)."""
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,12 @@ def find_garbage(output: Store, min_age: float) -> Iterator[Garbage]:
         shard = info.path[len("_quarantine/") : -len(".parquet")]
         return _is_in(shard, committed) and shard not in failed
 
-    unnamed = (info for info in output.listing() if is_garbage(info))
     now = time.time()
-    for found in map_ordered(partial(_with_age, output, now), unnamed, _THREADS):
-        if found is not None and found.age >= min_age:
-            yield found
+    for info in output.listing():
+        # Where the store does not tell times, nothing is old.
+        age = 0.0 if info.modified is None else now - info.modified
+        if age >= min_age and is_garbage(info):
+            yield Garbage(info.path, info.size, age, info.etag)
     for left in output.leftovers():
         if now - left.modified >= max(min_age, _UNFINISHED):
             yield Garbage(left.path, left.size, now - left.modified, leftover=left)
@@ -134,25 +134,15 @@ def collect_garbage(
 
 
 def parse_age(text: str) -> float:
-    """Seconds of "24h", "90m", "7d" or "30s".
-
-    >>> parse_age("1.5h"), parse_age("0")
-    (5400.0, 0.0)
+    """Seconds of what `--older-than` says.
 
     Raises:
         ConfigError: something else.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    if match is None:
+    seconds = 0.0 if text.strip() == "0" else seconds_of(text)
+    if seconds is None:
         raise ConfigError(f"--older-than {text}", "no duration", "for example 24h, 90m or 7d")
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def _with_age(output: Store, now: float, info: ObjectInfo) -> Garbage | None:
-    try:
-        return Garbage(info.path, info.size, now - output.modified(info.path), info.etag)
-    except MissingError:  # removed just now
-        return None
+    return seconds
 
 
 def _read_commits(output: Store) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

@@ -20,8 +20,8 @@ from pipeline.errors import PoisonError, WorkerError
 from pipeline.job import Job, ShardFailure
 from pipeline.results import Piece, Segmented, merge
 from pipeline.samples import Failure, Sample
-from pipeline.worker import NetworkSettings
 from pipeline.worker_process import Death, WorkerLimits, WorkerProcess
+from pipeline.worker_words import NetworkSettings
 
 log = logging.getLogger("fcnseg")
 

@@ -24,7 +24,7 @@ from fcn_core.predictor import Prediction, Predictor
 from pipeline.errors import PoisonError
 from pipeline.results import ImageResult, Piece, Preview, badness
 from pipeline.samples import Failure, Sample, decode_truth
-from pipeline.worker import NetworkSettings
+from pipeline.worker_words import NetworkSettings
 
 Announce = Callable[[Sequence[int]], None]
 """Told the places of the samples that are worked on next."""

@@ -91,6 +91,16 @@ class Selection:
 EVERYTHING = Selection()
 
 
+def seconds_of(text: str) -> float | None:
+    """Seconds of a duration such as "90m", "36h", "7d" or "2w"; None of anything else.
+
+    >>> seconds_of("1.5h"), seconds_of("0s"), seconds_of("24")
+    (5400.0, 0.0, None)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    return float(match[1]) * _SECONDS[match[2]] if match else None
+
+
 def parse_since(text: str, now: float) -> float:
     """The moment that `--since` names, as seconds since the epoch.
 
@@ -105,9 +115,9 @@ def parse_since(text: str, now: float) -> float:
     >>> parse_since("36h", 1_000_000.0), parse_since("1970-01-02", 0.0)
     (870400.0, 86400.0)
     """
-    age = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
-    if age:
-        return now - float(age[1]) * _SECONDS[age[2]]
+    age = seconds_of(text)
+    if age is not None:
+        return now - age
     try:
         moment = datetime.fromisoformat(text.strip())
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

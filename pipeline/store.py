@@ -173,10 +173,6 @@ class Store:
         """Remove what writers that were killed left half-written. Only local stores have such."""
         self._do("", lambda objects: objects.sweep(), changes=True)
 
-    def modified(self, path: str) -> float:
-        """When an object was last written, seconds since the epoch of the store's clock."""
-        return self._do(path, lambda objects: objects.modified(path))
-
     def leftovers(self) -> Iterator[Leftover]:
         """What writers, of whatever program, left half-written: files, multipart uploads."""
         with explained(self.location("")):

@@ -96,10 +96,6 @@ class FsspecObjects:
     def sweep(self) -> None:
         """Nothing is ever half-written."""
 
-    def modified(self, path: str) -> float:
-        """As the filesystem tells it."""
-        return float(self.fs.modified(self._at(path)).timestamp())
-
     def leftovers(self, attempt: Attempt) -> Iterator[Leftover]:
         """None that fsspec could show."""
         del attempt

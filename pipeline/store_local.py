@@ -117,10 +117,6 @@ class LocalObjects:
         for leftover in Path(self.root or "/").rglob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
 
-    def modified(self, path: str) -> float:
-        """Of the file."""
-        return os.stat(self._at(path)).st_mtime
-
     def leftovers(self, attempt: Attempt) -> Iterator[Leftover]:
         """Temporary files."""
         del attempt

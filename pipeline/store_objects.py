@@ -86,9 +86,6 @@ class Objects(Protocol):
     def sweep(self) -> None:
         """Remove what killed writers left half-written."""
 
-    def modified(self, path: str) -> float:
-        """When an object was last written, seconds since the epoch."""
-
     def leftovers(self, attempt: Attempt) -> Iterator[Leftover]:
         """What killed writers, of whatever program, left half-written."""
 

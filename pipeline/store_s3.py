@@ -146,10 +146,6 @@ class S3Objects:
     def sweep(self) -> None:
         """Nothing is ever half-written."""
 
-    def modified(self, path: str) -> float:
-        """As the server tells it."""
-        return float(self._call("head_object", path)["LastModified"].timestamp())
-
     def leftovers(self, attempt: Attempt) -> Iterator[Leftover]:
         """Multipart uploads that were begun (by other programs: we do none) and not ended."""
         arguments = {"Bucket": self.bucket, "Prefix": self.root}

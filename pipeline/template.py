@@ -11,7 +11,7 @@ import tempfile
 import threading
 from typing import IO
 
-from pipeline.worker import FORK, REAP, REQUEST, STATUS, UNKNOWN
+from pipeline.worker_words import FORK, REAP, REQUEST, STATUS, UNKNOWN
 
 _LAST_WORDS_BYTES = 4000
 

@@ -25,7 +25,7 @@ from pipeline.errors import WorkerError
 from pipeline.results import Piece
 from pipeline.samples import Sample
 from pipeline.template import Template, last_words, start_template
-from pipeline.worker import (
+from pipeline.worker_words import (
     Answer,
     Born,
     Broke,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import StoreError
 from pipeline.gc import collect_garbage, find_garbage
 from pipeline.run import plan, run
 from pipeline.store import Store
@@ -102,7 +100,6 @@ def test_garbage_with_odd_names_goes(root: str, weights: Path) -> None:
              for form, end in (("masks", ".parquet"), ("png/s", ".png"))}  # fmt: skip
     for path in extra:
         output.write(path, b"x")
-        assert abs(output.modified(path) - time.time()) < 30
     assert {g.path for g in find_garbage(output, 0)} == extra
     assert list(find_garbage(output, 60)) == []
     assert collect_garbage(output, 0) == len(extra)
@@ -125,5 +122,3 @@ def test_multipart_uploads_that_nobody_ended_are_garbage(s3: str, s3_server, wei
     output.discard(left)  # gone already
     assert list(output.leftovers()) == []
     assert len(client.list_multipart_uploads(Bucket=bucket)["Uploads"]) == 1
-    with pytest.raises(StoreError):
-        output.modified("nothing")

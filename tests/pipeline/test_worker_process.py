@@ -20,7 +20,6 @@ from pipeline.errors import WorkerError
 from pipeline.results import Piece
 from pipeline.samples import Sample
 from pipeline.template import close_template, start_template
-from pipeline.worker import NetworkSettings
 from pipeline.worker_process import (
     Death,
     StoppedError,
@@ -28,6 +27,7 @@ from pipeline.worker_process import (
     WorkerProcess,
     machine_memory,
 )
+from pipeline.worker_words import NetworkSettings
 from tests import poison, world
 
 pytestmark = pytest.mark.timeout(120)

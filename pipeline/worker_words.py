@@ -1,0 +1,94 @@
+"""What a driver, its template and its worker processes say to each other."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fcn_core.errors import FcnError
+from fcn_core.labels import LabelSet
+from pipeline.results import Piece
+
+REQUEST = struct.Struct("=ci")
+"""To the template: FORK with two descriptors, or REAP with a pid."""
+
+FORK, REAP = b"F", b"R"
+STATUS = struct.Struct("=i")
+"""Its answer to REAP: the wait status, or UNKNOWN."""
+
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What the network of a worker process is built with, besides its weights."""
+
+    labels: LabelSet
+    precision: str
+    device: str
+    threads: int
+    batch_size: int | None
+    max_image_pixels: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The first message to a worker process; the bytes of the weights follow.
+
+    Attributes:
+        settings: of the network.
+        weights_where: names the weights in errors.
+        memory: bytes that it may allocate on top of what it begins with, when it runs on a CPU.
+        environment: of the parent at this moment.
+    """
+
+    settings: NetworkSettings
+    weights_where: str
+    memory: int
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Born:
+    """First words: the process is there, and builds the network."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The network is loaded; samples may come."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class WorkingOn:
+    """Places of the samples that are worked on next: what to suspect if nothing more is heard."""
+
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An error written for people ends this worker process, and the run."""
+
+    error: FcnError
+
+
+@dataclass(frozen=True)
+class Starved:
+    """An allocation failed; the process ends itself."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
+class Broke:
+    """An exception that nothing foresaw; the process ends itself."""
+
+    traceback: str
+
+
+Answer = Born | Ready | WorkingOn | Refused | Starved | Broke | Piece
