@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from tests.s3_server import HOW_TO_GET, S3Server, is_installed
 # Networks this small gain nothing from threads, and lose a factor of 30 when a core is busy: the
 # threads of a layer wait for the slowest.
 torch.set_num_threads(1)
+
+# A shell starts its background jobs with SIGINT ignored, and so do they theirs: Ctrl-C is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

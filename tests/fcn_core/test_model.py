@@ -148,7 +148,7 @@ def test_full_width_has_the_parameters_of_the_reference_network(variant, count):
     with torch.device("meta"):
         model = FCN(Architecture(variant, 21))
     assert sum(parameter.numel() for parameter in model.parameters()) == count
-    (row,) = [line for line in NETWORKS.splitlines() if line.startswith(f"| `{variant}` |")]
+    row = next(line for line in NETWORKS.splitlines() if line.startswith(f"| `{variant}` |"))
     assert f"| {count:,} |" in row
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -63,9 +64,10 @@ def is_running(pid: int) -> bool:
 def children(pid: int) -> set[int]:
     """Descendants of a process, at any depth."""
     found: set[int] = set()
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
-            found |= {child} | children(child)
+    with contextlib.suppress(OSError):  # gone meanwhile
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, path.read_text().split()):
+                found |= {child} | children(child)
     return found
 
 
