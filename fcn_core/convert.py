@@ -28,6 +28,7 @@ from fcn_core.preprocessing import PREPROCESSINGS, Preprocessing
 from fcn_core.published import SourceFormat
 from fcn_core.sources import Source, read_source
 
+_LOOK_ALIKE = ": their files look alike, and only where yours comes from tells which it is"
 _ARCHES = {"FCN32s": "fcn32s", "FCN16s": "fcn16s", "FCN8s": "fcn8s", "FCN8sAtOnce": "fcn8s-atonce"}
 _VGG16: tuple[Variant, ...] = ("fcn32s", "fcn16s", "fcn8s", "fcn8s-atonce", "fcn32s-color-d")
 _CLASSIFIER_HEADS = ("fc8.", "loss1/", "loss2/", "loss3/")
@@ -138,7 +139,8 @@ def _check_variant(source: Source, variant: Variant) -> None:
             source.where,
             f"{kind} {' or '.join(fitting)}",
             f"--variant {variant}",
-            f"Say --variant {fitting[0]}, or name another file.",
+            f"Say --variant {' or '.join(fitting)}"
+            f"{_LOOK_ALIKE if len(fitting) > 1 else ''}, or name another file.",
         )
     said = _ARCHES.get(source.arch or "", variant)
     if said != variant:

@@ -285,6 +285,18 @@ def _check_document(data: Any, where: str) -> None:
     texts = [key for key in ("classes", *_OPTIONAL) if isinstance(data.get(key), str)]
     if texts:  # Python would take a text for the list of its letters
         raise LabelSetError(where, f"{texts[0]} is a text", "a list or table", "Write it as such.")
+    names = data["classes"]
+    if not isinstance(names, list | tuple):
+        raise LabelSetError(
+            where, f"classes is a {type(names).__name__}", "a list of names: the first is class 0",
+            "Write it as a list.",
+        )  # fmt: skip
+    for index, name in enumerate(names):
+        if not isinstance(name, str):
+            raise LabelSetError(
+                where, f"class {index} is {name!r}, which is no text", "names of classes",
+                "Put it in quotes: YAML takes no, yes, on, off and digits for something else.",
+            )  # fmt: skip
     unknown = set(data) - {"name", "classes", *_OPTIONAL}
     if unknown:
         raise LabelSetError(where, f"unknown key {sorted(unknown)[0]!r}", _EXPECTED, "Remove it.")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.store_options import StoreOptions, masked
+from pipeline.yaml_text import read_yaml
 
 MaskFormat = Literal["parquet", "png", "tar"]
 
@@ -198,7 +199,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         ConfigError: it is none.
     """
     try:
-        tree = yaml.safe_load(text) or {}
+        tree = read_yaml(text) or {}
     except yaml.YAMLError as error:
         detail = " ".join(str(error).split())
         raise ConfigError(where, f"no YAML ({detail})", "a YAML file of sections") from error

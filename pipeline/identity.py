@@ -171,12 +171,19 @@ def claim(output: Store, mine: Identity) -> None:
     if output.create(PATH, mine.to_json()):
         return
     theirs = read_identity(output)
-    if theirs.config != mine.config:
+    if _difference(theirs, mine) is not None:  # but nothing is committed: see `check`
+        for info in output.objects("_index"):
+            output.delete(info.path)
+        output.write(PATH, mine.to_json())
+    elif theirs.config != mine.config:
         output.write(PATH, replace(theirs, config=mine.config).to_json())
 
 
 def check(output: Store, mine: Identity) -> None:
     """Refuse an output that belongs to something else. Writes nothing.
+
+    One that holds no commit belongs to nobody: a run that failed before its first commit, because
+    of a precision that the device has not, is followed by one that differs.
 
     Raises:
         OutputError: naming the first difference.
@@ -189,22 +196,24 @@ def check(output: Store, mine: Identity) -> None:
         if output.objects("_commits"):
             _refuse(output, "commits, but no _run.json", "a new place, or the output of a run")
         return
+    difference = _difference(theirs, mine)
+    if difference is not None and next(output.listing("_commits"), None) is not None:
+        _refuse(output, *difference)
+
+
+def _difference(theirs: Identity, mine: Identity) -> tuple[str, str] | None:
+    """(what an output is, what a run is) where the two do not fit, or None."""
     if theirs.input != mine.input:
-        _refuse(output, f"it holds the labels of {theirs.input}", f"this run labels {mine.input}")
+        return f"it holds the labels of {theirs.input}", f"this run labels {mine.input}"
     for name in {**theirs.parts, **mine.parts}:
         then, now = theirs.parts.get(name), mine.parts.get(name)
         if then != now:
-            _refuse(
-                output, f"it was made with {name} {_short(then)}", f"this run has {_short(now)}"
-            )
+            return f"it was made with {name} {_short(then)}", f"this run has {_short(now)}"
     if None not in (theirs.layout, mine.layout) and theirs.layout != mine.layout:
-        _refuse(output, f"its input was laid out as {theirs.layout}", f"now it is {mine.layout}")
+        return f"its input was laid out as {theirs.layout}", f"now it is {mine.layout}"
     if theirs.chunk_limits != mine.chunk_limits:
-        _refuse(
-            output,
-            f"it was made with {theirs.chunk_limits}",
-            f"this run has {mine.chunk_limits}",
-        )
+        return f"it was made with {theirs.chunk_limits}", f"this run has {mine.chunk_limits}"
+    return None
 
 
 def _refuse(output: Store, found: str, expected: str) -> None:

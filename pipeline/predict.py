@@ -43,7 +43,8 @@ def predict_files(
         precision: "fp32", "bf16", "fp16".
 
     Raises:
-        InputError: two pictures of one name, whose results would overwrite each other.
+        InputError: two pictures of one name, whose results would overwrite each other, or a
+            result that would overwrite a picture.
         WeightsError: the network cannot be loaded.
         StoreError: the output cannot be written.
     """
@@ -57,6 +58,7 @@ def predict_files(
                 "names that differ, because results are named after them",
                 "Predict them into two directories.",
             )
+    _refuse_overwriting(images, names, output)
     predictor = Predictor.load(weights, device=device, precision=precision)
     for image, name in zip(images, names, strict=True):
         try:
@@ -67,12 +69,36 @@ def predict_files(
         yield _write(image, name, picture, predictor, output)
 
 
+def _refuse_overwriting(images: Sequence[str], names: Sequence[str], output: Store) -> None:
+    pictures = {_address(image): image for image in images}
+    for image, name in zip(images, names, strict=True):
+        for result in _results(name):
+            other = pictures.get(output.location(result))
+            if other is not None:
+                raise InputError(
+                    other,
+                    f"a picture that the results of {image} would overwrite",
+                    "results beside the pictures, not over them",
+                    "Choose another --output.",
+                )
+
+
+def _address(image: str) -> str:
+    """A picture as `Store.location` would name it."""
+    parent, _, name = image.rpartition("/")
+    return Store(parent or ("/" if image.startswith("/") else ".")).location(name)
+
+
+def _results(name: str) -> tuple[str, str]:
+    return f"{name}-mask.png", f"{name}-overlay.png"
+
+
 def _write(
     image: str, name: str, picture: NDArray[np.uint8], predictor: Predictor, output: Store
 ) -> Predicted:
     prediction = predictor.predict([picture])[0]
     labels = predictor.info.labels
-    paths = f"{name}-mask.png", f"{name}-overlay.png"
+    paths = _results(name)
     output.write(paths[0], encode_mask(prediction.mask, labels.palette))
     buffer = io.BytesIO()
     Image.fromarray(overlay(picture, prediction.mask, labels.palette)).save(buffer, "PNG")

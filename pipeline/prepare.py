@@ -20,6 +20,7 @@ from pipeline.plan import PlanRequest
 from pipeline.selection import Selection, parse_since
 from pipeline.store import Store, StoreOptions, read_url
 from pipeline.store_options import masked
+from pipeline.yaml_text import read_yaml
 
 log = logging.getLogger("fcnseg")
 
@@ -132,7 +133,7 @@ def load_weights(url: str, options: StoreOptions | None = None) -> WeightsFile:
             f"weights {masked(url)}",
             "no such file",
             "a .safetensors file, or the word demo",
-            "Check --weights.",
+            "Check the name.",
         ) from error
     return WeightsFile(data, f"weights {masked(url)}")
 
@@ -193,9 +194,10 @@ def read_label_set(url: str, options: StoreOptions | None = None) -> LabelSet:
         return label_set(url)  # raises, listing the names
     where = f"label set {masked(url)}"
     try:
-        return LabelSet.from_dict(yaml.safe_load(read_url(url, options)), where)
+        return LabelSet.from_dict(read_yaml(read_url(url, options)), where)
     except (yaml.YAMLError, MissingError) as error:
-        detail = "no such file" if isinstance(error, MissingError) else "no YAML"
+        no_yaml = f"no YAML ({' '.join(str(error).split())})"
+        detail = "no such file" if isinstance(error, MissingError) else no_yaml
         raise ConfigError(
             where,
             detail,

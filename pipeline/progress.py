@@ -56,9 +56,13 @@ class ProgressRecord:
         if self.then is not None:
             self.then(progress)
 
-    def remove(self) -> None:
-        """The run is over."""
-        self.output.delete(PATH)
+    def __enter__(self) -> ProgressRecord:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The run is over, however it ended."""
+        with contextlib.suppress(FcnError):  # a driver without its lease may not, and need not
+            self.output.delete(PATH)
 
 
 @dataclass(frozen=True)

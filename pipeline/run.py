@@ -94,13 +94,13 @@ def run(
         if todo.packing is not None:
             freeze(todo.packing, output)
         collector = _collector(prepared, todo)
-        _label(prepared, collector, lease, _Reporter(collector, started, record))
+        with record:
+            _label(prepared, collector, lease, _Reporter(collector, started, record))
         lease.check()
         summary = write_table(output, todo.ledger, prepared.job.labels)
         result = _result(prepared, todo, collector, summary, time.monotonic() - started)
         redone = collector.redone
         write_redo(output, {s: tag for s, tag in todo.redo.items() if s not in redone})
-        record.remove()
         write_results(output, summary, result)
     return replace(result, store_retries=collector.store_retries + retries.drain())
 

@@ -134,7 +134,11 @@ def explain(where: str, error: BaseException) -> StoreError | None:
 
 
 def _explain_os_error(where: str, error: OSError) -> StoreError:
-    if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
+    if isinstance(error, IsADirectoryError):
+        return StoreError(
+            where, "a folder", "a file", "Name a file: one in this folder, or another."
+        )
+    if isinstance(error, NotADirectoryError | FileExistsError):
         return StoreError(
             where,
             f"a file where a folder is needed, or the other way round ({_text(error)})",

@@ -18,9 +18,10 @@ from fcn_core.errors import WeightsError
 from fcn_core.labels import LABEL_SETS, LabelSet, label_set
 from fcn_core.preprocessing import PREPROCESSINGS, Preprocessing
 from fcn_core.published import Published, SourceFormat, check_checksum, identify, published
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.prepare import read_label_set
 from pipeline.store import read_url, write_url
+from pipeline.store_options import masked
 
 TRIAL_SIZE = (48, 64)
 """Height and width, px, of the picture that `try_out` feeds."""
@@ -51,6 +52,20 @@ class ConvertRequest:
     output_stride: int = 32
     md5: str | None = None
     sha256: str | None = None
+
+
+def _refuse_overwriting(destination: str, data: bytes) -> None:
+    try:
+        there = read_url(destination)
+    except StoreError:  # nothing there; or writing will say what is wrong with the place
+        return
+    if there != data:
+        raise WeightsError(
+            masked(destination),
+            "a file is there already, with other bytes",
+            "a new name",
+            "Remove it first, or name another DST.",
+        )
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,7 @@ def convert(request: ConvertRequest) -> ConvertResult:
     converted = convert_bytes(data, wanted_network, where)
     del data  # as large as the result, which is about to be made
     written = _file(converted, digest, found, request.destination)
+    _refuse_overwriting(request.destination, written.data)
     write_url(request.destination, written.data)
     notes = converted.notes
     if known and by_name:

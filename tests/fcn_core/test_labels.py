@@ -147,3 +147,16 @@ def test_ignore_and_palette_may_be_left_out():
 def test_an_unreadable_document_is_refused(document):
     with pytest.raises(LabelSetError, match=r"labels\.yaml"):
         LabelSet.from_dict(document, where="labels.yaml")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({"sky": 1, "ground": 0}, "classes is a dict"),
+        (["sky", False], "class 1 is False"),
+        (["sky", "no", 3], "class 2 is 3"),
+    ],
+)
+def test_classes_are_a_list_of_texts(classes, message):
+    with pytest.raises(LabelSetError, match=message):
+        LabelSet.from_dict({"name": "x", "classes": classes})

@@ -138,6 +138,18 @@ def test_predict_writes_mask_and_overlay_and_names_the_bad_one(
         assert mask.size == overlay.size == (23, 17)
 
 
+def test_predict_overwrites_no_picture(weights: Path, tmp_path: Path, fcnseg: Fcnseg) -> None:
+    for name in ("a.png", "a-mask.png"):
+        (tmp_path / name).write_bytes(world.png(world.picture(len(name))))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    code, _, stderr = fcnseg(
+        "predict", tmp_path / "a.png", tmp_path / "a-mask.png",
+        "--output", tmp_path, "--weights", weights,
+    )  # fmt: skip
+    assert code == 1 and "would overwrite" in stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_predict_refuses_two_pictures_of_one_name(
     weights: Path, tmp_path: Path, fcnseg: Fcnseg
 ) -> None:

@@ -44,6 +44,7 @@ def convert(fcnseg: Fcnseg, tmp_path: Path, label_file: Path) -> Callable[..., A
     ) -> tuple[int, str, str, Path]:  # fmt: skip
         source, result = tmp_path / name, tmp_path / "ours.safetensors"
         source.write_bytes(data)
+        result.unlink(missing_ok=True)
         named = ("--from", form, "--variant", variant, "--label-set", labels)
         return (*fcnseg("weights", "convert", source, result, *named, *args), result)
 
@@ -87,6 +88,18 @@ def test_convert_says_what_it_wrote_and_where_it_came_from(
 def test_the_same_source_gives_the_same_bytes(convert: Callable[..., Any], model: FCN) -> None:
     first = convert(caffemodel(model))[3].read_bytes()
     assert convert(caffemodel(model), name="other")[3].read_bytes() == first
+
+
+def test_a_file_with_other_bytes_is_not_overwritten(
+    convert: Callable[..., Any], model: FCN, tmp_path: Path, fcnseg: Fcnseg, label_file: Path
+) -> None:
+    ours = convert(caffemodel(model))[3]
+    options = ("--from", "caffe", "--variant", "fcn8s", "--label-set", label_file)
+    assert fcnseg("weights", "convert", tmp_path / "file", ours, *options)[0] == 0  # equal bytes
+    ours.write_text("notes")
+    code, _, err = fcnseg("weights", "convert", tmp_path / "file", ours, *options)
+    assert code == 1 and "a file is there already" in err
+    assert ours.read_text() == "notes"
 
 
 def test_source_and_destination_may_be_any_url(

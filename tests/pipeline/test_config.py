@@ -203,3 +203,8 @@ def test_nothing_can_be_changed_and_everything_travels() -> None:
     assert pickle.loads(pickle.dumps(config)) == config
     assert hash(config) == hash(load(compute__workers=3))
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line() -> None:
+    with pytest.raises(ConfigError, match=r"'shard_size' stands twice.*line 3"):
+        load_config("input:\n  shard_size: 3\n  shard_size: 4\n", [], {})

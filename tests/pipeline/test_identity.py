@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcn_core.checkpoint import read_weights
+from fcn_core.errors import FcnError
 from fcn_core.labels import LabelSet
 from pipeline.chunks import ChunkLimits
 from pipeline.errors import OutputError
 from pipeline.identity import OUTPUT_FORMAT, PATH, Identity, check, claim, identity, read_identity
+from pipeline.run import run
 from pipeline.status import read_status
 from pipeline.store import Store
 from pipeline.verify import verify
@@ -87,6 +89,7 @@ CHANGES = [
 @pytest.mark.parametrize(("change", "message"), CHANGES)
 def test_another_identity_is_refused_and_named(output: Store, change: dict, message: str) -> None:
     claim(output, MINE)
+    output.write("_commits/s0.json", b"{}")
     before = output.objects()
     for verb in (check, claim):
         with pytest.raises(OutputError) as caught:
@@ -119,3 +122,22 @@ def test_what_is_no_identity_is_refused(output: Store, data: bytes) -> None:
 def test_a_place_without_an_output_is_said_so(output: Store) -> None:
     with pytest.raises(OutputError, match=r"no _run\.json; the OUTPUT of a run. Check the address"):
         read_identity(output)
+
+
+def test_an_output_without_a_commit_belongs_to_nobody(tmp_path: Path, weights: Path) -> None:
+    for index in range(3):
+        for source in ("first", "second"):
+            (tmp_path / source).mkdir(exist_ok=True)
+            seed = index + 10 * (source == "second")
+            (tmp_path / source / f"{source}{index}.jpg").write_bytes(
+                world.jpeg(world.picture(seed))
+            )
+    out = tmp_path / "out"
+    with pytest.raises(FcnError, match="fp16 on a CPU"):
+        run(world.config(tmp_path / "first", out, weights, model__precision="fp16"))
+    assert not (out / "_progress.json").exists() and not (out / "_lease.json").exists()
+    run(world.config(tmp_path / "second", out, weights))
+    run(world.config(tmp_path / "second", tmp_path / "calm", weights))
+    assert world.tree(out) == world.tree(tmp_path / "calm")
+    with pytest.raises(OutputError, match="Use a new OUTPUT"):
+        run(world.config(tmp_path / "first", out, weights))

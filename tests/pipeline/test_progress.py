@@ -49,13 +49,13 @@ def test_progress_is_written_now_and_then(store: Store, monkeypatch: pytest.Monk
     heard: list[Progress] = []
     record = ProgressRecord(store, "me", heard.append)
     written = []
-    for second in range(12):
-        clock[0] = 100.0 + second
-        record(told(second, float(second)))
-        written.append(json.loads(store.read(PATH))["shards_done"])
+    with record:
+        for second in range(12):
+            clock[0] = 100.0 + second
+            record(told(second, float(second)))
+            written.append(json.loads(store.read(PATH))["shards_done"])
     assert written == [0] * 5 + [5] * 5 + [10] * 2
     assert len(heard) == 12
-    record.remove()
     assert store.objects() == []
 
 
