@@ -201,7 +201,10 @@ def _open(data: bytes, where: str, max_pixels: int) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:  # past 179 Mpx, whatever our own limit
         raise ImageError(
-            where, f"too many pixels ({error})", "a smaller picture", "Scale it down."
+            where,
+            "more pixels than Pillow opens (178,956,970)",
+            f"at most {max_pixels:,} (limits.max_image_pixels)",
+            "Scale it down.",
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise _unreadable(data, where, error) from error

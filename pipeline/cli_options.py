@@ -60,7 +60,7 @@ def run_flags(
         "model.weights": weights,
         "input.labels": labels,
         "input.label_set": label_set,
-        "output.masks": masks.split(",") if masks is not None else None,
+        "output.masks": [name.strip() for name in masks.split(",")] if masks is not None else None,
     }
 
 

@@ -39,9 +39,12 @@ def status(
         console.print_json(found.to_dict())
         return
     running = "no driver" if found.holder is None else f"driver {found.holder.describe()}"
-    of = found.marker_document.get("shards")
+    count, last = found.summary.shards, found.marker_document
+    of = f" of {last['shards']}" if last else ""
+    if last and last["committed"] != count:  # others vanished from the input, or were removed here
+        of = f" (when the last run ended, {last['committed']} of {last['shards']} of the input)"
     console.out.print(
-        f"{found.summary.shards} shards committed{f' of {of}' if of is not None else ''}, "
+        f"{count} shards committed{of}, "
         f"{found.scores['images']} images, {found.scores['failures']} quarantined, "
         f"mean IU {console.number(found.scores['mean_iou'])}\n"
         f"{running}; {found.marker or 'no marker'}",

@@ -194,7 +194,12 @@ def check(output: Store, mine: Identity) -> None:
         if not isinstance(error.__cause__, MissingError):
             raise
         if output.objects("_commits"):
-            _refuse(output, "commits, but no _run.json", "a new place, or the output of a run")
+            raise OutputError(
+                output.url,
+                "commits, but no _run.json",
+                "both: only it says which input and weights they belong to",
+                "Restore it, or use a new OUTPUT.",
+            ) from error
         return
     difference = _difference(theirs, mine)
     if difference is not None and next(output.listing("_commits"), None) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass, replace
 
@@ -207,9 +208,11 @@ def read_label_set(url: str, options: StoreOptions | None = None) -> LabelSet:
 
 
 def _refuse_overlap(images: Store, output: Store) -> None:
-    if f"{output.url}/".startswith(f"{images.url}/") or f"{images.url}/".startswith(
-        f"{output.url}/"
-    ):
+    source, target = (
+        f"{os.path.realpath(store.url) if store.is_local else store.url}/"
+        for store in (images, output)
+    )
+    if source.startswith(target) or target.startswith(source):
         raise ConfigError(
             output.url,
             f"OUTPUT and INPUT ({images.url}) lie inside one another",

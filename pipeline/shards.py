@@ -121,8 +121,9 @@ def _only_kind(where: str, kinds: Mapping[str, int], suffixes: Counter[str]) -> 
         raise InputError(
             where,
             f"{total} objects ({seen})" if total else "no such prefix, or nothing in it",
-            "tars, Parquet files or images (jpg, jpeg, png, webp)",
-            "Check the address; names beginning with '_' or '.' are not looked at.",
+            "a folder or prefix of tars, Parquet files or images (jpg, jpeg, png, webp)",
+            "Check the address; names beginning with '_' or '.' are not looked at. For one file, "
+            "name its folder and --include it.",
         )
     if len(present) > 1:
         counts = " and ".join(f"{kinds[kind]} {_WORDS[kind]}" for kind in present)

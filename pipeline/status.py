@@ -63,7 +63,10 @@ def read_status(output: Store) -> Status:
     identity = read_identity(output)
     marker, document = read_marker(output)
     ledger, summary = summarize(output, identity.labels)
-    return Status(identity, ledger, summary, read_lease(output), marker, document)
+    holder = read_lease(output)
+    if holder is not None and not holder.is_in_force():  # killed: it holds nothing any more
+        holder = None
+    return Status(identity, ledger, summary, holder, marker, document)
 
 
 def read_marker(output: Store) -> tuple[str | None, dict[str, Any]]:

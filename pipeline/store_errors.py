@@ -149,6 +149,10 @@ def _explain_os_error(where: str, error: OSError) -> StoreError:
         return StoreError(
             where, f"permission denied ({_text(error)})", "the right to do this", _RIGHTS
         )
+    if error.errno == errno.ELOOP:
+        return StoreError(
+            where, "links that lead in a circle", "a file or folder", "Mend the link."
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StoreError(
             where, f"the store is full ({_text(error)})", "room for the object", _ROOM

@@ -54,6 +54,13 @@ class StoreOptions(BaseModel):
             raise ValueError("an address without a user or password in it")
         return url
 
+    @field_validator("ca_bundle")
+    @classmethod
+    def _is_there(cls, path: str | None) -> str | None:
+        if path is not None and not os.path.exists(path):
+            raise ValueError("a file that exists")
+        return path
+
     @property
     def resolved_addressing(self) -> str:
         """`path` or `virtual`; `auto` is path-style for every endpoint that is not Amazon's."""

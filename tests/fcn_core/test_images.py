@@ -278,7 +278,7 @@ def test_a_picture_over_the_limit_is_refused():
 
 @pytest.mark.parametrize("limit", [100_000_000, 10**9])
 def test_a_picture_that_only_claims_to_be_huge_is_refused_as_too_large(limit):
-    with pytest.raises(ImageError, match=r"too many pixels|20000x20000 pixels"):
+    with pytest.raises(ImageError, match=r"more pixels than Pillow|20000x20000 pixels"):
         decode_image(png(20_000, 20_000, 8, 0, []), max_pixels=limit)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from fcn_core.model import FCN
 from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.run import run
 from pipeline.store import Store
 from pipeline.writers import add_to_tar
@@ -401,3 +402,13 @@ def test_packing_never_overwrites_other_shards(tmp_path: Path, fcnseg: Fcnseg) -
     code, _, stderr = fcnseg("shard", tmp_path / "b", tmp_path / "tars")
     assert code == 2 and "Nothing was overwritten" in stderr
     assert (tmp_path / "tars/shard-000000.tar").read_bytes() == before
+
+
+@pytest.mark.parametrize("names", [("real", "link/out"), ("link", "real"), ("real/out", "link")])
+def test_a_link_hides_no_overlap(names: tuple[str, str], weights: Path, tmp_path: Path) -> None:
+    world.write_shards(tmp_path / "real")
+    (tmp_path / "real/out").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    source, output = (tmp_path / name for name in names)
+    with pytest.raises(ConfigError, match="lie inside one another"):
+        run(world.config(source, output, weights))

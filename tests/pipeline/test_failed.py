@@ -178,6 +178,7 @@ def test_the_configuration_is_kept_without_working_directory_and_passwords(
     assert kept["model"] == {"weights": "sftp://me@host/w"}
     assert "secret" not in json.dumps(kept)
     assert remembered(world.config("in", "o", "demo"))["model"] == {"weights": "demo"}
+    (tmp_path / "ca.pem").touch()
     kept = remembered(world.config("in", "o", "demo", output__store={"ca_bundle": "ca.pem"}))
     assert kept["output"]["store"] == {"ca_bundle": str(tmp_path / "ca.pem")}
 
