@@ -98,13 +98,22 @@ def with_retries(
             wait = _pause(policy, number, error)
             waited = time.monotonic() - started
             attempts = policy.attempts
-            if not reached and _names(error) & _UNREACHABLE:
+            if not reached and _names(error) & _UNREACHABLE and not _was_reset(error):
                 attempts = min(attempts, _FIRST_CONTACT_ATTEMPTS)
             if number >= attempts or waited + wait > policy.seconds:
                 raise GaveUpError(number, waited) from error
             _COUNTER.add()
             log.debug("try %d failed (%s); again in %.1f s", number, type(error).__name__, wait)
         time.sleep(wait)
+
+
+def _was_reset(error: BaseException | None) -> bool:
+    """Whether somebody was there, and hung up: botocore has one name for that and for nobody."""
+    while error is not None:
+        if isinstance(error, ConnectionResetError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def drain() -> int:

@@ -104,6 +104,8 @@ def place(
     if request.param == "file":
         yield str(tmp_path_factory.mktemp("store"))
         return
+    if "FCNSEG_CHAOS" not in os.environ:
+        pytest.skip("long: set FCNSEG_CHAOS=1")
     server: S3Server = request.getfixturevalue("s3_server")
     with pytest.MonkeyPatch.context() as patch:
         use_s3(patch, server.owner.environment(server.url))
