@@ -47,7 +47,7 @@ class Setting:
     shards: int = 40
     faults: float = 0.05
     seed: int = 0
-    pause: tuple[float, float] = (1.0, 5.0)
+    pause: tuple[float, float] = (2.0, 8.0)
 
 
 @dataclass
@@ -163,7 +163,8 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         while not self.stopped.wait(self.chance.uniform(*self.pause)):
-            kind = self.chance.choice(["segment actor", "read or write worker"] * 6 + ["driver"])
+            # A driver needs some ten seconds to start: killed much more often, it gets nowhere.
+            kind = self.chance.choice(["segment actor", "read or write worker"] * 9 + ["driver"])
             if kind == "driver":
                 pids = [self.driver.pid] if self.driver and self.driver.poll() is None else []
             else:
