@@ -18,7 +18,7 @@ from pipeline.chunks import Chunk
 from pipeline.collect import is_over
 from pipeline.errors import PoisonError, WorkerError
 from pipeline.job import Job, ShardFailure
-from pipeline.results import Piece, Segmented, merge
+from pipeline.results import Piece, Segmented, choose_previews, merge, previews_of_each
 from pipeline.samples import Failure, Sample
 from pipeline.worker_process import Death, WorkerLimits, WorkerProcess
 from pipeline.worker_words import NetworkSettings
@@ -89,7 +89,7 @@ class IsolatedSegmenter:
             chunk.count,
             whole.images,
             chunk.failures + whole.failures,
-            whole.previews,
+            choose_previews(whole.images, whole.previews, previews_of_each(len(whole.images))),
             whole.confusion,
             {"read": chunk.seconds, "decode": 0.0, "forward": 0.0, **whole.seconds},
             chunk.store_retries,

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fcn_core.metrics import ConfusionMatrix
 from pipeline.samples import Failure
+
+PREVIEW_SIDE = 320
+"""Longest side of a preview, px."""
+
+LOWEST, UNSURE, BY_LOT = "lowest mean IU", "least confident", "drawn by lot"
+"""Why a picture has a preview."""
+
+MOST_OF_A_KIND = 3
+"""Previews of a chunk that are chosen for one reason."""
+
+_IMAGES_PER_PREVIEW = 32
 
 
 @dataclass(frozen=True)
@@ -35,15 +49,48 @@ class ImageResult:
     labeled_pixels: int | None = None
     iou: tuple[float, ...] | None = None
 
+    @property
+    def mean_iou(self) -> float | None:
+        """Over the classes in its label or mask; None without a label, or if all of it is void."""
+        known = [value for value in self.iou or () if not math.isnan(value)]
+        return math.fsum(known) / len(known) if known else None
+
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture that the report may show."""
+    """A picture that the report may show.
+
+    Attributes:
+        key: of the image.
+        image: (H, W, 3) uint8 RGB.
+        label, mask: (H, W) uint8 class indices.
+        why: what it was chosen for: some of `LOWEST`, `UNSURE`, `BY_LOT`.
+    """
 
     key: str
     image: NDArray[np.uint8]
     label: NDArray[np.uint8] | None
     mask: NDArray[np.uint8]
+    why: tuple[str, ...] = ()
+
+    def shrunk(self) -> Preview:
+        """The same with at most `PREVIEW_SIDE` px a side."""
+        height, width = self.mask.shape
+        scale = PREVIEW_SIDE / max(height, width)
+        if scale >= 1:
+            return self
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+
+        def nearest(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            # Class indices must not be mixed.
+            return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
+
+        return replace(
+            self,
+            image=np.asarray(Image.fromarray(self.image).resize(size, Image.Resampling.BOX)),
+            label=None if self.label is None else nearest(self.label),
+            mask=nearest(self.mask),
+        )
 
 
 @dataclass(frozen=True)
@@ -53,7 +100,7 @@ class Piece:
     Attributes:
         images: those that were labelled, in the order of the samples.
         failures: the others, in that order.
-        previews: of the first image and of the worst.
+        previews: those that `choose_previews` chooses of its images.
         confusion: summed over the images.
         seconds: by activity.
     """
@@ -104,23 +151,75 @@ def merge(keys: Sequence[str], pieces: Sequence[Piece], num_classes: int) -> Pie
 
 
 def choose_previews(
-    images: Sequence[ImageResult], previews: Sequence[Preview]
+    images: Sequence[ImageResult], previews: Sequence[Preview], of_each: int = MOST_OF_A_KIND
 ) -> tuple[Preview, ...]:
-    """The worst image, and the first if it is another one, of those that have a preview.
+    """Previews for each reason there is to look at a picture, in turn, with these reasons.
 
-    Worst is the lowest share of correct pixels, without a label the lowest confidence; the earlier
-    among equals.
+    What is chosen of a whole is chosen of its parts as well, if these are asked for as many.
+
+    Args:
+        images: in the order of the samples.
+        previews: of some of them.
+        of_each: at most so many for one reason.
     """
-    if not images:
-        return ()
     by_key = {preview.key: preview for preview in previews}
-    worst = min((image for image in images if image.key in by_key), key=badness)
-    keys = dict.fromkeys((worst.key, images[0].key))
-    return tuple(by_key[key] for key in keys)
+    why = _reasons([image for image in images if image.key in by_key], of_each)
+    return tuple(replace(by_key[key], why=tuple(reasons)) for key, reasons in why.items())
 
 
-def badness(image: ImageResult) -> float:
-    """What the choice of previews goes by: the lower, the worse."""
-    if image.correct_pixels is not None and image.labeled_pixels:
-        return image.correct_pixels / image.labeled_pixels
+def previews_of_each(images: int) -> int:
+    """How many previews a chunk of so many images leaves for one reason.
+
+    >>> previews_of_each(10), previews_of_each(64), previews_of_each(512)
+    (1, 2, 3)
+    """
+    return min(MOST_OF_A_KIND, max(1, images // _IMAGES_PER_PREVIEW))
+
+
+class PreviewChoice:
+    """Keeps, while images pass, what `choose_previews` would choose of them all, and no more."""
+
+    def __init__(self) -> None:
+        self._images: list[ImageResult] = []
+        self._previews: dict[str, Preview] = {}
+
+    def consider(self, result: ImageResult, preview: Preview) -> None:
+        """One more image, at its full size."""
+        images = [*self._images, result]
+        keys = _reasons(images, MOST_OF_A_KIND)
+        if result.key in keys:
+            # At once: full-size pictures of many megapixels would fill the memory.
+            self._previews[result.key] = preview.shrunk()
+            self._images = [image for image in images if image.key in keys]
+            self._previews = {image.key: self._previews[image.key] for image in self._images}
+
+    def chosen(self) -> tuple[Preview, ...]:
+        """The previews of the choice."""
+        return choose_previews(self._images, list(self._previews.values()))
+
+
+def _reasons(images: Sequence[ImageResult], of_each: int) -> dict[str, list[str]]:
+    """Reasons by the key of each image that is chosen; the earlier of equals."""
+    scored = [image for image in images if image.mean_iou is not None]
+    rankings = {
+        LOWEST: sorted(scored, key=lambda image: image.mean_iou or 0.0),
+        UNSURE: sorted(images, key=_confidence),
+        BY_LOT: sorted(images, key=_lot),
+    }
+    why: dict[str, list[str]] = defaultdict(list)
+    turns: Iterable[tuple[ImageResult | None, ...]] = zip_longest(
+        *(ranking[:of_each] for ranking in rankings.values())
+    )
+    for turn in turns:
+        for reason, image in zip(rankings, turn, strict=True):
+            if image is not None:
+                why[image.key].append(reason)
+    return why
+
+
+def _lot(image: ImageResult) -> bytes:
+    return hashlib.sha256(image.key.encode("utf-8", "surrogatepass")).digest()
+
+
+def _confidence(image: ImageResult) -> float:
     return -1.0 if math.isnan(image.mean_confidence) else image.mean_confidence

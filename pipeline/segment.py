@@ -22,7 +22,7 @@ from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix
 from fcn_core.predictor import Prediction, Predictor
 from pipeline.errors import PoisonError
-from pipeline.results import ImageResult, Piece, Preview, badness
+from pipeline.results import ImageResult, Piece, Preview, PreviewChoice
 from pipeline.samples import Failure, Sample, decode_truth
 from pipeline.worker_words import NetworkSettings
 
@@ -68,7 +68,7 @@ class Segmenter:
         started = time.perf_counter()
         failures: list[Failure] = []
         results: list[ImageResult] = []
-        previews = _PreviewChoice()
+        previews = PreviewChoice()
         confusion = ConfusionMatrix(self.settings.labels.num_classes)
         forward_seconds = 0.0
         for window in _windows(self._decode(samples, failures, announce)):
@@ -79,7 +79,9 @@ class Segmenter:
                 result, matrix = self._count(decoded, prediction)
                 confusion += matrix
                 results.append(result)
-                previews.consider(decoded, result)
+                previews.consider(
+                    result, Preview(result.key, decoded.image, decoded.label, result.mask)
+                )
         total = time.perf_counter() - started
         seconds = {"decode": total - forward_seconds, "forward": forward_seconds}
         return Piece(tuple(results), tuple(failures), previews.chosen(), confusion, seconds)
@@ -191,24 +193,3 @@ def _windows(decoded: Iterator[tuple[int, _Decoded]]) -> Iterator[list[tuple[int
             window, size = [], 0
     if window:
         yield window
-
-
-class _PreviewChoice:
-    """Keeps, while images pass, what `choose_previews` would choose of them all."""
-
-    def __init__(self) -> None:
-        self.first: Preview | None = None
-        self.worst: Preview | None = None
-        self.worst_score = 0.0
-
-    def consider(self, decoded: _Decoded, result: ImageResult) -> None:
-        score = badness(result)
-        preview = Preview(result.key, decoded.image, decoded.label, result.mask)
-        if self.first is None:
-            self.first = preview
-        if self.worst is None or score < self.worst_score:
-            self.worst, self.worst_score = preview, score
-
-    def chosen(self) -> tuple[Preview, ...]:
-        found = [preview for preview in (self.worst, self.first) if preview is not None]
-        return tuple(found[:1] if len(found) == 2 and found[0].key == found[1].key else found)

@@ -15,21 +15,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from PIL import Image
 
 from fcn_core.images import encode_mask
 from fcn_core.labels import LabelSet
 from pipeline import retries
 from pipeline.job import Job
-from pipeline.results import ImageResult, Preview, Segmented
+from pipeline.results import ImageResult, Segmented
 from pipeline.samples import Failure
-
-PREVIEW_SIDE = 320
-"""Longest side of a preview, px."""
 
 # At most this many bytes of masks per row group: Hugging Face viewers refuse groups over 300 MB.
 _ROW_GROUP_BYTES = 64 * 2**20
@@ -52,8 +47,16 @@ QUARANTINE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("key", "reason", "error", "location")]
 )
 _PREVIEW_SCHEMA = pa.schema(
-    [("key", pa.string())] + [(name, pa.binary()) for name in ("image", "label", "mask")]
-)
+    [
+        ("key", pa.string()),
+        *((name, pa.binary()) for name in ("image", "label", "mask")),
+        ("why", pa.list_(pa.string())),
+        # As in the table of masks: what was found at full size.
+        *((name, MASK_SCHEMA.field(name).type) for name in (
+            "height", "width", "class_pixels", "mean_confidence", "correct_pixels",
+            "labeled_pixels", "iou")),
+    ]
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def _objects(segmented: Segmented, pngs: Sequence[bytes], job: Job) -> Iterator[
     if "tar" in job.masks:
         yield f"tar/{name}.tar", _tar(segmented.images, pngs)
     if segmented.previews:
-        yield f"_previews/{name}.parquet", _preview_table(segmented.previews, job.labels)
+        yield f"_previews/{name}.parquet", _preview_table(segmented, job.labels)
 
 
 def chunk_name(shard: str, seq: int, count: int) -> str:
@@ -161,16 +164,9 @@ def chunk_name(shard: str, seq: int, count: int) -> str:
 def _mask_table(segmented: Segmented, pngs: Sequence[bytes], labels: LabelSet) -> bytes:
     rows = [
         {
-            "key": result.key,
+            **_figures(result),
             "shard": segmented.shard,
-            "height": result.mask.shape[0],
-            "width": result.mask.shape[1],
             "mask": {"bytes": png, "path": f"{result.key}.png"},
-            "class_pixels": result.class_pixels,
-            "mean_confidence": result.mean_confidence,
-            "correct_pixels": result.correct_pixels,
-            "labeled_pixels": result.labeled_pixels,
-            "iou": None if result.iou is None else [_null_if_nan(v) for v in result.iou],
         }
         for result, png in zip(segmented.images, pngs, strict=True)
     ]
@@ -179,6 +175,20 @@ def _mask_table(segmented: Segmented, pngs: Sequence[bytes], labels: LabelSet) -
     total = sum(len(png) for png in pngs)
     per_group = max(1, len(rows) * _ROW_GROUP_BYTES // max(total, _ROW_GROUP_BYTES))
     return _parquet(table, per_group)
+
+
+def _figures(result: ImageResult) -> dict[str, object]:
+    """What tables tell of an image besides its mask."""
+    return {
+        "key": result.key,
+        "height": result.mask.shape[0],
+        "width": result.mask.shape[1],
+        "class_pixels": result.class_pixels,
+        "mean_confidence": result.mean_confidence,
+        "correct_pixels": result.correct_pixels,
+        "labeled_pixels": result.labeled_pixels,
+        "iou": None if result.iou is None else [_null_if_nan(v) for v in result.iou],
+    }
 
 
 def _features() -> str:
@@ -257,31 +267,17 @@ def add_to_tar(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-def _preview_table(previews: Sequence[Preview], labels: LabelSet) -> bytes:
+def _preview_table(segmented: Segmented, labels: LabelSet) -> bytes:
+    results = {result.key: result for result in segmented.images}
     rows = []
-    for preview in previews:
-        height, width = preview.mask.shape
-        scale = min(1.0, PREVIEW_SIDE / max(height, width))
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = Image.fromarray(preview.image).resize(size, Image.Resampling.BOX)
+    for preview in segmented.previews:
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=80)
-        rows.append(
-            {
-                "key": preview.key,
-                "image": buffer.getvalue(),
-                "label": _small_mask(preview.label, size, labels),
-                "mask": _small_mask(preview.mask, size, labels),
-            }
-        )
+        Image.fromarray(preview.image).save(buffer, "JPEG", quality=80)
+        label = preview.label
+        pictures = {
+            "image": buffer.getvalue(),
+            "label": None if label is None else encode_mask(label, labels.palette),
+            "mask": encode_mask(preview.mask, labels.palette),
+        }
+        rows.append({**_figures(results[preview.key]), "why": preview.why, **pictures})
     return _parquet(pa.Table.from_pylist(rows, schema=_PREVIEW_SCHEMA))
-
-
-def _small_mask(
-    mask: NDArray[np.uint8] | None, size: tuple[int, int], labels: LabelSet
-) -> bytes | None:
-    if mask is None:
-        return None
-    # Nearest: class indices must not be mixed.
-    small = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
-    return encode_mask(np.asarray(small), labels.palette)

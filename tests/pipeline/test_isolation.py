@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,17 @@ from fcn_core.metrics import ConfusionMatrix
 from pipeline import isolation
 from pipeline.errors import WorkerError
 from pipeline.isolation import ATTEMPTS, Search, take_apart
-from pipeline.results import ImageResult, Piece, Preview, choose_previews, merge
+from pipeline.results import (
+    BY_LOT,
+    MOST_OF_A_KIND,
+    UNSURE,
+    ImageResult,
+    Piece,
+    Preview,
+    PreviewChoice,
+    choose_previews,
+    merge,
+)
 from pipeline.samples import Failure, Sample
 from pipeline.worker_process import Death
 
@@ -29,7 +40,10 @@ def sample(index: int) -> Sample:
 def result(index: int, score: float, labelled: bool) -> ImageResult:
     mask = np.full((2, 5), index % CLASSES, np.uint8)
     labelled = labelled and not math.isnan(score)
-    truth = {"correct_pixels": round(10 * score), "labeled_pixels": 10} if labelled else {}
+    truth: dict[str, Any] = {}
+    if labelled:
+        iou = (score, math.nan, math.nan)
+        truth = {"correct_pixels": round(10 * score), "labeled_pixels": 10, "iou": iou}
     return ImageResult(f"k{index}", mask, score, (0, 0, 10), **truth)
 
 
@@ -163,6 +177,39 @@ def test_pieces_give_the_same_previews_however_the_chunk_was_cut(
     pieces = [worker([sample(n) for n in part]) for part in parts if part]
     keys = [f"k{n}" for n in range(len(scores))]
     merged = merge(keys, [p for p in reversed(pieces) if isinstance(p, Piece)], CLASSES)
-    chosen = [p.key for p in merged.previews]
-    assert chosen == [p.key for p in whole(worker, len(scores)).previews]
-    assert chosen[-1] == "k0" and len(chosen) in (1, 2)
+    chosen = [(p.key, p.why) for p in merged.previews]
+    assert chosen == [(p.key, p.why) for p in whole(worker, len(scores)).previews]
+
+    # The images that look worst, by another way of counting; labelled ones have even numbers.
+    def worst(places: range) -> list[str]:
+        by_score = sorted(places, key=lambda n: -1 if math.isnan(scores[n]) else scores[n])
+        return sorted(f"k{n}" for n in by_score[:MOST_OF_A_KIND])
+
+    assert sorted(key for key, why in chosen if UNSURE in why) == worst(range(len(scores)))
+    assert sum(BY_LOT in why for _, why in chosen) == min(len(scores), MOST_OF_A_KIND)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.1, 0.2, 0.3, math.nan])), max_size=40))
+def test_what_is_kept_while_images_pass_is_what_is_chosen_of_all(
+    images: list[tuple[bool, float]],
+) -> None:
+    results = [result(n, score, labelled=labelled) for n, (labelled, score) in enumerate(images)]
+    previews = [Preview(i.key, i.mask, None, i.mask) for i in results]
+    choice = PreviewChoice()
+    for image, preview in zip(results, previews, strict=True):
+        choice.consider(image, preview)
+        assert len(choice.chosen()) <= 3 * MOST_OF_A_KIND
+    found = [(p.key, p.why) for p in choice.chosen()]
+    assert found == [(p.key, p.why) for p in choose_previews(results, previews)]
+
+
+def test_previews_are_small_and_their_classes_unmixed() -> None:
+    mask = np.zeros((500, 1000), np.uint8)
+    mask[:, 500:] = 2
+    image = np.stack([mask] * 3, axis=-1)
+    small = Preview("k", image, mask, mask).shrunk()
+    assert small.image.shape == (160, 320, 3) and small.label is not None
+    for values in (small.mask, small.label):
+        assert values.shape == (160, 320) and set(np.unique(values)) == {0, 2}
+    tiny = Preview("k", image[:20, :30], None, mask[:20, :30])
+    assert tiny.shrunk() is tiny

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from fcn_core.labels import LabelSet
+from fcn_core.metrics import ConfusionMatrix
 from pipeline.chunks import ChunkLimits
 from pipeline.commits import Commit, quarantine_path, with_file, write_commit, write_quarantine
 from pipeline.finish import write_table
 from pipeline.identity import Identity
 from pipeline.ledger import Ledger, read_ledger
 from pipeline.report import MAX_PICTURES, REPORT_PATH, percent, write_report
-from pipeline.results import Preview
+from pipeline.results import ImageResult, Preview, Segmented
 from pipeline.samples import Failure
 from pipeline.store import Store
 from pipeline.summary import summarize
@@ -74,6 +75,17 @@ def preview(key: str, seed: int = 0, labelled: bool = True) -> Preview:
     return Preview(key, image, label if labelled else None, mask)
 
 
+def result_of(shown: Preview) -> ImageResult:
+    """What the network found, if the preview is all there is of the image."""
+    pixels = tuple(np.bincount(np.minimum(shown.mask, 3).ravel(), minlength=4).tolist())
+    if shown.label is None:
+        return ImageResult(shown.key, shown.mask, 0.75, pixels)
+    known = shown.label != 255
+    correct = int((shown.label == shown.mask)[known].sum())
+    iou = (1.0, 0.5, 0.0, float("nan"))
+    return ImageResult(shown.key, shown.mask, 0.75, pixels, correct, int(known.sum()), iou)
+
+
 def add_shard(
     output: Store,
     shard: str,
@@ -85,7 +97,9 @@ def add_shard(
     """Commit a shard of ten images, with a table of previews for every chunk."""
     files = []
     for seq, chunk in enumerate(previews or []):
-        data = _preview_table(chunk, LABELS)
+        images = tuple(result_of(shown) for shown in chunk)
+        found = Segmented(shard, seq, 1, images, (), tuple(chunk), ConfusionMatrix(4), {})
+        data = _preview_table(found, LABELS)
         files.append(record(f"_previews/{shard}-{seq}.parquet", data))
         output.write(files[-1].path, data)
     counts = np.array(matrix) if matrix else np.zeros((4, 4), int)
