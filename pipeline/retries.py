@@ -38,7 +38,10 @@ _TRANSIENT = frozenset(
     }
 )
 _LASTING = frozenset({"SSLError", "ProxyConnectionError", "InvalidURL"})
-_UNREACHABLE = frozenset({"EndpointConnectionError", "ConnectTimeoutError"})
+_UNREACHABLE = frozenset(
+    {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError"}  # the last: aiohttp
+)
+_GONE = (404, 410)
 _FIRST_CONTACT_ATTEMPTS = 3
 
 
@@ -98,7 +101,7 @@ def with_retries(
             wait = _pause(policy, number, error)
             waited = time.monotonic() - started
             attempts = policy.attempts
-            if not reached and _names(error) & _UNREACHABLE and not _was_reset(error):
+            if not reached and _names(behind(error)) & _UNREACHABLE and not _was_reset(error):
                 attempts = min(attempts, _FIRST_CONTACT_ATTEMPTS)
             if number >= attempts or waited + wait > policy.seconds:
                 raise GaveUpError(number, waited) from error
@@ -126,6 +129,7 @@ def is_transient(error: BaseException) -> bool:
 
     Never what cannot get better: 403, 404, 412, wrong configuration, a local file system.
     """
+    error = behind(error)
     status, code = response_of(error)
     if status is not None:
         return status in _STATUSES or code in _CODES
@@ -133,6 +137,18 @@ def is_transient(error: BaseException) -> bool:
     if names & _LASTING:
         return False
     return isinstance(error, TruncatedError | TimeoutError) or bool(names & _TRANSIENT)
+
+
+def behind(error: BaseException) -> BaseException:
+    """What kept a client from an object that it calls missing; else the error itself.
+
+    fsspec's HTTP raises FileNotFoundError from whatever happened, a refused connection too.
+    """
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or cause is None:
+        return error
+    hidden = type(cause).__module__.startswith("aiohttp") and response_of(cause)[0] not in _GONE
+    return cause if hidden else error
 
 
 def response_of(error: BaseException | None) -> tuple[int | None, str]:

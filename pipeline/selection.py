@@ -110,9 +110,9 @@ def parse_since(text: str, now: float) -> float:
         now: seconds since the epoch.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: neither, or a moment that is still to come.
 
-    >>> parse_since("36h", 1_000_000.0), parse_since("1970-01-02", 0.0)
+    >>> parse_since("36h", 1_000_000.0), parse_since("1970-01-02", 1_000_000.0)
     (870400.0, 86400.0)
     """
     age = seconds_of(text)
@@ -120,7 +120,7 @@ def parse_since(text: str, now: float) -> float:
         return now - age
     try:
         moment = datetime.fromisoformat(text.strip())
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         raise ConfigError(
             f"--since {text}",
@@ -128,6 +128,14 @@ def parse_since(text: str, now: float) -> float:
             "an age (90m, 36h, 7d, 2w) or a date (2026-11-01, 2026-11-01T06:00)",
             "Correct it.",
         ) from None
+    if since > now:
+        raise ConfigError(
+            f"--since {text}",
+            "a moment that is still to come (UTC, unless a zone is given)",
+            "an age (90m, 36h, 7d, 2w) or a date in the past",
+            "Correct it.",
+        )
+    return since
 
 
 def _any_of(globs: Sequence[str]) -> re.Pattern[str]:

@@ -7,7 +7,7 @@ import errno
 from collections.abc import Iterator
 
 from pipeline.errors import MissingError, StoreError
-from pipeline.retries import GaveUpError, response_of
+from pipeline.retries import GaveUpError, behind, response_of
 from pipeline.store_options import masked
 
 _KEYS = (
@@ -117,6 +117,10 @@ def explain(where: str, error: BaseException) -> StoreError | None:
         detail = f" ({_text(error)})" if status is None else ""
         return StoreError(where, f"{found}{detail}", expected, remedy)
     if isinstance(error, FileNotFoundError):
+        hidden = behind(error)
+        found = explain(where, hidden) if hidden is not error else None
+        if found is not None:
+            return found
         return MissingError(
             where, "nothing there", "an existing object", "Check the spelling and the bucket."
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MissingError, StoreError
 from pipeline.run import run
 from pipeline.store import Store, StoreOptions
 from pipeline.store_options import masked
@@ -103,6 +103,12 @@ def test_a_store_that_cannot_be_used_is_said_at_once(
     assert not (tmp_path / "out").exists()
     owner(s3_server, monkeypatch)
     assert objects(output) == {}
+
+
+def test_a_web_server_that_nobody_runs_is_no_missing_file() -> None:
+    with pytest.raises(StoreError, match=r"Cannot connect to host 127.*gave up after 3 tries") as e:
+        Store("http://127.0.0.1:9/shards").read("a.tar")
+    assert not isinstance(e.value, MissingError)
 
 
 @pytest.mark.s3
