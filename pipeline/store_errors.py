@@ -118,9 +118,8 @@ def explain(where: str, error: BaseException) -> StoreError | None:
         return StoreError(where, f"{found}{detail}", expected, remedy)
     if isinstance(error, FileNotFoundError):
         hidden = behind(error)
-        found = explain(where, hidden) if hidden is not error else None
-        if found is not None:
-            return found
+        if hidden is not error:
+            return explain(where, hidden)
         return MissingError(
             where, "nothing there", "an existing object", "Check the spelling and the bucket."
         )
