@@ -10,6 +10,7 @@ FcnError
 ├── SampleError          a sample without image, with an impossible or repeated key
 ├── PoisonError          a sample that crashes, hangs or starves the process that works on it
 ├── WorkerError          a worker process that cannot start, or a fault of its own code
+├── ClusterError         a Ray cluster that cannot be reached, refuses, or lost a job
 ├── LeaseError           another driver works on this output (exit 75)
 ├── LimitsError          more failures than the limits allow (exit 4)
 └── VerifyError          objects that differ from their commit
@@ -58,6 +59,10 @@ class PoisonError(FcnError):
 
 class WorkerError(FcnError):
     """A worker process that cannot start, or that fails through a fault of its own."""
+
+
+class ClusterError(FcnError):
+    """A Ray cluster that cannot be reached, refuses what it is asked, or lost a job."""
 
 
 class LeaseError(FcnError):

@@ -117,15 +117,21 @@ def identity(
 
 
 def remembered(config: RunConfig) -> dict[str, Any]:
-    """The configuration of a run as `_run.json` keeps it: what differs from the defaults.
-
-    Local paths are made absolute, so that it holds from any working directory. Passwords in URLs
-    are left out; other credentials are never part of a configuration.
-    """
-    tree: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
+    """The configuration of a run as `_run.json` keeps it: `portable`, without the selection."""
+    tree = portable(config)
     # Not what the output is about, but what one run was asked to do.
     for name in ("limit_shards", "include", "exclude", "since"):
         tree["input"].pop(name, None)
+    return tree
+
+
+def portable(config: RunConfig) -> dict[str, Any]:
+    """A configuration as it holds from any working directory: what differs from the defaults.
+
+    Local paths are made absolute. Passwords in URLs are left out; other credentials are never part
+    of a configuration.
+    """
+    tree: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
     names = (("input", "url"), ("input", "labels"), ("input", "label_set"), ("model", "weights"))
     for section, name in (*names, ("output", "url")):
         value = tree.get(section, {}).get(name)

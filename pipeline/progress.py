@@ -82,6 +82,34 @@ class Look:
     seconds_left: float | None
 
 
+class Watcher:
+    """Looks at a run again and again; the pace is that of the latest looks. Writes nothing."""
+
+    def __init__(self, output: Store) -> None:
+        self.output = output
+        self._seen: deque[Progress] = deque(maxlen=_WINDOW)
+
+    def look(self) -> Look | None:
+        """The run at this moment; None if no driver is at work.
+
+        Raises:
+            StoreError: the output cannot be read.
+        """
+        holder = read_lease(self.output)
+        return self.look_at(holder) if holder is not None and holder.is_in_force() else None
+
+    def look_at(self, holder: Holder) -> Look:
+        """The run of a driver whose lease was read already.
+
+        Raises:
+            StoreError: the output cannot be read.
+        """
+        progress = _read(self.output, holder.owner)
+        if progress is not None and (not self._seen or progress.seconds > self._seen[-1].seconds):
+            self._seen.append(progress)
+        return _look(holder, self._seen)
+
+
 def watch(output: Store, interval: float) -> Iterator[Look]:
     """Look at a run every few seconds, until no driver is at work. Writes nothing.
 
@@ -92,15 +120,9 @@ def watch(output: Store, interval: float) -> Iterator[Look]:
     Raises:
         StoreError: it cannot be read.
     """
-    seen: deque[Progress] = deque(maxlen=_WINDOW)
-    while True:
-        holder = read_lease(output)
-        if holder is None or not holder.is_in_force():
-            return
-        progress = _read(output, holder.owner)
-        if progress is not None and (not seen or progress.seconds > seen[-1].seconds):
-            seen.append(progress)
-        yield _look(holder, seen)
+    watcher = Watcher(output)
+    while (look := watcher.look()) is not None:
+        yield look
         time.sleep(interval)
 
 

@@ -10,8 +10,6 @@ import logging
 import math
 import os
 import pickle
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -23,6 +21,7 @@ from pipeline.chunks import read_chunks
 from pipeline.errors import ShardError, StoreError
 from pipeline.isolation import IsolatedSegmenter
 from pipeline.job import Job, ShardFailure
+from pipeline.ray_signals import own_sigterm_handler
 from pipeline.shards import Shard
 from pipeline.worker_process import machine_memory
 from pipeline.writers import Receipt, write_chunk
@@ -82,18 +81,15 @@ def _connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():  # the caller's Ray (a test session, a notebook): left as it is
         yield
         return
-    # ray.init installs its own SIGTERM handler, which would skip the release of the lease.
-    in_main = threading.current_thread() is threading.main_thread()
-    previous = signal.getsignal(signal.SIGTERM) if in_main else None
     address = address or os.environ.get("RAY_ADDRESS")
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    # Ray's core prints an error about its own actor arguments (ray#53727) at every start.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address or inside_job:
         options["address"] = address or "auto"
     else:
-        # Ray's core prints an error about its own actor arguments (ray#53727) at every start.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        # …and warns that an embedded cluster has a token.
+        # Ray warns that an embedded cluster has a token.
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         options |= {
             "address": "local",
@@ -101,7 +97,8 @@ def _connected(address: str | None) -> Iterator[None]:
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
     try:
-        ray.init(**options)
+        with own_sigterm_handler():  # Ray's would skip the release of the lease
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise StoreError(
             f"ray {address or 'local'}",
@@ -109,8 +106,6 @@ def _connected(address: str | None) -> Iterator[None]:
             "a reachable Ray cluster of the same versions",
             "Check --address (and RAY_AUTH_TOKEN for a cluster with tokens).",
         ) from error
-    if in_main and previous is not None:
-        signal.signal(signal.SIGTERM, previous)
     try:
         yield
     finally:

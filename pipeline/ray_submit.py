@@ -1,0 +1,260 @@
+"""A run as a Ray job: submitted once, attached to by whoever asks for the same run again.
+
+A job is told from others by its metadata: the URL of its OUTPUT and its configuration. Ids of jobs
+are numbered by output, and a cluster takes an id only once: of two that submit at the same moment
+one starts the job and the other attaches to it. Were there two all the same (another cluster), the
+lease would let one work and end the other with 75.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.config import RunConfig
+from pipeline.errors import ClusterError, ConfigError, LeaseError
+from pipeline.identity import portable
+from pipeline.prepare import plan_request
+from pipeline.ray_client import Jobs, UnreachableError
+from pipeline.store import Store
+from pipeline.store_options import has_secret, masked
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
+OUTPUT_KEY = "fcnseg_output"
+CONFIG_KEY = "fcnseg_config"
+
+STOP_SECONDS = 60
+"""Between the SIGTERM and the SIGKILL of a job that is stopped; Ray's default is 3."""
+
+_RUNNING = ("PENDING", "RUNNING")
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How the driver is started on the cluster.
+
+    Attributes:
+        python: the interpreter there.
+        runtime_env: Ray's: working_dir, env_vars, pip, … Whoever may see the cluster's jobs sees
+            it, variables too: no place for secrets.
+        metadata: more of it, for the submitter's own purposes.
+        stop_seconds: what the driver has to end in when it is stopped, unless `runtime_env` sets
+            RAY_JOB_STOP_WAIT_TIME_S itself.
+    """
+
+    python: str = "python"
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    stop_seconds: int = STOP_SECONDS
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that works on an output.
+
+    Attributes:
+        submission_id: its id, for `ray job logs` and the like.
+        attached: whether it was there before.
+        page: URL of its page in the dashboard.
+        output: URL of OUTPUT.
+    """
+
+    submission_id: str
+    attached: bool
+    page: str
+    output: str
+
+
+def submit_or_attach(
+    config: RunConfig, address: str | None = None, options: JobOptions | None = None
+) -> Submitted:
+    """Make sure that a job of this cluster does this run. Returns as soon as there is one.
+
+    Args:
+        config: the run; `compute.ray_address` and `compute.executor` do not count, the job runs
+            where it is submitted to. Paths and URLs are those that the cluster reads.
+        address: see `Jobs`; by default `compute.ray_address`, then the environment's.
+        options: for a new job; one that is attached to stays as it is.
+
+    Raises:
+        ConfigError: the configuration cannot be that of a run, or holds a secret.
+        LeaseError: a job of another configuration works on this output.
+        ClusterError: see `Jobs`.
+    """
+    tree, output = _checked(config)
+    options = options or JobOptions()
+    jobs = Jobs(address or config.compute.ray_address)
+    metadata = {OUTPUT_KEY: output, CONFIG_KEY: _canonical(tree), **options.metadata}
+    error: UnreachableError | None = None
+    for _ in range(_TRIES):
+        known = _of_output(jobs.all(), output)
+        running = [job for job in known if job.status.value in _RUNNING]
+        if running:
+            _check_same(running[-1], tree, jobs)
+            return _submitted(jobs, running[-1], output, attached=True)
+        name = _next_id(output, known)
+        try:
+            started = jobs.submit(
+                name,
+                entrypoint=entrypoint(config, options.python),
+                runtime_env=_runtime_env(options),
+                metadata=metadata,
+            )
+        except UnreachableError as lost:  # perhaps only its answer: then the job is there now
+            error = lost
+            continue
+        if started:
+            return Submitted(name, False, jobs.page(name), output)
+    raise error or ClusterError(
+        f"Ray cluster {masked(jobs.address)}",
+        f"{_TRIES} jobs in a row for {output} ended before this one could attach to them",
+        "one that lasts",
+        "Their logs say why: ray job list, ray job logs.",
+    )
+
+
+def running_job(output: str, address: str | None = None) -> Submitted | None:
+    """The job of this cluster that works on an output, if there is one.
+
+    Raises:
+        ClusterError: see `Jobs`.
+    """
+    jobs, output = Jobs(address), _output_url(output)
+    running = [job for job in _of_output(jobs.all(), output) if job.status.value in _RUNNING]
+    return _submitted(jobs, running[-1], output, attached=True) if running else None
+
+
+def entrypoint(config: RunConfig, python: str = "python") -> str:
+    """The driver's command line, for a shell: what a person could have typed.
+
+    `exec`, so that signals and the exit code are the driver's and not a shell's.
+
+    Raises:
+        ConfigError: the configuration holds a secret.
+    """
+    tree = travelling(config)
+    source, target = tree["input"].pop("url"), tree["output"].pop("url")
+    words = ["exec", python, "-m", "pipeline", "run", source, target]
+    for name, value in _flat(tree):
+        words += ["--set", f"{name}={_yaml(value)}"]
+    return shlex.join(words)
+
+
+def travelling(config: RunConfig) -> dict[str, Any]:
+    """A configuration as it is sent to a cluster: from any directory, on Ray, without secrets.
+
+    Raises:
+        ConfigError: it holds a secret.
+    """
+    named = (config.input.url, config.input.labels, config.input.label_set, config.model.weights)
+    for value in (*named, config.output.url):
+        if value is not None and has_secret(value):
+            raise ConfigError(
+                masked(value),
+                "credentials in a URL",
+                "a URL alone: everybody who sees the cluster's jobs sees their command lines",
+                "Put them into the environment of the cluster's nodes.",
+            )
+    tree = portable(config)
+    tree["output"]["url"] = _output_url(config.output.url)
+    tree.setdefault("compute", {}).pop("ray_address", None)
+    tree["compute"]["executor"] = "ray"
+    return tree
+
+
+def config_of(metadata: Mapping[str, str] | None) -> RunConfig | None:
+    """The configuration of a job by its metadata; None if it is not one of ours."""
+    try:
+        return RunConfig.model_validate(json.loads((metadata or {})[CONFIG_KEY]))
+    except (KeyError, ValueError):  # pydantic's ValidationError is one
+        return None
+
+
+def _checked(config: RunConfig) -> tuple[dict[str, Any], str]:
+    """(the configuration as it travels, URL of OUTPUT), after all that can be checked from here."""
+    tree = travelling(config)
+    if config.model.weights is None:
+        raise ConfigError(
+            "--weights", "nothing", "a weights file", "For the shipped ones: --weights demo."
+        )
+    plan_request(config)
+    return tree, tree["output"]["url"]
+
+
+def _output_url(url: str) -> str:
+    return Store(url).url
+
+
+def _of_output(jobs: Iterable[JobDetails], output: str) -> list[JobDetails]:
+    """The jobs of an output, oldest first."""
+    mine = [job for job in jobs if (job.metadata or {}).get(OUTPUT_KEY) == output]
+    return sorted(mine, key=lambda job: _number(job.submission_id or ""))
+
+
+def _next_id(output: str, known: Iterable[JobDetails]) -> str:
+    number = max((_number(job.submission_id or "") for job in known), default=0) + 1
+    return f"fcnseg-{hashlib.sha256(output.encode()).hexdigest()[:10]}-{number}"
+
+
+def _number(submission_id: str) -> int:
+    last = submission_id.rpartition("-")[2]
+    return int(last) if last.isdigit() else 0
+
+
+def _submitted(jobs: Jobs, job: JobDetails, output: str, *, attached: bool) -> Submitted:
+    name = job.submission_id or ""
+    return Submitted(name, attached, jobs.page(name), output)
+
+
+def _check_same(job: JobDetails, tree: Mapping[str, Any], jobs: Jobs) -> None:
+    theirs = dict(_flat(json.loads((job.metadata or {}).get(CONFIG_KEY) or "{}")))
+    mine = dict(_flat(json.loads(_canonical(tree))))
+    for name in sorted({*theirs, *mine}):
+        if theirs.get(name) != mine.get(name):
+            then, now = (_short(values.get(name)) for values in (theirs, mine))
+            raise LeaseError(
+                str(tree["output"]["url"]),
+                f"job {job.submission_id} works on it with {name} = {then}",
+                f"the same configuration, to attach to it; here {name} = {now}",
+                f"Wait for it ({jobs.page(job.submission_id or '')}), or stop it: the same command "
+                "with --stop.",
+            )
+
+
+def _runtime_env(options: JobOptions) -> dict[str, Any]:
+    # Ray reads the time to stop in the process that starts the driver, which has the variables of
+    # the job's runtime environment.
+    own = {"RAY_JOB_STOP_WAIT_TIME_S": str(options.stop_seconds)}
+    given = options.runtime_env.get("env_vars") or {}
+    return {**options.runtime_env, "env_vars": {**own, **given}}
+
+
+def _canonical(tree: Mapping[str, Any]) -> str:
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _yaml(value: Any) -> str:
+    """A value as `--set` reads it: YAML on one line, in ASCII."""
+    return yaml.safe_dump([value], default_flow_style=True, width=float("inf")).strip()[1:-1]
+
+
+def _short(value: Any) -> str:
+    text = "its default" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

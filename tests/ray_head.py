@@ -1,0 +1,129 @@
+"""A real `ray start --head` on this machine: dashboard, Jobs API and token, on ports of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+# Ray's own defaults for these would clash with those of another head on this machine.
+_PORTS = (
+    "port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+    "runtime-env-agent-port", "metrics-export-port", "ray-client-server-port",
+    "object-manager-port", "node-manager-port",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A cluster of one node.
+
+    Attributes:
+        address: of its control service, host:port.
+        dashboard: URL of the dashboard, which is that of the Jobs API.
+        client: Ray Client address, ray://host:port.
+        token: what its clients must know.
+        pid: of `ray start --block`.
+        folder: its temporary directory; logs are in `session_latest/logs`.
+    """
+
+    address: str
+    dashboard: str
+    client: str
+    token: str
+    pid: int
+    folder: Path
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment as that of a client of this head, which knows the token."""
+        names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+        own = {name: value for name, value in os.environ.items() if name not in names}
+        path = f"{BIN}{os.pathsep}{own.get('PATH', '')}"
+        return (
+            own | _quiet() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "PATH": path}
+        )
+
+
+def _quiet() -> dict[str, str]:
+    return {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def ray_head(
+    environment: Mapping[str, str] | None = None, *, cpus: int = 2, seconds: float = 180
+) -> Iterator[RayHead]:
+    """Start a head with token authentication, wait until it takes jobs, and stop it at the end.
+
+    Args:
+        environment: variables of the head and so of every job, beside those of this process.
+        cpus: logical CPUs.
+        seconds: to wait for it.
+    """
+    token = uuid.uuid4().hex
+    folder = Path(f"/tmp/h{uuid.uuid4().hex[:6]}")  # short: sockets lie in it
+    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+    host = "127.0.0.1"
+    command = [
+        str(BIN / "ray"), "start", "--head", "--block", f"--node-ip-address={host}",
+        f"--dashboard-host={host}", "--include-dashboard=true", f"--num-cpus={cpus}",
+        "--object-store-memory=200000000", f"--temp-dir={folder}",
+        "--min-worker-port=0", "--max-worker-port=0",
+        *(f"--{name}={port}" for name, port in ports.items()),
+    ]  # fmt: skip
+    client = RayHead(
+        f"{host}:{ports['port']}", f"http://{host}:{ports['dashboard-port']}",
+        f"ray://{host}:{ports['ray-client-server-port']}", token, 0, folder,
+    )  # fmt: skip
+    own = {**client.environment(), **(environment or {})}
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, env=own, stdout=said, stderr=subprocess.STDOUT)
+        head = RayHead(**{**vars(client), "pid": process.pid})
+        try:
+            try:
+                _wait_for_jobs_api(head, process, time.monotonic() + seconds)
+            except AssertionError:
+                said.seek(0)
+                sys.stderr.write(said.read().decode(errors="replace"))
+                raise
+            yield head
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
+            process.wait()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:  # all open at once, so that no two are the same
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _wait_for_jobs_api(head: RayHead, process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Until the dashboard lists the jobs; starting one waits for its agent by itself."""
+    request = urllib.request.Request(f"{head.dashboard}/api/jobs/")
+    request.add_header("Authorization", f"Bearer {head.token}")
+    while True:
+        assert process.poll() is None, "the head did not start"
+        assert time.monotonic() < deadline, "the head did not answer in time"
+        with suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
+            answer.read()
+            return
+        time.sleep(0.2)
