@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from fcn_core.errors import FcnError
 from pipeline import cli_weights, console
 from pipeline.cli_evaluate import evaluate
+from pipeline.cli_export import export
 from pipeline.cli_label import demo, plan, predict, run, shard
 from pipeline.cli_output import failed, gc, report, status, verify
 from pipeline.streams import outlive_readers
@@ -38,7 +39,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, shard, plan, run, status, report, verify, failed, gc, predict, evaluate):
+for command in (
+    demo,
+    shard,
+    plan,
+    run,
+    status,
+    report,
+    verify,
+    failed,
+    gc,
+    predict,
+    evaluate,
+    export,
+):
     app.command()(command)
 app.add_typer(cli_weights.app, name="weights")
 
