@@ -35,7 +35,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Label image datasets with FCN-8s: exactly once, resumable, on a laptop or a Ray cluster.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"max_content_width": 100},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -206,7 +206,7 @@ def _run(config: RunConfig, as_json: bool) -> NoReturn:
     from pipeline.run import run as run_pipeline
 
     with console.progress_display() as progress:
-        result = run_pipeline(config, progress)
+        result = run_pipeline(config, progress, finish_on_interrupt=True)
     console.print_result(result, as_json=as_json)
     raise typer.Exit(result.exit_code)
 

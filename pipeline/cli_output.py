@@ -136,7 +136,7 @@ def failed(
         flags = {"model.weights": weights}
         loaded = retry_config(store, found.identity, read_text(config), sets or [], flags)
         with console.progress_display() as progress:
-            result = run(loaded, progress, find_redo(found))
+            result = run(loaded, progress, find_redo(found), finish_on_interrupt=True)
         console.print_result(result, as_json=as_json)
         raise typer.Exit(result.exit_code)
     shards = found.marker_document.get("failed_shards", {})

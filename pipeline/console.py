@@ -256,6 +256,8 @@ def _print_outcome(result: RunResult) -> None:
         err.print(f"{result.store_retries} requests to stores were tried again", markup=False)
     for failure in result.failed:
         err.print(f"failed: {failure.reason}", markup=False)
+    if result.interrupted:
+        err.print("interrupted: run the same command again to resume", markup=False)
     if result.over_limit:
         err.print(
             f"limits exceeded: {result.failures} of {result.images + result.failures} committed "

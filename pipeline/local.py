@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any, TypeVar
 
 from fcn_core.checkpoint import WeightsFile
@@ -39,9 +39,19 @@ _END = object()
 
 
 def run_local(
-    job: Job, weights: WeightsFile, shards: Iterable[Shard]
+    job: Job,
+    weights: WeightsFile,
+    shards: Iterable[Shard],
+    *,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Receipt | ShardFailure]:
     """Receipts of all chunks, in the order they are finished.
+
+    Args:
+        job: of the run.
+        weights: of the network.
+        shards: what to label.
+        is_stopping: once it says so, only chunks that the network has are finished.
 
     Raises:
         StoreError: a store fails; whatever else a stage raises ends the run as well.
@@ -49,10 +59,15 @@ def run_local(
     yield from run_around_network(
         job,
         weights,
-        shards,
-        read=lambda shard: read_chunks(shard, job.sources, job.chunk_limits),
+        takewhile(lambda _: not is_stopping(), shards),
+        read=lambda shard: _until(is_stopping, read_chunks(shard, job.sources, job.chunk_limits)),
         finish=lambda segmented: write_chunk(segmented, job),
+        is_stopping=is_stopping,
     )
+
+
+def _until(is_stopping: Callable[[], bool], chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    return takewhile(lambda _: not is_stopping(), chunks)
 
 
 def run_around_network(
@@ -62,6 +77,7 @@ def run_around_network(
     *,
     read: Callable[[Shard], Iterator[Chunk]],
     finish: Callable[[Segmented], Finished],
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Generator[Finished | ShardFailure, None, None]:
     """The network between any two ends: `run` writes masks, `evaluate` counts pixels.
 
@@ -71,6 +87,7 @@ def run_around_network(
         shards: what to read, in order.
         read: the chunks of a shard; called in threads of this process.
         finish: what becomes of a chunk's masks; called in threads of this process.
+        is_stopping: once it says so, the network is given nothing more.
 
     Raises:
         FcnError: whatever a stage raises, but for shards that cannot be read.
@@ -84,7 +101,8 @@ def run_around_network(
             yield ShardFailure.of(shard.id, error)
 
     def segment(item: Item) -> Iterator[Item]:
-        yield item if isinstance(item, ShardFailure) else crew.segment(item)
+        if not is_stopping():
+            yield item if isinstance(item, ShardFailure) else crew.segment(item)
 
     def end(item: Item) -> Iterator[Item]:
         yield item if isinstance(item, ShardFailure) else finish(item)

@@ -40,6 +40,7 @@ class RunResult:
         empty: shards committed by this run that hold no sample.
         seconds: wall time.
         store_retries: requests to stores that were tried again, by the driver and its workers.
+        interrupted: whether Ctrl-C left some of what was pending.
     """
 
     output: str
@@ -59,6 +60,7 @@ class RunResult:
     store_retries: int = 0
     vanished_names: tuple[str, ...] = ()
     unpacked: int = 0
+    interrupted: bool = False
 
     @property
     def is_complete(self) -> bool:
@@ -67,7 +69,9 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 3 done with quarantined images, 4 limits exceeded."""
+        """0 all done, 3 done with quarantined images, 4 limits exceeded, 130 interrupted."""
+        if self.interrupted:
+            return 130
         if self.failed or self.over_limit:
             return 4
         return 3 if self.failures else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from fcn_core.checkpoint import WeightsFile
 from pipeline import retries
@@ -12,6 +13,7 @@ from pipeline.collect import Collector, is_over, needed_masks
 from pipeline.config import RunConfig
 from pipeline.finish import remove_markers, write_results, write_table
 from pipeline.identity import check, claim
+from pipeline.interrupt import finish_on_ctrl_c
 from pipeline.job import Job, ShardFailure
 from pipeline.lease import Lease
 from pipeline.outcome import Progress, RunResult
@@ -51,6 +53,8 @@ def run(
     config: RunConfig,
     on_progress: Callable[[Progress], None] | None = None,
     redo: Redo | None = None,
+    *,
+    finish_on_interrupt: bool = False,
 ) -> RunResult:
     """Label everything that is pending, and finish.
 
@@ -60,6 +64,8 @@ def run(
         config: what, where and how.
         on_progress: called at the start and after every finished chunk.
         redo: label these shards again, and no others.
+        finish_on_interrupt: whether the first Ctrl-C lets the local executor finish and commit what
+            is under way; the second raises KeyboardInterrupt, as else the first does.
 
     Raises:
         ConfigError, OutputError, WeightsError, LabelSetError: before anything is written.
@@ -94,11 +100,14 @@ def run(
         if todo.packing is not None:
             freeze(todo.packing, output)
         collector = _collector(prepared, todo)
-        with record:
-            _label(prepared, collector, lease, _Reporter(collector, started, record))
+        is_local = config.resolved_executor() == "local"
+        with finish_on_ctrl_c(wanted=finish_on_interrupt and is_local) as is_stopping, record:
+            reporter = _Reporter(collector, started, record)
+            stopped = _label(prepared, collector, lease, reporter, is_stopping)
         lease.check()
         summary = write_table(output, todo.ledger, prepared.job.labels)
         result = _result(prepared, todo, collector, summary, time.monotonic() - started)
+        result = replace(result, interrupted=stopped)
         redone = collector.redone
         write_redo(output, {s: tag for s, tag in todo.redo.items() if s not in redone})
         write_results(output, summary, result)
@@ -106,14 +115,18 @@ def run(
 
 
 def _label(
-    prepared: Prepared, collector: Collector, lease: Lease, report: Callable[[], None]
-) -> None:
-    """Everything that is pending, in waves."""
+    prepared: Prepared,
+    collector: Collector,
+    lease: Lease,
+    report: Callable[[], None],
+    is_stopping: Callable[[], bool],
+) -> bool:
+    """Everything that is pending, in waves; whether some of it was left, because of Ctrl-C."""
     report()
     pending = collector.plan.pending
     if not pending:
-        return
-    execute = _executor(prepared.config)
+        return False
+    execute = _executor(prepared.config, is_stopping)
     for start in range(0, len(pending), WAVE):
         wave = list(pending[start : start + WAVE])
         collector.expect(wave)
@@ -123,6 +136,7 @@ def _label(
             report()
     # Workers that died in the middle of a put, now or in the run that this one resumes.
     prepared.job.output.sweep()
+    return is_stopping() and collector.finished < len(pending)
 
 
 def _collector(prepared: Prepared, todo: Plan) -> Collector:
@@ -130,12 +144,12 @@ def _collector(prepared: Prepared, todo: Plan) -> Collector:
     return Collector(todo, job, prepared.identity.fingerprint, prepared.config.limits)
 
 
-def _executor(config: RunConfig) -> Execute:
+def _executor(config: RunConfig, is_stopping: Callable[[], bool]) -> Execute:
     # Imported where they are chosen: the local executor must start without Ray.
     if config.resolved_executor() == "local":
         from pipeline.local import run_local
 
-        return run_local
+        return partial(run_local, is_stopping=is_stopping)
     from pipeline.ray_job import run_ray
 
     return run_ray
