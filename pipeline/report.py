@@ -1,52 +1,49 @@
 """The report: one HTML file made from commits and previews alone. It never reads an image of INPUT.
 
-It is as small for a million shards as for twenty: every table, and every read, has a limit. It
-holds all it needs (style, pictures) and asks no other host for anything.
+It is as small for a million shards as for a thousand: every table, chart and read has a limit. It
+holds all it needs (styles, scripts, pictures) and asks no other host for anything.
 """
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import importlib.metadata
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import platform
+from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
-from PIL import Image
 
 from fcn_core.errors import FcnError
-from fcn_core.images import decode_image, decode_label, overlay
-from fcn_core.labels import VOID, LabelSet
-from fcn_core.metrics import ConfusionMatrix, none_if_nan
-from pipeline.commits import Commit, commit_path, quarantine_path
-from pipeline.errors import MissingError
-from pipeline.identity import read_identity
+from fcn_core.labels import LabelSet
+from fcn_core.metrics import none_if_nan
+from pipeline.commits import quarantine_path
+from pipeline.identity import OUTPUT_FORMAT, Identity, read_identity
+from pipeline.report_gallery import Gallery, read_gallery
+from pipeline.report_page import page, shown
+from pipeline.shard_figures import FEWEST_SHARDS, MAX_CELLS, MAX_UNITS
 from pipeline.store import Store
-from pipeline.summary import ShardScore, Summary
+from pipeline.summary import Summary
 
 REPORT_PATH = "report.html"
 MAX_SHARDS = 20
 """Rows in the tables of the worst and of the failed shards."""
 MAX_QUARANTINED = 50
-MAX_PICTURES = 12
-MAX_MATRIX = 30
-"""Classes of the largest confusion matrix that is drawn."""
 
-_MAX_TEXT = 400
-_MAX_PREVIEW_PIXELS = 1_000_000
-_LEGEND = 6
 _STAGES = "read decode forward write"
-_USER_INFO = re.compile(r"(?<=://)[^/\s@]*@")
+_PACKAGES = ("fcn-pipeline", "torch", "numpy", "pyarrow", "pillow")
+_TILES = {
+    "mean_iou": ("Mean IU", "intersection over union, averaged over classes"),
+    "pixel_accuracy": ("Pixel accuracy", "labelled pixels that are right"),
+    "mean_accuracy": ("Mean accuracy", "of the classes in the truth"),
+    "frequency_weighted_iou": ("Frequency-weighted IU", "IU weighted by share of the truth"),
+}
 
 
 def write_report(output: Store, summary: Summary, failed: Mapping[str, str]) -> None:
@@ -62,218 +59,210 @@ def write_report(output: Store, summary: Summary, failed: Mapping[str, str]) -> 
     Raises:
         StoreError: the report cannot be written.
     """
-    matrix, labels = summary.confusion, summary.labels
-    by_iou = matrix.labeled_pixels > 0
-    totals = _totals(summary)
-    worst = _worst(summary, by_iou)
-    rows, notes = _quarantined(output, summary)
-    pictures, picture_notes = _pictures(output, _choose(summary, worst), labels)
+    is_scored = summary.confusion.labeled_pixels > 0
+    intervals = summary.figures.intervals()
+    classes = _classes(summary, intervals)
+    quarantined = _Quarantined(output, summary)
+    gallery = read_gallery(output, summary)
+    identity = _identity(output)
     context = {
-        "by_iou": by_iou,
-        "labels": labels,
-        "totals": totals,
-        "scores": {p: matrix.scores(p).to_dict() for p in ("reference", "present")},
-        "classes": _class_rows(matrix, totals["class_pixels"], labels),
-        "confusion": [_shares(row) if row.any() else None for row in matrix.matrix],
-        "matrix_fits": labels.num_classes <= MAX_MATRIX,
-        "worst": worst,
+        "is_scored": is_scored,
+        "labels": summary.labels,
+        "totals": _totals(summary),
+        "tiles": _tiles(summary, intervals),
+        "present": none_if_nan(summary.confusion.scores("present").mean_iou),
+        "interval_note": _interval_note(summary),
+        "classes": classes,
+        "stages": _stages(summary),
+        "worst": summary.worst_of_all(MAX_SHARDS),
+        "most_cells": MAX_CELLS,
         "failed": [(s, shown(reason)) for s, reason in islice(failed.items(), MAX_SHARDS)],
         "failed_total": len(failed),
-        "quarantined": rows,
-        "pictures": pictures,
-        "notes": [shown(note) for note in (*notes, *picture_notes)],
-        "provenance": _provenance(output),
+        "quarantined": quarantined,
+        "pictures": len(gallery.pictures),
+        "from_shards": len({picture["shard"] for picture in gallery.pictures}),
+        "notes": [shown(note) for note in (*quarantined.notes, *gallery.notes)],
+        "input": None if identity is None else shown(identity.input),
+        "provenance": {} if identity is None else _provenance(identity),
+        "config": None if identity is None else _config(identity),
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
-    html = _environment().get_template("report.html").render(context)
-    # A file name that is no UTF-8 must not cost the report.
-    output.write(REPORT_PATH, html.encode("utf-8", "replace"))
+    output.write(REPORT_PATH, page(context, _data(summary, classes, gallery)))
 
 
-def shown(text: str, limit: int = _MAX_TEXT) -> str:
-    """A text from data as it may appear: of bounded length, and no credentials in its URLs.
-
-    >>> shown("s3://key:secret@bucket/a.tar: nothing there", 22)
-    's3://bucket/a.tar: no…'
-    """
-    text = _USER_INFO.sub("", text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share for people.
-
-    >>> percent(0.52349), percent(0.00001), percent(None)
-    ('52.3%', '<0.1%', '—')
-    """
-    if value is None:
-        return "—"
-    least: float = 10**-digits
-    return f"<{least}%" if 0 < value * 100 < least / 2 else f"{value * 100:.{digits}f}%"
+def _data(summary: Summary, classes: list[dict[str, Any]], gallery: Gallery) -> dict[str, Any]:
+    """What the scripts draw."""
+    labels = summary.labels
+    return {
+        "classes": [shown(name, 60) for name in labels.classes],
+        "colours": [_hex(colour) for colour in labels.palette],
+        "firstIsBackground": labels.classes[0].lower() in ("background", "void", "unlabeled"),
+        "scored": summary.confusion.labeled_pixels > 0,
+        "shares": {k: [row[k] for row in classes] for k in ("truth", "predicted", "masks")},
+        "confusion": summary.confusion.matrix.tolist(),
+        "shards": summary.figures.cells(),
+        "ious": summary.figures.histogram(),
+        "pictures": gallery.pictures,
+    }
 
 
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("pipeline"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"percent": percent, "shown": shown}
-    return environment
+def _hex(colour: tuple[int, int, int]) -> str:
+    return "#" + bytes(colour).hex()
 
 
 def _totals(summary: Summary) -> dict[str, Any]:
-    seconds = summary.seconds
     return {
         "shards": summary.shards,
         "images": summary.images,
         "labeled": summary.labeled_images,
         "failures": summary.failures,
-        "class_pixels": summary.class_pixels,
         "confidence": summary.confidence_sum / summary.images if summary.images else None,
-        "seconds": {s: seconds[s] for s in sorted(seconds, key=_STAGES.find)},
     }
 
 
-def _class_rows(
-    matrix: ConfusionMatrix, pixels: NDArray[np.int64], labels: LabelSet
+def _tiles(summary: Summary, intervals: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
+    scores = summary.confusion.scores().to_dict()
+    return [
+        {"name": title, "about": about, "value": scores[name], "interval": _interval(
+            intervals[name] if name in intervals else None)}
+        for name, (title, about) in _TILES.items()
+    ]  # fmt: skip
+
+
+def _interval(bounds: NDArray[np.float64] | None) -> tuple[float, float] | None:
+    if bounds is None or np.isnan(bounds).any():
+        return None
+    return float(bounds[0]), float(bounds[1])
+
+
+def _interval_note(summary: Summary) -> str:
+    shards = summary.figures.labeled
+    if shards < FEWEST_SHARDS:
+        return (
+            f"No intervals: they are estimated from how shards differ, and that takes at least "
+            f"{FEWEST_SHARDS} labelled ones; here there are {shards}. fcnseg evaluate has "
+            "intervals over images."
+        )
+    of = f"{shards:,} labelled shards"
+    if summary.figures.expected > MAX_UNITS:
+        of = f"{MAX_UNITS:,} groups, by lot, of {of}"
+    rough = " From so few shards they are rough." if shards < 30 else ""
+    return (
+        f"Intervals: 95 %, Poisson bootstrap over {of}, 1,000 replicates.{rough} fcnseg evaluate "
+        "has intervals over images."
+    )
+
+
+def _classes(
+    summary: Summary, intervals: Mapping[str, NDArray[np.float64]]
 ) -> list[dict[str, Any]]:
-    counts = {"truth": matrix.matrix.sum(axis=1), "predicted": matrix.matrix.sum(axis=0)}
-    shares = {name: _shares(values) for name, values in {**counts, "masks": pixels}.items()}
-    iou = matrix.scores().iou
+    matrix = summary.confusion
+    truth, predicted = matrix.matrix.sum(axis=1), matrix.matrix.sum(axis=0)
+    shares = [_shares(counts) for counts in (truth, predicted, summary.class_pixels)]
+    scores = matrix.scores()
+    bounds = intervals.get("iou")
     return [
         {
             "name": name,
-            "colour": labels.palette[k],
-            "iou": none_if_nan(iou[k]),
-            **{column: values[k] for column, values in shares.items()},
+            "colour": _hex(summary.labels.palette[k]),
+            "iou": none_if_nan(scores.iou[k]),
+            "interval": _interval(None if bounds is None else bounds[:, k]),
+            "accuracy": float(matrix.matrix[k, k] / truth[k]) if truth[k] else None,
+            **{name: column[k] for name, column in zip(
+                ("truth", "predicted", "masks"), shares, strict=True)},
         }
-        for k, name in enumerate(labels.classes)
-    ]
+        for k, name in enumerate(summary.labels.classes)
+    ]  # fmt: skip
 
 
 def _shares(counts: NDArray[np.int64]) -> list[float]:
     return [float(share) for share in counts / max(1, int(counts.sum()))]
 
 
-def _worst(summary: Summary, by_iou: bool) -> list[ShardScore]:
-    """The lowest scores: mean IU, or mean confidence where nothing has labels."""
-    worst = summary.worst(MAX_SHARDS, has_labels=by_iou)
-    return [score for score in worst if by_iou or score.images]
+def _stages(summary: Summary) -> list[dict[str, Any]]:
+    total = sum(summary.seconds.values())
+    return [
+        {
+            "name": stage,
+            "seconds": summary.seconds[stage],
+            "share": summary.seconds[stage] / total if total else None,
+            "rate": summary.images / summary.seconds[stage] if summary.seconds[stage] else None,
+        }
+        for stage in sorted(summary.seconds, key=_STAGES.find)
+    ]
 
 
-def _quarantined(output: Store, summary: Summary) -> tuple[list[dict[str, str]], list[str]]:
-    rows: list[dict[str, str]] = []
-    notes = []
-    for shard in summary.with_failures[:MAX_QUARANTINED]:
-        room = MAX_QUARANTINED - len(rows)
-        try:
-            found = _rows(output, quarantine_path(shard), room)
-            rows += [{k: shown(row[k]) for k in ("key", "reason", "location")} for row in found]
-        except Exception as error:
-            notes.append(f"{quarantine_path(shard)} is unreadable: {error}")
-        if len(rows) >= MAX_QUARANTINED:
-            break
-    return rows, notes
+class _Quarantined:
+    """The first quarantined images.
+
+    Attributes:
+        rows: `key`, `reason`, `location`; at most `MAX_QUARANTINED`.
+        kinds: numbers of images by class of error, the most frequent first.
+        counted: images that `kinds` tells of.
+        notes: what could not be read.
+    """
+
+    def __init__(self, output: Store, summary: Summary) -> None:
+        self.rows: list[dict[str, str]] = []
+        self.notes: list[str] = []
+        kinds: Counter[str] = Counter()
+        for shard in summary.with_failures[:MAX_QUARANTINED]:
+            try:
+                table = pq.ParquetFile(pa.BufferReader(output.read(quarantine_path(shard))))
+                errors = table.read(["error"])["error"].to_pylist()
+                self._add_rows(shard, table)
+                kinds.update(errors)
+            except Exception as error:  # whatever a damaged table raises, the masks are done
+                self.notes.append(f"{quarantine_path(shard)} is unreadable: {error}")
+        self.kinds = kinds.most_common()
+        self.counted = sum(kinds.values())
+
+    def _add_rows(self, shard: str, table: pq.ParquetFile) -> None:
+        room = MAX_QUARANTINED - len(self.rows)
+        for batch in islice(table.iter_batches(room) if room else (), 1):
+            for row in batch.to_pylist():
+                texts = {name: shown(row[name]) for name in ("key", "error", "reason", "location")}
+                self.rows.append({"shard": shown(shard), **texts})
 
 
-def _rows(output: Store, path: str, limit: int) -> list[dict[str, Any]]:
-    batches = pq.ParquetFile(pa.BufferReader(output.read(path))).iter_batches(limit)
-    return [row for batch in islice(batches, 1) for row in batch.to_pylist()]
-
-
-def _choose(summary: Summary, worst: Sequence[ShardScore]) -> list[tuple[str, bool]]:
-    """Shards to show and whether for their score: half the worst, half spread over the others."""
-    bad = [score.shard for score in worst[: min(MAX_PICTURES, summary.shards + 1) // 2]]
-    rest = [shard for shard in summary.spread if shard not in bad]
-    wanted = min(MAX_PICTURES - len(bad), len(rest))
-    spread = [rest[(2 * i + 1) * len(rest) // (2 * wanted)] for i in range(wanted)]
-    return [(shard, True) for shard in bad] + [(shard, False) for shard in spread]
-
-
-def _pictures(
-    output: Store, chosen: Sequence[tuple[str, bool]], labels: LabelSet
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """At most `MAX_PICTURES`: one of every shard, then, while there is room, its others."""
-    notes: list[str] = []
-    by_shard: list[list[dict[str, Any]]] = []
-    for shard, is_worst in chosen:
-        figures = []
-        try:
-            for row in _previews(output, shard, -(-MAX_PICTURES // len(chosen))):
-                figures.append({"shard": shard, "is_worst": is_worst, **_figure(row, labels)})
-        except MissingError:
-            pass  # previews are a courtesy: an output without them is whole
-        except Exception as error:  # whatever a damaged preview raises, the masks are done
-            notes.append(f"A preview of shard {shard} is unreadable: {error}")
-        by_shard.append(figures if is_worst else figures[::-1])
-    turns = (figure for turn in zip_longest(*by_shard) for figure in turn if figure is not None)
-    return sorted(islice(turns, MAX_PICTURES), key=lambda figure: not figure["is_worst"]), notes
-
-
-def _previews(output: Store, shard: str, limit: int) -> Iterator[dict[str, Any]]:
-    """Rows of the shard's preview tables, at most `limit` tables of two; the worst comes first."""
-    where = commit_path(shard)
-    commit = Commit.from_json(output.read(where), output.location(where))
-    # The commit names them: how many chunks a shard had is not in the ledger.
-    paths = [file.path for file in commit.files if file.path.startswith("_previews/")]
-    for path in paths[:: -(-len(paths) // limit) or 1]:
-        yield from _rows(output, path, 2)
-
-
-def _figure(row: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]:
-    """The pictures of a preview as data URIs, each with a text that says what it shows."""
-    image = decode_image(row["image"], max_pixels=_MAX_PREVIEW_PIXELS)
-    mask = decode_label(row["mask"], max_pixels=_MAX_PREVIEW_PIXELS)
-    buffer = io.BytesIO()
-    painted = overlay(image, mask.astype(np.uint8), labels.palette)
-    Image.fromarray(painted).save(buffer, "JPEG", quality=80)
-    panels = [("image", "jpeg", row["image"], "the input image")]
-    accuracy = None
-    if row["label"] is not None:
-        label = decode_label(row["label"], max_pixels=_MAX_PREVIEW_PIXELS)
-        known = label != VOID
-        accuracy = float((label == mask)[known].mean()) if known.any() else None
-        panels.append(("label", "png", row["label"], _described(label, labels)))
-    panels.append(("mask", "png", row["mask"], _described(mask, labels)))
-    panels.append(("overlay", "jpeg", buffer.getvalue(), "the mask laid over the image"))
-    return {
-        "key": str(row["key"]),
-        "accuracy": accuracy,
-        "size": image.shape[1::-1],
-        "legend": _largest(mask, labels),
-        "panels": [
-            (name, f"data:image/{kind};base64,{base64.b64encode(data).decode()}", text)
-            for name, kind, data, text in panels
-        ],
-    }
-
-
-def _largest(values: NDArray[np.uint16], labels: LabelSet) -> list[tuple[int, float]]:
-    """Classes and their shares of the pixels that are not void, largest first."""
-    pixels = np.bincount(values[values != VOID], minlength=labels.num_classes)
-    order = np.argsort(-pixels, kind="stable")[:_LEGEND]
-    return [(int(k), float(pixels[k] / pixels.sum())) for k in order if pixels[k]]
-
-
-def _described(values: NDArray[np.uint16], labels: LabelSet) -> str:
-    parts = [f"{labels.classes[k]} {percent(share, 0)}" for k, share in _largest(values, labels)]
-    return ", ".join(parts) or "all void"
-
-
-def _provenance(output: Store) -> dict[str, str]:
+def _identity(output: Store) -> Identity | None:
     try:
-        found = read_identity(output)
+        return read_identity(output)
     except FcnError:
-        return {}
-    parts = {
+        return None
+
+
+def _provenance(found: Identity) -> dict[str, str]:
+    parts = found.parts
+    preprocessing = json.dumps(parts.get("preprocessing"), sort_keys=True)
+    return {
         "Input": shown(found.input),
-        "Label set": f"{found.labels.name} ({found.labels.num_classes} classes)",
-        "Variant": str(found.parts.get("variant", "unknown")),
-        "Precision": str(found.parts.get("precision", "unknown")),
-        "Weights SHA-256": str(found.parts.get("weights_sha256", "unknown")),
+        "Label set": f"{shown(found.labels.name)} ({_count(found.labels)})",
+        "Variant": str(parts.get("variant", "unknown")),
+        "Precision": str(parts.get("precision", "unknown")),
+        "Preprocessing": shown(preprocessing),
+        "Weights SHA-256": str(parts.get("weights_sha256", "unknown")),
         "Fingerprint": found.fingerprint,
+        "Output format": str(parts.get("output_format", OUTPUT_FORMAT)),
+        "Written with": ", ".join(_versions()),
     }
-    for package in ("fcn-pipeline", "torch"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            parts[f"{package} of this report"] = importlib.metadata.version(package)
-    return parts
+
+
+def _count(labels: LabelSet) -> str:
+    return f"{labels.num_classes} class" + "es" * (labels.num_classes != 1)
+
+
+def _versions() -> list[str]:
+    found = [f"Python {platform.python_version()}"]
+    for package in _PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _config(found: Identity) -> str | None:
+    if found.config is None:
+        return None
+    return shown(json.dumps(found.config, indent=2, ensure_ascii=False), 10_000)

@@ -18,6 +18,7 @@ from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix, none_if_nan
 from pipeline.errors import OutputError
 from pipeline.ledger import Ledger, read_ledger
+from pipeline.shard_figures import ShardFigures
 from pipeline.shard_table import DamagedError
 from pipeline.store import Store
 
@@ -58,6 +59,7 @@ class Summary:
         seconds: by stage.
         with_failures: the first shards that have quarantined images.
         spread: shards evenly over all, in order.
+        figures: what the report draws of the shards.
     """
 
     labels: LabelSet
@@ -75,6 +77,7 @@ class Summary:
         classes = self.labels.num_classes
         self.confusion = ConfusionMatrix(classes)
         self.class_pixels: NDArray[np.int64] = np.zeros(classes, np.int64)
+        self.figures = ShardFigures(classes, self.expected)
         self._worst: dict[bool, list[ShardScore]] = {True: [], False: []}
         count = min(self.expected, 2 * MOST_NAMED)
         self._places = [(2 * i + 1) * self.expected // (2 * count) for i in range(count)]
@@ -95,8 +98,10 @@ class Summary:
         self.labeled_images += pc.sum(batch["labeled_images"]).as_py()
         self.failures += pc.sum(batch["failures"]).as_py()
         self.confidence_sum += pc.sum(batch["confidence_sum"]).as_py()
-        for text in batch["seconds"].to_pylist():
-            self.seconds.update(json.loads(text))
+        seconds = [json.loads(text) for text in batch["seconds"].to_pylist()]
+        for of_shard in seconds:
+            self.seconds.update(of_shard)
+        self.figures.add(batch, seconds)
         self._name(batch)
         self.shards += len(batch)
 

@@ -38,4 +38,4 @@ def test_demo_runs_from_the_wheel(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["mean_iou"] >= 0.8
-    assert (tmp_path / "demo/output/report.html").stat().st_size > 10_000
+    assert (tmp_path / "demo/output/report.html").stat().st_size > 1_000_000  # with its scripts

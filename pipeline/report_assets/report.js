@@ -1,0 +1,105 @@
+// What the other scripts share: the data, numbers for people, the theme, tables that can be sorted.
+"use strict";
+const report = (() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const root = document.documentElement;
+  root.classList.add("scripted");
+
+  const by = (id) => document.getElementById(id);
+  const count = (value) => value.toLocaleString("en");
+  const percent = (value, digits = 1) => {
+    if (value === null || value === undefined) return "—";
+    const least = 10 ** -digits;
+    return value > 0 && value * 100 < least / 2 ? `<${least}%` : `${(value * 100).toFixed(digits)}%`;
+  };
+
+  // An element with its text (never HTML) and attributes; null children are left out.
+  const element = (name, attributes = {}, ...children) => {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) {
+      if (key in made && typeof value !== "string") made[key] = value;
+      else made.setAttribute(key, value);
+    }
+    made.append(...children.filter((child) => child !== null));
+    return made;
+  };
+  const swatch = (k) => {
+    const made = element("span", { class: "swatch" });
+    made.style.background = data.colours[k];
+    return made;
+  };
+
+  // --- theme: as the system has it, light, dark
+  const themes = ["auto", "light", "dark"];
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const listeners = [];
+  const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
+  const remembered = () => {
+    try { return localStorage.getItem("report-theme"); } catch { return null; } // files may not have any
+  };
+  const wear = (theme) => {
+    if (theme === "auto") root.removeAttribute("data-theme");
+    else root.setAttribute("data-theme", theme);
+    const words = { auto: "as the system has them", light: "light", dark: "dark" }[theme];
+    by("theme").setAttribute("aria-label", `Colours: ${words}`);
+    by("theme").title = `Colours: ${words}`;
+    by("theme").querySelector("span").textContent = theme[0].toUpperCase() + theme.slice(1);
+    by("theme").dataset.theme = theme;
+    listeners.forEach((listener) => listener());
+  };
+  by("theme").addEventListener("click", () => {
+    const next = themes[(themes.indexOf(by("theme").dataset.theme) + 1) % themes.length];
+    try { localStorage.setItem("report-theme", next); } catch { /* then it lasts as long as the page */ }
+    wear(next);
+  });
+  dark.addEventListener("change", () => listeners.forEach((listener) => listener()));
+  wear(themes.includes(remembered()) ? remembered() : "auto");
+
+  // --- tables
+  const valueOf = (row, column) => {
+    const cell = row.cells[column];
+    const text = cell.dataset.value ?? cell.textContent.replaceAll(",", "");
+    const number = Number.parseFloat(text);
+    return cell.classList.contains("n") || cell.dataset.value !== undefined
+      ? (Number.isNaN(number) ? -1 : number) : text;
+  };
+  const sortBy = (table, header, column) => {
+    const down = header.getAttribute("aria-sort") !== "descending";
+    table.querySelectorAll("[aria-sort]").forEach((other) => other.removeAttribute("aria-sort"));
+    header.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const rows = [...table.tBodies[0].rows];
+    const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1);
+    rows.sort((a, b) => compare(valueOf(a, column), valueOf(b, column)));
+    table.tBodies[0].append(...rows);
+  };
+  document.querySelectorAll("table.sortable").forEach((table) => {
+    [...table.tHead.rows[0].cells].forEach((header, column) => {
+      if (header.tagName !== "TH") return;
+      const button = element("button", { type: "button" }, ...header.childNodes);
+      header.append(button);
+      button.addEventListener("click", () => sortBy(table, header, column));
+    });
+  });
+  // Rows of texts; numbers in all columns but the first `names`.
+  const table = (columns, rows, names = 1) => element("table", {},
+    element("thead", {}, element("tr", {}, ...columns.map((title, i) =>
+      element("th", { scope: "col", class: i < names ? "" : "n" }, title)))),
+    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text, i) =>
+      i === 0 ? element("th", { scope: "row" }, text) : element("td", { class: i < names ? "" : "n" }, text))))));
+
+  // When an element comes into sight, once.
+  const sights = new Map();
+  const watcher = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      watcher.unobserve(entry.target);
+      const begin = sights.get(entry.target);
+      sights.delete(entry.target);
+      begin?.();
+    }
+  }, { rootMargin: "300px" });
+  const whenSeen = (target, begin) => { sights.set(target, begin); watcher.observe(target); };
+
+  return { data, by, count, percent, element, swatch, colour, table, whenSeen,
+    onTheme: (listener) => listeners.push(listener) };
+})();
