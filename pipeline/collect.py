@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.commits import (
+    Author,
     build_commit,
     with_file,
     write_commit,
@@ -44,7 +45,7 @@ class Collector:
     Attributes:
         plan: what is being done.
         job: the run's stores and formats.
-        fingerprint: goes into every commit.
+        author: goes into every commit.
         limits: the per-shard bad fraction.
         failed: shards that were not committed.
         empty: shards that were committed and hold no sample at all.
@@ -57,7 +58,7 @@ class Collector:
 
     plan: Plan
     job: Job
-    fingerprint: str
+    author: Author
     limits: LimitsConfig
     failed: dict[str, ShardFailure] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
@@ -130,7 +131,7 @@ class Collector:
             self._fail(_over_limit(shard, bad, len(bad) + good, fraction))
             return
         location = self.job.sources.images.location(shard.path)
-        commit = build_commit(shard, location, receipts, self.fingerprint, self.job.masks)
+        commit = build_commit(shard, location, receipts, self.author)
         commit = with_file(commit, quarantine)
         tag = write_commit(self.job.output, commit, replaces=self._older.get(shard.id))
         self.committed += 1

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from operator import add, attrgetter
 from typing import Any
 
 from fcn_core.metrics import ConfusionMatrix
 from pipeline.errors import OutputError, StoreError
+from pipeline.histograms import Histograms
+from pipeline.results import Candidate
 from pipeline.samples import Failure
 from pipeline.shards import Shard
 from pipeline.store import Store
 from pipeline.writers import FileRecord, Receipt, quarantine_table, record
 
-COMMIT_FORMAT = 1
+COMMIT_FORMAT = 2
+"""1 lacked `run`, `histograms` and `candidates`."""
+
+MOST_CANDIDATES = 16
+"""Images of one shard that are put forward for review: a single bad one must not fill the queue."""
+
 PREFIX = "_commits"
 
 
@@ -36,6 +46,9 @@ class Commit:
         class_pixels: predicted pixels by class.
         confidence_sum: sum over images of their mean confidence.
         seconds: by stage, summed over chunks.
+        run: name of the run that made it, as the history has it; empty in format 1.
+        histograms: of the images; None in format 1.
+        candidates: the worst images, the worst first; none in format 1.
     """
 
     shard: str
@@ -51,6 +64,9 @@ class Commit:
     class_pixels: tuple[int, ...]
     confidence_sum: float
     seconds: Mapping[str, float]
+    run: str = ""
+    histograms: Histograms | None = None
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def matrix(self) -> ConfusionMatrix:
@@ -66,19 +82,19 @@ class Commit:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Commit:
-        """What `to_json` gave.
+        """What `to_json` gave, of this version or an earlier one.
 
         Raises:
-            OutputError: of another format version, or not a commit.
+            OutputError: of a later format version, or not a commit.
         """
         try:
             document = json.loads(data)
             found = document.pop("format")
-            if found != COMMIT_FORMAT:
+            if found not in range(1, COMMIT_FORMAT + 1):
                 raise OutputError(
                     where,
                     f"commit format {found}",
-                    f"format {COMMIT_FORMAT}",
+                    f"format {COMMIT_FORMAT} or an earlier one",
                     "Use the version of fcnseg that wrote this output, or a new OUTPUT.",
                 )
             document.pop("scores", None)
@@ -86,6 +102,10 @@ class Commit:
             document["masks"] = tuple(document["masks"])
             document["confusion"] = tuple(tuple(row) for row in document["confusion"])
             document["class_pixels"] = tuple(document["class_pixels"])
+            if found > 1:
+                document["histograms"] = _histograms(document)
+                document["candidates"] = tuple(Candidate(**c) for c in document["candidates"])
+                document["run"] = str(document["run"])
             return cls(**document)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise OutputError(
@@ -94,6 +114,15 @@ class Commit:
                 "a commit of this project",
                 "Delete it: its shard will be labelled again.",
             ) from error
+
+
+def _histograms(document: Mapping[str, Any]) -> Histograms | None:
+    if document["histograms"] is None:
+        return None
+    found = Histograms.of(document["histograms"])
+    if len(found.shares) != len(document["class_pixels"]):
+        raise ValueError(f"histograms of {len(found.shares)} classes")
+    return found
 
 
 def commit_path(shard: str) -> str:
@@ -106,8 +135,23 @@ def quarantine_path(shard: str) -> str:
     return f"_quarantine/{shard}.parquet"
 
 
+@dataclass(frozen=True)
+class Author:
+    """Whose commits these are.
+
+    Attributes:
+        fingerprint: of the run.
+        run: its name in the history.
+        masks: the formats it writes.
+    """
+
+    fingerprint: str
+    run: str
+    masks: tuple[str, ...]
+
+
 def build_commit(
-    shard: Shard, location: str, receipts: Sequence[Receipt], fingerprint: str, masks: Sequence[str]
+    shard: Shard, location: str, receipts: Sequence[Receipt], author: Author
 ) -> Commit:
     """One commit from all receipts of a shard, in chunk order."""
     ordered = sorted(receipts, key=lambda receipt: receipt.seq)
@@ -116,13 +160,14 @@ def build_commit(
         matrix += ConfusionMatrix(len(receipt.confusion), receipt.confusion)
     columns = zip(*(receipt.class_pixels for receipt in ordered), strict=True)
     stages = {name for receipt in ordered for name in receipt.seconds}
+    candidates = (candidate for receipt in ordered for candidate in receipt.candidates)
     return Commit(
         shard=shard.id,
         commit_id=uuid.uuid4().hex,
-        fingerprint=fingerprint,
+        fingerprint=author.fingerprint,
         input={"location": location, "etag": shard.etag, "size": shard.size},
         files=tuple(f for receipt in ordered for f in receipt.files),
-        masks=tuple(sorted(masks)),
+        masks=tuple(sorted(author.masks)),
         images=sum(receipt.images for receipt in ordered),
         labeled_images=sum(receipt.labeled_images for receipt in ordered),
         failures=sum(len(receipt.failures) for receipt in ordered),
@@ -133,6 +178,9 @@ def build_commit(
             stage: round(sum(receipt.seconds.get(stage, 0.0) for receipt in ordered), 4)
             for stage in sorted(stages)
         },
+        run=author.run,
+        histograms=reduce(add, (receipt.histograms for receipt in ordered)),
+        candidates=tuple(heapq.nsmallest(MOST_CANDIDATES, candidates, key=attrgetter("score"))),
     )
 
 

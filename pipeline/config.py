@@ -109,6 +109,25 @@ class LimitsConfig(_Section):
     """Most memory of one worker process, like 8GiB; default: its share of nine tenths."""
 
 
+class DriftConfig(_Section):
+    """What a run is compared with when it is done, and what a person is to look at."""
+
+    window: int = Field(default=7, ge=0)
+    """Runs before this one, on this output, that it is compared with; 0 compares nothing."""
+    reference: str | None = None
+    """OUTPUT of other runs to compare with instead, reached as output.store says."""
+    moderate: float = Field(default=0.1, gt=0)
+    """Population stability index from which a quantity is said to have moved."""
+    major: float = Field(default=0.25, gt=0)
+    """Population stability index from which a run counts as drifted."""
+    min_images: int = Field(default=30, ge=1)
+    """Fewer images, now or before, are not compared."""
+    false_alarms: float = Field(default=0.01, gt=0, lt=1)
+    """About this share of runs without drift may be taken for drifted by chance."""
+    review_images: int = Field(default=32, ge=0, le=256)
+    """Images of a run put into review/ for a person to look at, the worst first."""
+
+
 class RunConfig(_Section):
     """A labelling run."""
 
@@ -117,6 +136,7 @@ class RunConfig(_Section):
     model: ModelConfig = ModelConfig()
     compute: ComputeConfig = ComputeConfig()
     limits: LimitsConfig = LimitsConfig()
+    drift: DriftConfig = DriftConfig()
 
     def resolved_executor(self) -> Literal["local", "ray"]:
         """`local` unless the config, RAY_ADDRESS or a surrounding Ray job says otherwise."""

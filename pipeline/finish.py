@@ -6,6 +6,7 @@ import json
 
 from fcn_core.labels import LabelSet
 from pipeline.ledger import Ledger, read_ledger
+from pipeline.morning import RunShare
 from pipeline.outcome import RunResult
 from pipeline.report import write_report
 from pipeline.shard_table import DamagedError, TableWriter
@@ -23,24 +24,38 @@ def remove_markers(output: Store) -> None:
     output.delete(PARTIAL)
 
 
-def write_table(output: Store, ledger: Ledger, labels: LabelSet) -> Summary:
+def write_table(
+    output: Store, ledger: Ledger, labels: LabelSet, share: RunShare | None = None
+) -> Summary:
     """Write the commits as a table, if it is not there already, and sum them up: in one pass.
+
+    Args:
+        output: where.
+        ledger: of the output.
+        labels: of the output.
+        share: what this run did; filled in the same pass.
 
     Raises:
         OutputError: a commit that cannot be read, or of another number of classes.
         StoreError: the store refuses.
     """
     try:
-        return _write_table(output, ledger, labels)
+        return _write_table(output, ledger, labels, share)
     except DamagedError:  # the older table, whose rows the ledger was going to copy
-        return _write_table(output, read_ledger(output, believe_table=False), labels)
+        return _write_table(output, read_ledger(output, believe_table=False), labels, share)
 
 
-def _write_table(output: Store, ledger: Ledger, labels: LabelSet) -> Summary:
+def _write_table(
+    output: Store, ledger: Ledger, labels: LabelSet, share: RunShare | None
+) -> Summary:
     summary = Summary(labels, len(ledger))
+    if share is not None:
+        share.begin()
     with TableWriter(output) as table:
         for batch in ledger.batches():
             summary.add(batch)
+            if share is not None:
+                share.add(batch)
             if not ledger.is_as_the_table:
                 table.write(batch)
         if not ledger.is_as_the_table:

@@ -21,8 +21,11 @@ from pipeline.store import Store
 from pipeline.store_options import masked
 
 PATH = "_run.json"
-OUTPUT_FORMAT = 1
-"""Version of everything in an output; see the heading "Output format" in CHANGELOG.md."""
+OUTPUT_FORMAT = 2
+"""Version of everything in an output; see the heading "Output format" in CHANGELOG.md.
+
+Enters the fingerprint, so that no run mixes versions in one output. Reading commands read all.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Identity:
             before it was listed. A folder whose `labels/` is renamed would become other images.
         config: of the latest run, as `remembered` makes it, for `fcnseg failed --retry`; None in
             outputs that are older than this field. No part of the fingerprint, and never compared.
+        format: version of the output.
     """
 
     input: str
@@ -46,6 +50,7 @@ class Identity:
     parts: Mapping[str, Any]
     layout: str | None = None
     config: Mapping[str, Any] | None = None
+    format: int = OUTPUT_FORMAT
 
     @property
     def fingerprint(self) -> str:
@@ -56,7 +61,7 @@ class Identity:
     def to_json(self) -> bytes:
         """The object `_run.json`."""
         document = {
-            "format": OUTPUT_FORMAT,
+            "format": self.format,
             "fingerprint": self.fingerprint,
             "parts": self.parts,
             "input": self.input,
@@ -69,18 +74,18 @@ class Identity:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Identity:
-        """What `to_json` gave.
+        """What `to_json` gave, of this version or an earlier one.
 
         Raises:
-            OutputError: of another format, or no `_run.json` of this project.
+            OutputError: of a later format, or no `_run.json` of this project.
         """
         try:
             document = json.loads(data)
-            if document["format"] != OUTPUT_FORMAT:
+            if document["format"] not in range(1, OUTPUT_FORMAT + 1):
                 raise OutputError(
                     where,
                     f"output format {document['format']}",
-                    f"format {OUTPUT_FORMAT}",
+                    f"format {OUTPUT_FORMAT} or an earlier one",
                     "Use the version of fcnseg that wrote it, or a new OUTPUT.",
                 )
             return cls(
@@ -90,6 +95,7 @@ class Identity:
                 parts=document["parts"],
                 layout=document["layout"],
                 config=document.get("config"),
+                format=document["format"],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise OutputError(
@@ -133,7 +139,7 @@ def portable(config: RunConfig) -> dict[str, Any]:
     """
     tree: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
     names = (("input", "url"), ("input", "labels"), ("input", "label_set"), ("model", "weights"))
-    for section, name in (*names, ("output", "url")):
+    for section, name in (*names, ("output", "url"), ("drift", "reference")):
         value = tree.get(section, {}).get(name)
         if value is not None:
             tree[section][name] = _anywhere(value)
@@ -157,7 +163,7 @@ def read_identity(output: Store) -> Identity:
     """The identity of an existing output.
 
     Raises:
-        OutputError: there is none, or it is of another format.
+        OutputError: there is none, or it is of a later format.
     """
     try:
         return Identity.from_json(output.read(PATH), output.location(PATH))
@@ -214,6 +220,11 @@ def check(output: Store, mine: Identity) -> None:
 
 def _difference(theirs: Identity, mine: Identity) -> tuple[str, str] | None:
     """(what an output is, what a run is) where the two do not fit, or None."""
+    if theirs.format != mine.format:
+        return (
+            f"it is of output format {theirs.format}",
+            f"this version writes format {mine.format}",
+        )
     if theirs.input != mine.input:
         return f"it holds the labels of {theirs.input}", f"this run labels {mine.input}"
     for name in {**theirs.parts, **mine.parts}:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fcn_core.labels import LabelSet
+from pipeline.drift import Drift
+from pipeline.history import RunRecord
 from pipeline.job import ShardFailure
 
 
@@ -41,6 +43,7 @@ class RunResult:
         seconds: wall time.
         store_retries: requests to stores that were tried again, by the driver and its workers.
         interrupted: whether Ctrl-C left some of what was pending.
+        record: what the history keeps of this run; None if it had nothing to do.
     """
 
     output: str
@@ -61,6 +64,12 @@ class RunResult:
     vanished_names: tuple[str, ...] = ()
     unpacked: int = 0
     interrupted: bool = False
+    record: RunRecord | None = None
+
+    @property
+    def drifted(self) -> tuple[Drift, ...]:
+        """What this run labelled otherwise than was labelled before; it changes no exit code."""
+        return () if self.record is None else self.record.drifted
 
     @property
     def is_complete(self) -> bool:
@@ -94,4 +103,6 @@ class RunResult:
             "empty_shards": list(self.empty),
             "seconds": round(self.seconds, 3),
             "store_retries": self.store_retries,
+            "drifted": [drift.reason for drift in self.drifted],
+            "run": None if self.record is None else self.record.to_dict(),
         }

@@ -94,6 +94,30 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """An image that a person should perhaps look at; it has a preview.
+
+    Attributes:
+        key: within its shard.
+        mean_confidence: 0-1; None where the network gave NaN.
+        mean_iou: against its label; None without one.
+        preview: path of the table that holds its preview, below OUTPUT.
+    """
+
+    key: str
+    mean_confidence: float | None
+    mean_iou: float | None
+    preview: str
+
+    @property
+    def score(self) -> float:
+        """The lower, the worse: mean IU, or the confidence of an image without a label."""
+        if self.mean_iou is not None:
+            return self.mean_iou
+        return -1.0 if self.mean_confidence is None else self.mean_confidence
+
+
+@dataclass(frozen=True)
 class Piece:
     """Some samples of a chunk after the network.
 

@@ -10,12 +10,15 @@ from functools import partial
 from fcn_core.checkpoint import WeightsFile
 from pipeline import retries
 from pipeline.collect import Collector, is_over, needed_masks
+from pipeline.commits import Author
 from pipeline.config import RunConfig
 from pipeline.finish import remove_markers, write_results, write_table
+from pipeline.history import RunRecord, begin_run, cancel_run, opened_run
 from pipeline.identity import check, claim
 from pipeline.interrupt import finish_on_ctrl_c
 from pipeline.job import Job, ShardFailure
 from pipeline.lease import Lease
+from pipeline.morning import Ending, Reference, RunShare, find_reference, finish_run
 from pipeline.outcome import Progress, RunResult
 from pipeline.plan import Plan, make_plan, subtract, survey
 from pipeline.preflight import preflight
@@ -23,7 +26,6 @@ from pipeline.prepare import Prepared, plan_request, prepare
 from pipeline.progress import ProgressRecord
 from pipeline.redo import Redo, read_redo, write_redo
 from pipeline.shard_list import Shard
-from pipeline.summary import Summary
 from pipeline.template import start_template
 from pipeline.virtual import freeze
 from pipeline.writers import Receipt
@@ -83,6 +85,7 @@ def run(
     found = survey(prepared.request)
     mine = replace(prepared.identity, layout=found.listing.layout)
     check(output, mine)
+    reference = find_reference(config.drift, mine, config.output.store)
     preflight(output)
     with Lease(output) as lease:
         output = output.guarded(lease.check)
@@ -99,15 +102,20 @@ def run(
             start_template()  # it imports torch while this process goes on
         if todo.packing is not None:
             freeze(todo.packing, output)
-        collector = _collector(prepared, todo)
+        run_name = opened_run(output) or (begin_run(output) if todo.pending else "")
+        collector = _collector(prepared, todo, run_name)
         is_local = config.resolved_executor() == "local"
         with finish_on_ctrl_c(wanted=finish_on_interrupt and is_local) as is_stopping, record:
             reporter = _Reporter(collector, started, record)
             stopped = _label(prepared, collector, lease, reporter, is_stopping)
         lease.check()
-        summary = write_table(output, todo.ledger, prepared.job.labels)
-        result = _result(prepared, todo, collector, summary, time.monotonic() - started)
-        result = replace(result, interrupted=stopped)
+        share = RunShare(run_name, prepared.job.labels, config.drift.review_images)
+        summary = write_table(output, todo.ledger, prepared.job.labels, share)
+        ending = Ending(summary, len(collector.failed), time.monotonic() - started)
+        # One that was interrupted is not finished: whoever goes on tells of the whole.
+        told = None if stopped else _tell_history(prepared, share, ending, reference)
+        result = _result(prepared, todo, collector, ending)
+        result = replace(result, interrupted=stopped, record=told)
         redone = collector.redone
         write_redo(output, {s: tag for s, tag in todo.redo.items() if s not in redone})
         write_results(output, summary, result)
@@ -139,9 +147,23 @@ def _label(
     return is_stopping() and collector.finished < len(pending)
 
 
-def _collector(prepared: Prepared, todo: Plan) -> Collector:
+def _collector(prepared: Prepared, todo: Plan, run_name: str) -> Collector:
     job = replace(prepared.job, masks=needed_masks(todo, prepared.job.masks))
-    return Collector(todo, job, prepared.identity.fingerprint, prepared.config.limits)
+    author = Author(prepared.identity.fingerprint, run_name, job.masks)
+    return Collector(todo, job, author, prepared.config.limits)
+
+
+def _tell_history(
+    prepared: Prepared, share: RunShare, ending: Ending, reference: Reference | None
+) -> RunRecord | None:
+    """The record of a run that did something, or tried to; that of one that was killed, too."""
+    output = prepared.job.output
+    if not share.run:
+        return None
+    if not share.summary.shards and not ending.failed:
+        cancel_run(output)
+        return None
+    return finish_run(output, share, ending, prepared.config.drift, reference)
 
 
 def _executor(config: RunConfig, is_stopping: Callable[[], bool]) -> Execute:
@@ -176,9 +198,8 @@ class _Reporter:
         self.tell(progress)
 
 
-def _result(
-    prepared: Prepared, todo: Plan, collector: Collector, summary: Summary, seconds: float
-) -> RunResult:
+def _result(prepared: Prepared, todo: Plan, collector: Collector, ending: Ending) -> RunResult:
+    summary = ending.whole
     bad = summary.failures + collector.uncommitted_failures
     total = summary.images + collector.uncommitted_images + bad
     return RunResult(
@@ -197,5 +218,5 @@ def _result(
         unpacked=todo.unpacked,
         passed_over=todo.passed_over,
         empty=tuple(sorted(collector.empty)),
-        seconds=seconds,
+        seconds=ending.seconds,
     )

@@ -11,7 +11,7 @@ import hashlib
 import json
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from fcn_core.metrics import ConfusionMatrix, margins, score_arrays
 from pipeline.commits import Commit
 from pipeline.errors import MissingError
+from pipeline.histograms import Histograms
+from pipeline.results import Candidate
 from pipeline.store import Store
 
 TABLE_PATH = "stats/shards.parquet"
@@ -55,8 +57,18 @@ SCHEMA = pa.schema(
         ("input_etag", pa.string()),
         ("fingerprint", pa.string()),
         ("commit_etag", pa.string()),
+        ("run", pa.string()),
+        ("share_histogram", pa.list_(pa.int32())),
+        ("confidence_histogram", pa.list_(pa.int32())),
+        ("size_histogram", pa.list_(pa.int32())),
+        ("aspect_histogram", pa.list_(pa.int32())),
+        ("lowest_iou", pa.float64()),
+        ("lowest_confidence", pa.float64()),
     ]
 )
+
+HISTOGRAMS = ("share_histogram", "confidence_histogram", "size_histogram", "aspect_histogram")
+"""Columns; the first holds those of all classes, one after the other; null in format 1."""
 
 
 class DamagedError(Exception):
@@ -65,7 +77,12 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A commit as a row: all but the names of its files."""
+    """A commit as a row: all but the names of its files, and which its candidates are.
+
+    Attributes:
+        lowest_iou: the lowest mean IU of a candidate for review; None without a labelled one.
+        lowest_confidence: the same of those without a label.
+    """
 
     shard: str
     images: int
@@ -80,6 +97,10 @@ class Entry:
     input_etag: str
     fingerprint: str
     commit_etag: str
+    run: str = ""
+    histograms: Histograms | None = None
+    lowest_iou: float | None = None
+    lowest_confidence: float | None = None
 
     @classmethod
     def of(cls, commit: Commit, commit_etag: str) -> Entry:
@@ -98,7 +119,15 @@ class Entry:
             input_etag=str(commit.input["etag"]),
             fingerprint=commit.fingerprint,
             commit_etag=commit_etag,
+            run=commit.run,
+            histograms=commit.histograms,
+            lowest_iou=_lowest(c for c in commit.candidates if c.mean_iou is not None),
+            lowest_confidence=_lowest(c for c in commit.candidates if c.mean_iou is None),
         )
+
+
+def _lowest(candidates: Iterable[Candidate]) -> float | None:
+    return min((candidate.score for candidate in candidates), default=None)
 
 
 def batch_of(entries: Sequence[Entry]) -> pa.RecordBatch:
@@ -121,6 +150,7 @@ def batch_of(entries: Sequence[Entry]) -> pa.RecordBatch:
         "mean_confidence": pa.array(mean, from_pandas=True),
         "confidence_sum": confidence,
         "seconds": [json.dumps(dict(entry.seconds), sort_keys=True) for entry in entries],
+        **dict(zip(HISTOGRAMS, zip(*map(_flat, entries), strict=True), strict=True)),
         **{name: pa.array(values, from_pandas=True) for name, values in scores.items()},
     }
     arrays = []
@@ -132,6 +162,10 @@ def batch_of(entries: Sequence[Entry]) -> pa.RecordBatch:
     return pa.record_batch(arrays, SCHEMA)
 
 
+def _flat(entry: Entry) -> Sequence[Sequence[int] | None]:
+    return (None,) * len(HISTOGRAMS) if entry.histograms is None else entry.histograms.flat()
+
+
 def entries_of(batch: pa.RecordBatch) -> Iterator[Entry]:
     """The commits behind rows of the table."""
     for row in batch.to_pylist():
@@ -139,6 +173,8 @@ def entries_of(batch: pa.RecordBatch) -> Iterator[Entry]:
         row["class_pixels"] = tuple(row["class_pixels"])
         row["seconds"] = json.loads(row["seconds"])
         row["masks"] = tuple(row["masks"])
+        flat = [row[name] for name in HISTOGRAMS]
+        row["histograms"] = None if flat[0] is None else Histograms.of_flat(flat)
         yield Entry(**{name: row[name] for name in Entry.__dataclass_fields__})
 
 
@@ -215,7 +251,7 @@ class TableWriter:
         self._path = Path(self._folder.name, "shards.parquet")
         self._digests: dict[str, list[str]] = {name: [] for name in SCHEMA.names}
         self._writer = pq.ParquetWriter(
-            self._path, SCHEMA, compression="zstd", use_dictionary=["fingerprint"]
+            self._path, SCHEMA, compression="zstd", use_dictionary=["fingerprint", "run"]
         )
 
     def write(self, batch: pa.RecordBatch) -> None:

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix, none_if_nan
+from pipeline.drift import Window
 from pipeline.errors import OutputError
+from pipeline.histograms import Histograms
 from pipeline.ledger import Ledger, read_ledger
 from pipeline.shard_figures import ShardFigures
-from pipeline.shard_table import DamagedError
+from pipeline.shard_table import HISTOGRAMS, DamagedError
 from pipeline.store import Store
 
 MOST_NAMED = 50
@@ -57,6 +59,7 @@ class Summary:
         confusion: sum of all confusion matrices.
         class_pixels: predicted pixels by class.
         seconds: by stage.
+        histograms: of the images, but for those of commits of format 1.
         with_failures: the first shards that have quarantined images.
         spread: shards evenly over all, in order.
         figures: what the report draws of the shards.
@@ -78,6 +81,7 @@ class Summary:
         self.confusion = ConfusionMatrix(classes)
         self.class_pixels: NDArray[np.int64] = np.zeros(classes, np.int64)
         self.figures = ShardFigures(classes, self.expected)
+        self.histograms = Histograms.zero(classes)
         self._worst: dict[bool, list[ShardScore]] = {True: [], False: []}
         count = min(self.expected, 2 * MOST_NAMED)
         self._places = [(2 * i + 1) * self.expected // (2 * count) for i in range(count)]
@@ -102,8 +106,14 @@ class Summary:
         for of_shard in seconds:
             self.seconds.update(of_shard)
         self.figures.add(batch, seconds)
+        self._add_histograms(batch)
         self._name(batch)
         self.shards += len(batch)
+
+    def window(self) -> Window:
+        """What a later run is compared with."""
+        pixels = tuple(int(count) for count in self.class_pixels)
+        return Window(self.histograms.images, pixels, self.confidence_sum, self.histograms)
 
     def worst(self, count: int, *, has_labels: bool) -> list[ShardScore]:
         """Those with the lowest scores of one kind, lowest first; at most `MOST_NAMED`."""
@@ -131,6 +141,12 @@ class Summary:
             "class_pixels": self.class_pixels.tolist(),
             "confusion": self.confusion.matrix.tolist(),
         }
+
+    def _add_histograms(self, batch: pa.RecordBatch) -> None:
+        known = batch.filter(batch[HISTOGRAMS[0]].is_valid())
+        if len(known):
+            flat = [_sum_of_lists(known[name], len(known)).tolist() for name in HISTOGRAMS]
+            self.histograms += Histograms.of_flat(flat)
 
     def _name(self, batch: pa.RecordBatch) -> None:
         bad = np.flatnonzero(batch["failures"].to_numpy() > 0)[

@@ -22,8 +22,9 @@ from PIL import Image
 from fcn_core.images import encode_mask
 from fcn_core.labels import LabelSet
 from pipeline import retries
+from pipeline.histograms import Histograms
 from pipeline.job import Job
-from pipeline.results import ImageResult, Segmented
+from pipeline.results import LOWEST, UNSURE, Candidate, ImageResult, Segmented
 from pipeline.samples import Failure
 
 # At most this many bytes of masks per row group: Hugging Face viewers refuse groups over 300 MB.
@@ -82,6 +83,8 @@ class Receipt:
     confusion: tuple[tuple[int, ...], ...]
     class_pixels: tuple[int, ...]
     confidence_sum: float
+    histograms: Histograms
+    candidates: tuple[Candidate, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     store_retries: int = 0
 
@@ -112,6 +115,13 @@ def write_chunk(segmented: Segmented, job: Job) -> Receipt:
             sum(result.class_pixels[k] for result in images) for k in range(job.labels.num_classes)
         ),
         confidence_sum=math.fsum(result.mean_confidence for result in images),
+        histograms=Histograms.count(
+            [result.class_pixels for result in images],
+            [result.mean_confidence for result in images],
+            [result.mask.shape for result in images],
+            job.labels.num_classes,
+        ),
+        candidates=_candidates(segmented),
         seconds={**segmented.seconds, "write": time.perf_counter() - started},
         store_retries=segmented.store_retries + retries.drain(),
     )
@@ -136,7 +146,9 @@ def read_parquet(data: bytes) -> pa.Table:
 
 def quarantine_table(failures: Sequence[Failure]) -> bytes:
     """The Parquet bytes of a quarantine table."""
-    return _parquet(pa.Table.from_pylist([vars(f) for f in failures], schema=QUARANTINE_SCHEMA))
+    return parquet_bytes(
+        pa.Table.from_pylist([vars(f) for f in failures], schema=QUARANTINE_SCHEMA)
+    )
 
 
 def _objects(segmented: Segmented, pngs: Sequence[bytes], job: Job) -> Iterator[tuple[str, bytes]]:
@@ -149,7 +161,26 @@ def _objects(segmented: Segmented, pngs: Sequence[bytes], job: Job) -> Iterator[
     if "tar" in job.masks:
         yield f"tar/{name}.tar", _tar(segmented.images, pngs)
     if segmented.previews:
-        yield f"_previews/{name}.parquet", _preview_table(segmented, job.labels)
+        yield _preview_path(name), _preview_table(segmented, job.labels)
+
+
+def _preview_path(name: str) -> str:
+    return f"_previews/{name}.parquet"
+
+
+def _candidates(segmented: Segmented) -> tuple[Candidate, ...]:
+    """The worst images of a chunk: those that have a preview because they are."""
+    path = _preview_path(chunk_name(segmented.shard, segmented.seq, segmented.count))
+    results = {result.key: result for result in segmented.images}
+    worst = [
+        results[preview.key]
+        for preview in segmented.previews
+        if LOWEST in preview.why or UNSURE in preview.why
+    ]
+    return tuple(
+        Candidate(image.key, _null_if_nan(image.mean_confidence), image.mean_iou, path)
+        for image in worst
+    )
 
 
 def chunk_name(shard: str, seq: int, count: int) -> str:
@@ -174,7 +205,7 @@ def _mask_table(segmented: Segmented, pngs: Sequence[bytes], labels: LabelSet) -
     table = table.replace_schema_metadata({"huggingface": _features(), "classes": _names(labels)})
     total = sum(len(png) for png in pngs)
     per_group = max(1, len(rows) * _ROW_GROUP_BYTES // max(total, _ROW_GROUP_BYTES))
-    return _parquet(table, per_group)
+    return parquet_bytes(table, per_group)
 
 
 def _figures(result: ImageResult) -> dict[str, object]:
@@ -219,11 +250,12 @@ def _names(labels: LabelSet) -> str:
     return json.dumps(list(labels.classes))
 
 
-def _parquet(table: pa.Table, row_group_size: int | None = None) -> bytes:
+def parquet_bytes(table: pa.Table, row_group_size: int | None = None) -> bytes:
+    """The bytes of a Parquet file, the same for equal tables."""
     buffer = io.BytesIO()
-    # Masks are compressed PNGs already; every other column is small.
+    # Pictures are compressed already; every other column is small.
     compression = {
-        name: "NONE" if name in ("mask.bytes", "image", "label", "mask") else "ZSTD"
+        name: "NONE" if name.endswith(".bytes") or name in ("image", "label", "mask") else "ZSTD"
         for name in _leaves(table.schema)
     }
     pq.write_table(
@@ -280,4 +312,4 @@ def _preview_table(segmented: Segmented, labels: LabelSet) -> bytes:
             "mask": encode_mask(preview.mask, labels.palette),
         }
         rows.append({**_figures(results[preview.key]), "why": preview.why, **pictures})
-    return _parquet(pa.Table.from_pylist(rows, schema=_PREVIEW_SCHEMA))
+    return parquet_bytes(pa.Table.from_pylist(rows, schema=_PREVIEW_SCHEMA))

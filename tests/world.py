@@ -107,11 +107,11 @@ def tree(output: Path | str) -> dict[str, Any]:
             found[info.path] = store.read(info.path)
         elif info.path == "stats/shards.parquet":
             rows = pq.read_table(pa.BufferReader(store.read(info.path))).to_pylist()
-            varying = ("seconds", "commit_etag", "input_etag")
+            varying = ("seconds", "commit_etag", "input_etag", "run")
             found[info.path] = [{k: v for k, v in r.items() if k not in varying} for r in rows]
         elif top == "_commits":
             commit = json.loads(store.read(info.path))
-            for name in ("commit_id", "seconds"):
+            for name in ("commit_id", "seconds", "run"):
                 commit.pop(name)
             commit["input"].pop("etag")
             found[info.path] = commit

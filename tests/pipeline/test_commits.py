@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from fcn_core.metrics import ConfusionMatrix
 from pipeline.commits import (
     COMMIT_FORMAT,
+    MOST_CANDIDATES,
+    Author,
     Commit,
     build_commit,
     commit_path,
@@ -24,12 +26,15 @@ from pipeline.commits import (
     write_quarantine,
 )
 from pipeline.errors import OutputError, StoreError
+from pipeline.histograms import Histograms
+from pipeline.results import Candidate
 from pipeline.samples import Failure
 from pipeline.shards import Shard
 from pipeline.store import Store
 from pipeline.writers import FileRecord, Receipt, record
 
 SHARD = Shard("x/a", "tar", "x/a.tar", 99, "tag")
+AUTHOR = Author("f00d", "20260101T000000Z-00000000", ("png", "parquet"))
 COUNTS = st.integers(0, 2**62)
 
 
@@ -45,13 +50,15 @@ def receipt(seq: int, count: int = 2, **changes: Any) -> Receipt:
         confusion=((5, 1), (0, seq)),
         class_pixels=(6, 7 + seq),
         confidence_sum=2.5,
+        histograms=Histograms.count([(3, 1), (0, 4), (4, 0)], [0.5, 1.0, 1.0], [(2, 2)] * 3, 2),
+        candidates=(Candidate(f"k{seq}", 0.5, None, f"_previews/x/a-{seq}.parquet"),),
         seconds={"read": 0.25, "write": 0.5 + seq},
     )
     return replace(made, **changes)
 
 
 def commit(**changes: Any) -> Commit:
-    made = build_commit(SHARD, "in/x/a.tar", [receipt(0), receipt(1)], "f00d", ("png", "parquet"))
+    made = build_commit(SHARD, "in/x/a.tar", [receipt(0), receipt(1)], AUTHOR)
     return replace(made, **changes)
 
 
@@ -73,7 +80,7 @@ def test_a_commit_does_not_depend_on_the_order_of_receipts() -> None:
     values = [0.1, 0.2, 0.3, 1e16, -1e16]
     receipts = [receipt(n, 5, confidence_sum=value) for n, value in enumerate(values)]
     one, other = (
-        replace(build_commit(SHARD, "in", order, "f", ("png",)), commit_id="")
+        replace(build_commit(SHARD, "in", order, AUTHOR), commit_id="")
         for order in (receipts, receipts[::-1])
     )
     assert one == other
@@ -81,8 +88,46 @@ def test_a_commit_does_not_depend_on_the_order_of_receipts() -> None:
 
 
 def test_stages_that_only_some_chunks_have_are_kept() -> None:
-    made = build_commit(SHARD, "in", [receipt(0), receipt(1, seconds={"retry": 1.0})], "f", ())
+    made = build_commit(SHARD, "in", [receipt(0), receipt(1, seconds={"retry": 1.0})], AUTHOR)
     assert made.seconds == {"read": 0.25, "retry": 1.0, "write": 0.5}
+
+
+def test_a_commit_sums_histograms_and_puts_forward_the_worst_images() -> None:
+    made = commit()
+    assert made.histograms == receipt(0).histograms + receipt(1).histograms
+    assert made.run == AUTHOR.run
+    scores = [n / 100 for n in range(40)]
+    many = [receipt(n, 40, candidates=(Candidate(f"k{n}", s, None, "p"),))
+            for n, s in enumerate(reversed(scores))]  # fmt: skip
+    found = build_commit(SHARD, "in", many, AUTHOR).candidates
+    assert [candidate.score for candidate in found] == scores[:MOST_CANDIDATES]
+
+
+def test_commits_of_format_1_are_read() -> None:
+    document = {**json.loads(commit().to_json()), "format": 1}
+    for name in ("run", "histograms", "candidates"):
+        del document[name]
+    found = Commit.from_json(json.dumps(document).encode(), "here")
+    assert found == replace(commit(), run="", histograms=None, candidates=(),
+                            commit_id=found.commit_id)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h["shares"].pop(),
+        lambda h: h["shares"][0].pop(),
+        lambda h: h["confidence"].append(0),
+        lambda h: h["size"].pop(),
+        lambda h: h["aspect"].__setitem__(0, "many"),
+        lambda h: h.pop("size"),
+    ],
+)
+def test_histograms_of_other_bins_are_refused(change: Any) -> None:
+    document = json.loads(commit().to_json())
+    change(document["histograms"])
+    with pytest.raises(OutputError, match="no readable commit"):
+        Commit.from_json(json.dumps(document).encode(), "here")
 
 
 @given(

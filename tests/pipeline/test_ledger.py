@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fcn_core.labels import LabelSet
 from pipeline import ledger as ledger_module
 from pipeline import shard_table, spill
-from pipeline.commits import Commit, commit_path, write_commit
+from pipeline.commits import COMMIT_FORMAT, Commit, commit_path, write_commit
 from pipeline.errors import OutputError, StoreError
 from pipeline.finish import write_table
 from pipeline.ledger import Ledger, read_commits, read_ledger
@@ -235,10 +235,10 @@ def test_a_table_that_is_not_sorted_is_not_believed(output: Store, commits_read:
 
 def test_a_newer_commit_is_refused_with_the_way_out(output: Store) -> None:
     path = commit_path("b")
-    document = {**json.loads(output.read(path)), "format": 2}
+    document = {**json.loads(output.read(path)), "format": COMMIT_FORMAT + 1}
     output.write(path, json.dumps(document).encode())
     for reader in (read_ledger, lambda output: list(read_commits(output))):
-        with pytest.raises(OutputError, match=r"/_commits/b.json: commit format 2") as caught:
+        with pytest.raises(OutputError, match=r"/_commits/b.json: commit format") as caught:
             reader(output)
         assert "version of fcnseg that wrote" in caught.value.remedy
 
