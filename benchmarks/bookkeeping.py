@@ -35,15 +35,17 @@ import numpy as np
 from fcn_core.labels import label_set
 from pipeline.chunks import ChunkLimits
 from pipeline.collect import Collector
-from pipeline.commits import Commit, commit_path
+from pipeline.commits import Author, Commit, commit_path
 from pipeline.config import LimitsConfig, load_config
 from pipeline.finish import write_results, write_table
+from pipeline.histograms import Histograms
 from pipeline.identity import Identity
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.outcome import RunResult
 from pipeline.plan import Plan, make_plan
 from pipeline.prepare import plan_request
+from pipeline.results import Candidate
 from pipeline.shard_table import TABLE_PATH, Entry
 from pipeline.store import Store
 from pipeline.writers import FileRecord, Receipt
@@ -76,6 +78,15 @@ def counts(seed: int) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, matrix.tolist()))
 
 
+def histograms(matrix: tuple[tuple[int, ...], ...]) -> Histograms:
+    """Of 256 pictures whose shares are drawn around those of the matrix."""
+    shares = np.sum(matrix, axis=0) / np.sum(matrix)
+    rng = np.random.default_rng(int(matrix[0][0]))
+    pixels = rng.multinomial(187_500, rng.dirichlet(shares * 5 + 1e-3, IMAGES))
+    sizes = [(375, 500) if seed % 4 else (500, 375) for seed in range(IMAGES)]
+    return Histograms.count(pixels.tolist(), rng.beta(20, 2, IMAGES).tolist(), sizes, CLASSES)
+
+
 def name(number: int) -> str:
     return f"train/part-{number // 10_000:03d}/shard-{number:07d}"
 
@@ -97,6 +108,12 @@ def a_commit(seed: int, etag: str) -> Commit:
         class_pixels=tuple(np.sum(matrix, axis=0).tolist()),
         confidence_sum=IMAGES * 0.9 + seed / VARIANTS,
         seconds={"decode": 1.25, "forward": 60.5, "read": 0.5, "write": 2.75},
+        run="20260101T000000Z-00000000",
+        histograms=histograms(matrix),
+        candidates=(
+            Candidate("2007_000033", 0.7, 0.2, "_previews/SHARD.parquet"),
+            Candidate("2007_000042", 0.6, 0.3, "_previews/SHARD.parquet"),
+        ),
     )  # fmt: skip
 
 
@@ -182,7 +199,8 @@ def resume(folder: Path) -> str:
         max_image_pixels=10**8,
         limits=config.limits,
     )
-    collector = Collector(found, job, "f" * 16, LimitsConfig())
+    author = Author("f" * 16, "20260101T000000Z-00000000", ("parquet",))
+    collector = Collector(found, job, author, LimitsConfig())
     collector.expect(found.pending)
     for number, shard in enumerate(found.pending):
         made = replace(a_commit(number, shard.etag), failures=0)
@@ -198,6 +216,8 @@ def resume(folder: Path) -> str:
                 made.confusion,
                 made.class_pixels,
                 made.confidence_sum,
+                made.histograms or Histograms.zero(CLASSES),
+                made.candidates,
                 dict(made.seconds),
             )
         )

@@ -13,7 +13,7 @@ from pipeline import cli_weights, console
 from pipeline.cli_evaluate import evaluate
 from pipeline.cli_export import export
 from pipeline.cli_label import demo, plan, predict, run, shard
-from pipeline.cli_output import failed, gc, report, status, verify
+from pipeline.cli_output import failed, gc, history, report, status, verify
 from pipeline.streams import outlive_readers
 
 
@@ -39,20 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (
-    demo,
-    shard,
-    plan,
-    run,
-    status,
-    report,
-    verify,
-    failed,
-    gc,
-    predict,
-    evaluate,
-    export,
-):
+_LABEL = (demo, shard, plan, run, predict, evaluate)
+_LOOK = (status, report, history, verify, failed, gc, export)
+for command in (*_LABEL, *_LOOK):
     app.command()(command)
 app.add_typer(cli_weights.app, name="weights")
 

@@ -1,4 +1,4 @@
-"""The commands that look after an output: status, report, verify, failed, gc."""
+"""The commands that look after an output: status, report, history, verify, failed, gc."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say how an output stands, from its commits alone; works while a run is on."""
+    from pipeline.history import read_history
     from pipeline.status import read_status
 
     store = output_store(output, config, sets)
@@ -52,6 +53,8 @@ def status(
     )
     for shard_id, reason in found.marker_document.get("failed_shards", {}).items():
         console.out.print(f"failed {shard_id}: {reason}", markup=False)
+    for record in read_history(store, 1):
+        console.out.print(f"latest run {record.run}: {console.drift_line(record)}", markup=False)
 
 
 def _watch(store: Store, interval: float, as_json: bool) -> None:
@@ -68,6 +71,7 @@ def report(
     output: Output, config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False
 ) -> None:
     """Print merged scores, the per-class table and the worst shards; rewrite report.html."""
+    from pipeline.history import read_history
     from pipeline.report import REPORT_PATH, write_report
     from pipeline.status import read_status
 
@@ -82,7 +86,31 @@ def report(
     for entry in found.summary.worst_of_all(5):
         iou = console.number(entry.score if entry.has_labels else None)
         console.out.print(f"{entry.shard}: mean IU {iou}, {entry.images} images", markup=False)
+    for record in read_history(store, 1):
+        console.print_drift(record)
     console.out.print(store.location(REPORT_PATH), markup=False)
+
+
+def history(
+    output: Output,
+    last: Annotated[int, typer.Option(min=1, help="At most so many runs, the latest.")] = 30,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what each run did, its scores, and in what it differed from the runs before it."""
+    from pipeline.history import read_history
+    from pipeline.identity import read_identity
+
+    store = output_store(output, config, sets)
+    read_identity(store)  # a wrong address is no output without runs
+    found = read_history(store, last)
+    if as_json:
+        console.print_json([record.to_dict() for record in found])
+    elif not found:
+        console.err.print("no run has finished here", markup=False)
+    else:
+        console.print_history(found)
 
 
 def verify(

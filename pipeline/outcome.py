@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fcn_core.labels import LabelSet
-from pipeline.drift import Drift
-from pipeline.history import RunRecord
 from pipeline.job import ShardFailure
+
+if TYPE_CHECKING:  # numpy and pyarrow, which whoever only prints does not need
+    from pipeline.drift import Drift
+    from pipeline.history import RunRecord
 
 
 @dataclass(frozen=True)
