@@ -29,6 +29,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say how an output stands, from its commits alone; works while a run is on."""
+    from pipeline.console_history import drift_line
     from pipeline.history import read_history
     from pipeline.status import read_status
 
@@ -54,7 +55,7 @@ def status(
     for shard_id, reason in found.marker_document.get("failed_shards", {}).items():
         console.out.print(f"failed {shard_id}: {reason}", markup=False)
     for record in read_history(store, 1):
-        console.out.print(f"latest run {record.run}: {console.drift_line(record)}", markup=False)
+        console.out.print(f"latest run {record.run}: {drift_line(record)}", markup=False)
 
 
 def _watch(store: Store, interval: float, as_json: bool) -> None:
@@ -71,6 +72,7 @@ def report(
     output: Output, config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False
 ) -> None:
     """Print merged scores, the per-class table and the worst shards; rewrite report.html."""
+    from pipeline.console_history import print_drift
     from pipeline.history import read_history
     from pipeline.report import REPORT_PATH, write_report
     from pipeline.status import read_status
@@ -87,7 +89,7 @@ def report(
         iou = console.number(entry.score if entry.has_labels else None)
         console.out.print(f"{entry.shard}: mean IU {iou}, {entry.images} images", markup=False)
     for record in read_history(store, 1):
-        console.print_drift(record)
+        print_drift(record)
     console.out.print(store.location(REPORT_PATH), markup=False)
 
 
@@ -99,6 +101,7 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """List what each run did, its scores, and in what it differed from the runs before it."""
+    from pipeline.console_history import print_history
     from pipeline.history import read_history
     from pipeline.identity import read_identity
 
@@ -110,7 +113,7 @@ def history(
     elif not found:
         console.err.print("no run has finished here", markup=False)
     else:
-        console.print_history(found)
+        print_history(found)
 
 
 def verify(

@@ -27,7 +27,6 @@ from pipeline.outcome import Progress, RunResult
 
 if TYPE_CHECKING:  # numpy and pyarrow, which most commands do not need here
     from pipeline.gc import Garbage
-    from pipeline.history import RunRecord
     from pipeline.progress import Look
     from pipeline.verify import Verification
 
@@ -227,6 +226,7 @@ def print_scores(scores: Mapping[str, Any], labels: LabelSet) -> None:
 
 def print_result(result: RunResult, *, as_json: bool = False) -> None:
     """What a run did, and what it could not do."""
+    from pipeline.console_history import print_drift  # uses this module
     from pipeline.report import REPORT_PATH  # jinja2, and more
 
     if as_json:
@@ -267,43 +267,6 @@ def _print_outcome(result: RunResult) -> None:
             "images are quarantined (limits.max_bad_fraction); fcnseg failed lists them",
             markup=False,
         )
-
-
-def print_history(records: Sequence[RunRecord]) -> None:
-    """A row per run."""
-    columns = ("began", "shards", "images", "quarantined", "mean IU", "confidence", "drift")
-    rows = []
-    for record in records:
-        failed = f", {record.failed} failed" if record.failed else ""
-        rows.append(
-            (
-                record.started,
-                f"{record.shards}{failed}",
-                str(record.images),
-                str(record.failures),
-                number(record.scores["mean_iou"] if record.labeled_images else None),
-                number(record.mean_confidence),
-                drift_line(record),
-            )
-        )
-    print_rows(columns, rows)
-
-
-def print_drift(record: RunRecord) -> None:
-    """What a run labelled otherwise than was labelled before, a line each."""
-    out.print(f"drift: {drift_line(record)}", markup=False)
-    for drift in record.drifted:
-        out.print(f"  {drift.reason}", markup=False)
-
-
-def drift_line(record: RunRecord) -> str:
-    """A run's drift in a few words."""
-    if record.comparison.note:
-        return record.comparison.note
-    against = f"against {record.comparison.reference}, {record.comparison.reference_images} images"
-    if not record.drifted:
-        return f"none {against}"
-    return f"{named([drift.quantity for drift in record.drifted], 3)} {against}"
 
 
 def print_vanished(count: int, names: Sequence[str]) -> None:
