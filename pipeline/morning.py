@@ -17,6 +17,7 @@ from pipeline.identity import Identity, read_identity
 from pipeline.review import Shortlist, write_review
 from pipeline.store import Store, StoreOptions
 from pipeline.summary import Summary, summarize
+from pipeline.sums import Sums
 
 
 class RunShare:
@@ -24,7 +25,7 @@ class RunShare:
 
     Attributes:
         run: its name.
-        summary: of the commits that bear it.
+        sums: of the commits that bear it.
         shortlist: of these, the shards that hold the images to look at.
     """
 
@@ -36,14 +37,14 @@ class RunShare:
 
     def begin(self) -> None:
         """Forget what passed so far."""
-        self.summary = Summary(self._labels, 0)
+        self.sums = Sums(self._labels)
         self.shortlist = Shortlist(self._review_images)
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Rows of the table of shards."""
         mine = batch.filter(pc.equal(batch["run"], self.run))
         if len(mine):
-            self.summary.add(mine)
+            self.sums.add(mine)
             self.shortlist.add(mine)
 
 
@@ -120,7 +121,7 @@ def finish_run(
         OutputError: an earlier record, a commit or the reference cannot be read.
         StoreError: the store fails.
     """
-    tonight, whole, window = share.summary, ending.whole, share.summary.window()
+    tonight, whole, window = share.sums, ending.whole, share.sums.window()
     mine = read_identity(output)
     scores = tonight.scores()
     record = RunRecord(

@@ -160,7 +160,7 @@ def _tell_history(
     output = prepared.job.output
     if not share.run:
         return None
-    if not share.summary.shards and not ending.failed:
+    if not share.sums.shards and not ending.failed:
         cancel_run(output)
         return None
     return finish_run(output, share, ending, prepared.config.drift, reference)

@@ -7,22 +7,17 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from fcn_core.labels import LabelSet
-from fcn_core.metrics import ConfusionMatrix, none_if_nan
-from pipeline.drift import Window
-from pipeline.errors import OutputError
-from pipeline.histograms import Histograms
 from pipeline.ledger import Ledger, read_ledger
 from pipeline.shard_figures import ShardFigures
-from pipeline.shard_table import HISTOGRAMS, DamagedError
+from pipeline.shard_table import DamagedError
 from pipeline.store import Store
+from pipeline.sums import Sums
 
 MOST_NAMED = 50
 """Shards that are remembered of each kind: the worst, those with failures, those between."""
@@ -49,71 +44,42 @@ class ShardScore:
 
 
 @dataclass
-class Summary:
+class Summary(Sums):
     """What is known of an output as a whole.
 
     Attributes:
-        labels: the label set; every commit must have its number of classes.
         expected: how many shards will be added, for an even spread of `spread`.
-        shards, images, labeled_images, failures, confidence_sum: sums.
-        confusion: sum of all confusion matrices.
-        class_pixels: predicted pixels by class.
         seconds: by stage.
-        histograms: of the images, but for those of commits of format 1.
         with_failures: the first shards that have quarantined images.
         spread: shards evenly over all, in order.
         figures: what the report draws of the shards.
     """
 
-    labels: LabelSet
     expected: int
-    shards: int = 0
-    images: int = 0
-    labeled_images: int = 0
-    failures: int = 0
-    confidence_sum: float = 0.0
     seconds: Counter[str] = field(default_factory=Counter)
     with_failures: list[str] = field(default_factory=list)
     spread: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        classes = self.labels.num_classes
-        self.confusion = ConfusionMatrix(classes)
-        self.class_pixels: NDArray[np.int64] = np.zeros(classes, np.int64)
-        self.figures = ShardFigures(classes, self.expected)
-        self.histograms = Histograms.zero(classes)
+        super().__post_init__()
+        self.figures = ShardFigures(self.labels.num_classes, self.expected)
         self._worst: dict[bool, list[ShardScore]] = {True: [], False: []}
         count = min(self.expected, 2 * MOST_NAMED)
         self._places = [(2 * i + 1) * self.expected // (2 * count) for i in range(count)]
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Rows of the table of shards.
+        """Rows of the table of shards, in its order.
 
         Raises:
             OutputError: a commit has another number of classes.
         """
-        classes = self.labels.num_classes
-        self._refuse_other_classes(batch)
-        self.confusion.matrix += _sum_of_lists(batch["confusion"], len(batch)).reshape(
-            classes, classes
-        )
-        self.class_pixels += _sum_of_lists(batch["class_pixels"], len(batch))
-        self.images += pc.sum(batch["images"]).as_py()
-        self.labeled_images += pc.sum(batch["labeled_images"]).as_py()
-        self.failures += pc.sum(batch["failures"]).as_py()
-        self.confidence_sum += pc.sum(batch["confidence_sum"]).as_py()
+        start = self.shards
+        super().add(batch)
         seconds = [json.loads(text) for text in batch["seconds"].to_pylist()]
         for of_shard in seconds:
             self.seconds.update(of_shard)
         self.figures.add(batch, seconds)
-        self._add_histograms(batch)
-        self._name(batch)
-        self.shards += len(batch)
-
-    def window(self) -> Window:
-        """What a later run is compared with."""
-        pixels = tuple(int(count) for count in self.class_pixels)
-        return Window(self.histograms.images, pixels, self.confidence_sum, self.histograms)
+        self._name(batch, start)
 
     def worst(self, count: int, *, has_labels: bool) -> list[ShardScore]:
         """Those with the lowest scores of one kind, lowest first; at most `MOST_NAMED`."""
@@ -123,40 +89,13 @@ class Summary:
         """Lowest mean IU first; shards without labels follow, lowest mean confidence first."""
         return [*self._worst[True], *self._worst[False]][:count]
 
-    def scores(self) -> dict[str, Any]:
-        """The merged scores, JSON-able, a function of the commits alone; absent classes are None.
-
-        `mean_iou` is by the `reference` policy of `fcn_core.metrics`, `mean_iou_present` by the
-        other.
-        """
-        return {
-            "format": 1,
-            **self.confusion.scores().to_dict(),
-            "mean_iou_present": none_if_nan(self.confusion.scores("present").mean_iou),
-            "classes": list(self.labels.classes),
-            "images": self.images,
-            "labeled_images": self.labeled_images,
-            "failures": self.failures,
-            "shards": self.shards,
-            "class_pixels": self.class_pixels.tolist(),
-            "confusion": self.confusion.matrix.tolist(),
-        }
-
-    def _add_histograms(self, batch: pa.RecordBatch) -> None:
-        known = batch.filter(batch[HISTOGRAMS[0]].is_valid())
-        if len(known):
-            flat = [_sum_of_lists(known[name], len(known)).tolist() for name in HISTOGRAMS]
-            self.histograms += Histograms.of_flat(flat)
-
-    def _name(self, batch: pa.RecordBatch) -> None:
+    def _name(self, batch: pa.RecordBatch, start: int) -> None:
         bad = np.flatnonzero(batch["failures"].to_numpy() > 0)[
             : MOST_NAMED - len(self.with_failures)
         ]
         self.with_failures += _pick(batch["shard"], bad)
-        end = self.shards + len(batch)
-        self.spread += _pick(
-            batch["shard"], [p - self.shards for p in self._places if self.shards <= p < end]
-        )
+        end = start + len(batch)
+        self.spread += _pick(batch["shard"], [p - start for p in self._places if start <= p < end])
         iou = batch["mean_iou"].to_numpy(zero_copy_only=False)
         confidence = batch["mean_confidence"].fill_null(1.0).to_numpy()
         for has_labels in (True, False):
@@ -168,18 +107,6 @@ class Summary:
             self._worst[has_labels] = heapq.nsmallest(
                 MOST_NAMED, [*self._worst[has_labels], *found]
             )
-
-    def _refuse_other_classes(self, batch: pa.RecordBatch) -> None:
-        classes = self.labels.num_classes
-        for name, length in (("class_pixels", classes), ("confusion", classes**2)):
-            lengths = pc.list_value_length(batch[name]).to_numpy()
-            if len(wrong := np.flatnonzero(lengths != length)):
-                raise OutputError(
-                    f"the commit of shard {batch['shard'][int(wrong[0])].as_py()}",
-                    f"{lengths[wrong[0]]} values in {name}",
-                    f"{length} for the {classes} classes of {self.labels.name}",
-                    "Delete it: its shard will be labelled again.",
-                )
 
 
 def summarize(output: Store, labels: LabelSet) -> tuple[Ledger, Summary]:
@@ -202,11 +129,6 @@ def _summary(ledger: Ledger, labels: LabelSet) -> Summary:
     for batch in ledger.batches():
         summary.add(batch)
     return summary
-
-
-def _sum_of_lists(column: pa.Array, rows: int) -> NDArray[np.int64]:
-    """Lists of one length, added up."""
-    return cast(NDArray[np.int64], column.flatten().to_numpy().reshape(rows, -1).sum(axis=0))
 
 
 def _pick(column: pa.Array, rows: Any) -> list[str]:
