@@ -172,10 +172,15 @@ def overlay(
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    table = np.frombuffer(_palette_bytes(tuple(palette)), np.uint8).reshape(256, 3)
-    mixed = image * (1 - opacity) + table[mask] * opacity
+    mixed = image * (1 - opacity) + colour(mask, palette) * opacity
     painted = ((mask != 0) & (mask != 255))[..., None]
     return np.where(painted, np.rint(mixed), image).astype(np.uint8)
+
+
+def colour(mask: NDArray[np.uint8], palette: Sequence[Colour]) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB of (H, W) uint8 class indices; void is in VOC's colour for 255."""
+    table = np.frombuffer(_palette_bytes(tuple(palette)), np.uint8).reshape(256, 3)
+    return table[mask]
 
 
 @lru_cache(maxsize=16)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -31,6 +31,9 @@ from pipeline.cli_options import (
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.store import Store
+
+if TYPE_CHECKING:  # numpy
+    from pipeline.show import Show
 
 
 def demo(
@@ -172,34 +175,55 @@ def run(
 
 
 def predict(
-    images: Annotated[list[str], typer.Argument(help="Pictures: files or URLs.")],
-    output: Annotated[str, typer.Option(help="Directory for masks and overlays.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Pictures: files, folders, globs in quotes, or URLs.")
+    ],
+    output: Annotated[str, typer.Option(help="Where masks and overlays go; any URL.")],
     weights: Annotated[str, typer.Option(help="Weights file or URL, or `demo`.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    show: Annotated[bool, typer.Option("--show", help="Draw them in the terminal.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Label single pictures: a mask and an overlay each."""
+    """Label single pictures: mask, overlay, and image, mask and overlay side by side."""
+    from pipeline.pictures import find_pictures
     from pipeline.predict import predict_files
     from pipeline.prepare import check_reads_pictures, load_weights
 
     file = load_weights(weights)
+    file.check_is_trained()
     check_reads_pictures(file)
+    target = Store(output)
+    pictures = find_pictures(images, target)
+    draw = _drawing() if show and not as_json else None
     bad, done = 0, []
     options: dict[str, Any] = {"device": device, "precision": precision}
-    for found in predict_files(images, Store(output), file, **options):
+    for found in predict_files(pictures, target, file, **options):
         if isinstance(found, FcnError):
             bad += 1
             console.err.print(f"error: {found}", markup=False)
-        elif as_json:
-            done.append(vars(found))
-        else:
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items())
-            console.out.print(f"{found.image}: {shares} -> {found.mask}", markup=False)
+            continue
+        if as_json:
+            done.append(vars(found.written))
+            continue
+        one = found.written
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in one.shares.items())
+        console.out.print(f"{one.image}: {shares} -> {one.mask}", markup=False)
+        if draw is not None:
+            draw(found.side_by_side)
     if as_json:
         console.print_json(done)
     if bad:
         raise typer.Exit(1)
+
+
+def _drawing() -> Show | None:
+    from pipeline.show import terminal_pictures
+
+    draw, words = terminal_pictures(console.out)
+    said = f"--show: {words}" if draw else f"--show: pictures are not drawn: {words}"
+    console.err.print(said, markup=False)
+    return draw
 
 
 def _run(config: RunConfig, as_json: bool) -> NoReturn:

@@ -154,7 +154,7 @@ def test_predict_refuses_two_pictures_of_one_name(
     weights: Path, tmp_path: Path, fcnseg: Fcnseg
 ) -> None:
     code, _, err = fcnseg(
-        "predict", "a/x.jpg", "b/x.png", "--output", tmp_path, "--weights", weights
+        "predict", "a/x.jpg", "b/x.jpg", "--output", tmp_path, "--weights", weights
     )
     assert code == 1 and "has the same name" in err
 

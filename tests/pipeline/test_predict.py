@@ -1,0 +1,177 @@
+"""Single pictures: which ones are meant, what their results are called, and how they are shown."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from fcn_core.images import decode_image, decode_label
+from fcn_core.predictor import Predictor
+from pipeline.errors import InputError
+from pipeline.pictures import find_pictures
+from pipeline.show import terminal_pictures
+from pipeline.store import Store
+from tests import world
+
+Fcnseg = Callable[..., tuple[int, str, str]]
+NAMES = ("a.jpg", "a.png", "b.JPG", "sub/a.jpg", "sub/deep/c.webp", "_hidden/d.jpg", "e[1].jpg")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for index, name in enumerate(NAMES):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(world.jpeg(world.picture(index)))
+    (tmp_path / "photos/notes.txt").write_text("x")
+    return tmp_path / "photos"
+
+
+def names(*asked: str | Path, output: str | Path = "/elsewhere") -> list[str]:
+    return [p.name for p in find_pictures([str(one) for one in asked], Store(str(output)))]
+
+
+def test_pictures_of_a_folder_keep_their_folders_and_where_they_must_their_extension(
+    photos: Path,
+) -> None:
+    everything = ["a.jpg", "a.png", "b", "e[1]", "sub/a", "sub/deep/c"]
+    assert names(photos) == everything == names(f"file://{photos}/")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.jpg", ["a", "e[1]"]),
+        ("*", ["a.jpg", "a.png", "b", "e[1]"]),
+        ("**/*.jpg", ["a", "e[1]", "sub/a"]),
+        ("s?b/*", ["sub/a"]),
+        ("e[1].jpg", ["e[1]"]),
+        ("[ab].png", ["a"]),
+    ],
+)
+def test_globs(pattern: str, expected: list[str], photos: Path) -> None:
+    assert [name for name in names(photos / pattern) if "hidden" not in name] == expected
+
+
+def test_globs_and_folders_of_other_stores() -> None:
+    store = Store("memory://predict")
+    for name in ("in/a.jpg", "in/b.png", "in/sub/c.jpg", "in/d.txt"):
+        store.write(name, b"x")
+    assert names("memory://predict/in") == ["a", "b", "sub/c"]
+    assert names("memory://predict/in/*.jpg") == ["a"]
+    assert names("memory://predict/**/*.jpg") == ["in/a", "in/sub/c"]
+    assert names("memory://predict/in/missing.jpg") == ["missing"]
+    assert names("https://host/x/pic.jpg?size=1") == ["pic"]
+
+
+def test_a_picture_is_taken_once_and_results_are_no_pictures(photos: Path) -> None:
+    assert names(photos / "a.jpg", photos / "*.jpg", photos / "a.jpg") == ["a", "e[1]"]
+    assert names(photos, output=photos / "sub") == ["a.jpg", "a.png", "b", "e[1]"]
+
+
+def test_nothing_and_shared_names_are_said(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for nothing in (tmp_path / "empty", photos / "*.gif"):
+        with pytest.raises(InputError, match="no pictures"):
+            names(nothing)
+    with pytest.raises(InputError, match="has the same name"):
+        names(photos / "a.jpg", photos / "sub/a.jpg")
+
+
+def test_results_are_those_of_the_predictor(
+    photos: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
+) -> None:
+    out = tmp_path / "out"
+    code, text, _ = fcnseg("predict", photos, "--output", out, "--weights", weights, "--json")
+    rows = json.loads(text)
+    assert code == 0 and len(rows) == 6
+    assert len(list(out.rglob("*.png"))) == 18
+    predictor = Predictor.load(weights)
+    for row in rows:
+        image = decode_image(Path(row["image"]).read_bytes())
+        expected = predictor.predict([image])[0]
+        mask = decode_label(Path(row["mask"]).read_bytes())
+        assert np.array_equal(mask, expected.mask)
+        assert row["mean_confidence"] == expected.mean_confidence
+        with Image.open(row["overlay"]) as overlay, Image.open(row["side_by_side"]) as side:
+            height, width = mask.shape
+            assert side.size == (3 * width + 8, height)
+            assert np.array_equal(np.asarray(side)[:, :width], image)
+            assert np.array_equal(np.asarray(side)[:, -width:], np.asarray(overlay))
+
+
+@pytest.mark.parametrize(
+    ("terminal", "term", "word"),
+    [(False, "xterm", "no terminal"), (True, "dumb", "cannot draw"), (True, "", "cannot draw")],
+)
+def test_where_nothing_can_be_drawn_it_is_said(
+    terminal: bool, term: str, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    show, why = terminal_pictures(Console(file=io.StringIO(), force_terminal=terminal))
+    assert show is None and word in why
+
+
+def test_show_without_a_terminal_says_so_and_goes_on(
+    photos: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
+) -> None:
+    words = ("predict", photos / "b.JPG", "--output", tmp_path / "o", "--weights", weights)
+    code, out, err = fcnseg(*words, "--show")
+    assert code == 0 and "b.JPG" in out and "the output is no terminal" in err
+
+
+def on_a_terminal(command: list[str], answer: bytes, **environment: str) -> bytes:
+    """What a command writes on a terminal that answers what it is asked with these bytes."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 480, 800))
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", **environment},
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(ours, 4096)
+        except OSError:  # the terminal is gone
+            break
+        if not piece:
+            break
+        seen += piece
+        for question in (b"\x1b[c", b"\x1b[16t"):
+            if question in piece:
+                os.write(ours, {b"\x1b[c": answer, b"\x1b[16t": b"\x1b[6;20;10t"}[question])
+    _, err = process.communicate()
+    os.close(ours)
+    assert process.returncode == 0, err.decode()
+    return seen + err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("answer", "sign", "words"),
+    [(b"\x1b[?62;4;22c", b"\x1bP", b"Sixel"), (b"\x1b[?62;22c", "▀".encode(), b"half blocks")],
+)
+def test_show_draws_as_the_terminal_can(
+    answer: bytes, sign: bytes, words: bytes, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable, "-m", "pipeline", "predict", str(photos / "b.JPG"), "--output",
+        str(tmp_path / "o"), "--weights", str(weights), "--show",
+    ]  # fmt: skip
+    seen = on_a_terminal(command, answer)
+    assert sign in seen and words in seen
