@@ -42,7 +42,7 @@ check: setup  ## Format, lint, types and unit tests (one to two minutes)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not (slow or ray or prefect or s3 or cluster or gpu)" \
+	$(BIN)/python -m pytest -q -m "not (slow or browser or ray or prefect or s3 or cluster or gpu)" \
 	  $(addprefix --ignore=,$(E2E))
 
 bench: setup  ## Measure against a plain loop, on this machine

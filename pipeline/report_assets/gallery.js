@@ -41,6 +41,7 @@
       set(at, k === VOID ? [224, 224, 192] : paints[k]);
     }
     context.putImageData(pixels, 0, 0);
+    canvas.dataset.painted = "yes";
   };
   let onlyMistakes = false;
 
@@ -160,6 +161,7 @@
 
   // --- the viewer
   const viewer = by("viewer");
+  let viewed = 0;
   const zoom = { scale: 1, x: 0, y: 0 }; // x, y: of the left top corner, in widths and heights of a panel
   const stacks = () => [...by("panels").querySelectorAll(".stack")];
   const place = () => {
@@ -175,7 +177,7 @@
     Object.assign(zoom, { scale, x: x - (x - zoom.x) * grown, y: y - (y - zoom.y) * grown });
     place();
   };
-  const picture = () => shown[current];
+  const picture = () => shown[viewed];
   const name = (k) => (k === VOID ? "void" : names[k]);
   const read = async (x, y) => {
     const found = picture();
@@ -221,7 +223,7 @@
     const found = picture();
     const fact = (title, text) => (text === null || text === "—" ? [] : [element("dt", {}, title), element("dd", {}, text)]);
     by("viewer-key").textContent = found.key;
-    by("viewer-place").textContent = `shard ${found.shard} · ${current + 1} of ${shown.length}`;
+    by("viewer-place").textContent = `shard ${found.shard} · ${viewed + 1} of ${shown.length}`;
     by("panels").style.setProperty("--ratio", found.small[0] / found.small[1]);
     by("panels").classList.toggle("narrow", found.small[0] / found.small[1] < 0.85);
     by("panels").replaceChildren(...panelsOf("all").map((kind) => {
@@ -239,15 +241,15 @@
         element("span", { class: "n" }, `${iou === null ? "" : `${percent(iou, 0)} · `}${percent(share, 0)}`)));
     }));
     by("viewer-pixel").textContent = "Point at a pixel to read its classes.";
-    by("viewer-before").disabled = current === 0;
-    by("viewer-next").disabled = current === shown.length - 1;
+    by("viewer-before").disabled = viewed === 0;
+    by("viewer-next").disabled = viewed === shown.length - 1;
     Object.assign(zoom, { scale: 1, x: 0, y: 0 });
     place();
   };
-  const open = (at) => { current = at; show(); viewer.showModal(); by("viewer-close").focus(); };
+  const open = (at) => { viewed = at; show(); viewer.showModal(); by("viewer-close").focus(); };
   const step = (by_) => {
-    const to = Math.min(shown.length - 1, Math.max(0, current + by_));
-    if (to !== current) { current = to; show(); }
+    const to = Math.min(shown.length - 1, Math.max(0, viewed + by_));
+    if (to !== viewed) { viewed = to; show(); }
   };
   const mistakes = (value) => { onlyMistakes = value; by("viewer-mistakes").checked = value; repaint(); };
   by("viewer-mistakes").parentElement.hidden = !hasLabels;
@@ -260,7 +262,9 @@
   by("viewer-close").addEventListener("click", () => viewer.close());
   viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
   viewer.addEventListener("close", () => {
-    while (room <= current) by("more").click();
+    // Whatever the browser gives the focus back to, the reader goes on from the picture seen last.
+    current = viewed;
+    room = Math.max(room, current + 1);
     fillList();
     cards()[current]?.focus();
   });

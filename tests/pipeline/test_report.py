@@ -96,11 +96,13 @@ def output(tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-def preview(key: str, seed: int = 0, labelled: bool = True) -> Preview:
+def preview(
+    key: str, seed: int = 0, labelled: bool = True, size: tuple[int, int] = (24, 32)
+) -> Preview:
     rng = np.random.default_rng(seed)
-    mask = rng.integers(0, 3, (24, 32)).astype(np.uint8)
+    mask = rng.integers(0, 3, size).astype(np.uint8)
     label = np.where(rng.random(mask.shape) < 0.1, 255, mask).astype(np.uint8)
-    image = rng.integers(0, 255, (24, 32, 3)).astype(np.uint8)
+    image = rng.integers(0, 255, (*size, 3)).astype(np.uint8)
     return Preview(key, image, label if labelled else None, mask)
 
 

@@ -1,0 +1,295 @@
+"""The report in a real browser: Debian's Chromium, driven headless, without a network."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.demo import demo_config, make_scene_shards
+from pipeline.ledger import Ledger
+from pipeline.report import REPORT_PATH, write_report
+from pipeline.run import run
+from pipeline.store import Store
+from pipeline.summary import Summary
+from tests.pipeline.test_report import LABELS, add_shard, preview, written
+from tests.pipeline.test_shard_figures import entry
+
+pytestmark = pytest.mark.browser
+
+_CHARTS = "canvas[data-zr-dom-id]"
+_PIXELS = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+_COLOURS = """c => new Set(new Uint32Array(
+    c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size"""
+_LOADED = "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd / 1000"
+_OPEN_SECONDS = 2.0
+_SHARDS = 100_000
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser; without one, a failure if FCNSEG_REQUIRE_BROWSER is set."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        reason = "no Chromium on this machine: apt-get install chromium"
+        (pytest.fail if os.environ.get("FCNSEG_REQUIRE_BROWSER") else pytest.skip)(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Opened:
+    """A report in a tab, and whatever went wrong there."""
+
+    page: Any
+    data: dict[str, Any]
+    trouble: list[str] = field(default_factory=list)
+
+    def draw_all(self) -> None:
+        """Scroll through, as a reader does, until every chart is drawn."""
+        for holder in self.page.locator(".canvas").all():
+            holder.scroll_into_view_if_needed()
+            self.page.wait_for_function("e => e.dataset.drawn", arg=holder.element_handle())
+
+    def keys(self) -> list[str]:
+        """The cards, in order."""
+        return [text.strip() for text in self.page.locator(".card .about b").all_text_contents()]
+
+
+Open = Callable[..., Opened]
+
+
+@pytest.fixture
+def open_report(chromium: Any) -> Iterator[Open]:
+    """Open a report; at the end, it must have asked for nothing and complained of nothing."""
+    opened: list[Opened] = []
+
+    def call(path: Path, width: int = 1280, scheme: str = "light") -> Opened:
+        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        found = Opened(page, {})
+        page.on("console", lambda message: found.trouble.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: found.trouble.append(f"error: {error}"))
+        page.on("request", lambda request: found.trouble.append(request.url)
+                if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
+        page.goto(path.as_uri())
+        found.data = json.loads(page.locator("#data").text_content())
+        opened.append(found)
+        return found
+
+    yield call
+    for found in opened:
+        found.page.close()
+        assert found.trouble == []
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of six shards of rendered scenes, labelled with the demo weights."""
+    folder = tmp_path_factory.mktemp("scenes")
+    make_scene_shards(Store(str(folder / "shards")), 6, 6)
+    assert run(demo_config(str(folder))).exit_code == 0
+    return folder / "output" / REPORT_PATH
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_chart_is_drawn_and_nothing_is_wider_than_the_page(
+    scenes: Path, open_report: Open, scheme: str
+) -> None:
+    for width in (1280, 390, 320):
+        report = open_report(scenes, width, scheme)
+        report.draw_all()
+        page = report.page
+        assert page.locator(_CHARTS).count() >= 4
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        colours = [
+            page.evaluate(_COLOURS, chart) for chart in page.locator(_CHARTS).element_handles()
+        ]
+        assert min(colours) >= 4
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_accessible(scenes: Path, open_report: Open, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    report = open_report(scenes, 1280, scheme)
+    report.draw_all()
+    options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
+
+    def violations() -> list[tuple[str, str]]:
+        found = Axe().run(report.page, options=options).response
+        assert len(found["passes"]) > 20
+        return [(r["id"], n["html"][:150]) for r in found["violations"] for n in r["nodes"]]
+
+    assert violations() == []
+    report.page.locator(".card").first.click()
+    assert violations() == []
+
+
+def test_pictures_are_filtered_and_ordered(scenes: Path, open_report: Open) -> None:
+    report = open_report(scenes)
+    page, pictures = report.page, report.data["pictures"]
+    assert 12 <= len(pictures) <= 18
+
+    def expected(order: str, keep: Callable[[dict[str, Any]], bool] = lambda _: True) -> list[str]:
+        kept = [picture for picture in pictures if keep(picture)]
+        return [p["key"] for p in sorted(kept, key=lambda p: (p[order], p["shard"], p["key"]))]
+
+    assert report.keys() == expected("iou")
+    page.select_option("#order", "confidence")
+    assert report.keys() == expected("confidence")
+    page.select_option("#with-class", "5")
+    has_star = expected("confidence", lambda p: any(k == 5 for k, _, _ in p["classes"]))
+    assert report.keys() == has_star and 0 < len(has_star) < len(pictures)
+    assert (
+        page.locator("#shown-count").text_content()
+        == f"{len(has_star)} of {len(pictures)} pictures"
+    )
+    page.select_option("#with-class", "")
+    page.select_option("#with-shard", "scenes-003")
+    assert report.keys() == expected("confidence", lambda p: p["shard"] == "scenes-003")
+    page.select_option("#with-why", "drawn by lot")
+    assert len(report.keys()) == 1
+    page.fill("#with-key", "no such key")
+    assert report.keys() == [] and "Loosen the filters" in page.locator("#gallery").inner_text()
+
+
+def test_opacity_and_views(scenes: Path, open_report: Open) -> None:
+    report = open_report(scenes)
+    page = report.page
+
+    def opacity() -> float:
+        return float(page.evaluate("getComputedStyle(document.querySelector('.over')).opacity"))
+
+    assert opacity() == pytest.approx(0.6)
+    page.locator("#opacity").fill("25")
+    assert opacity() == pytest.approx(0.25)
+    assert page.locator("output[for=opacity]").text_content() == "25 %"
+    for view, pictures, canvases in (("Image", 1, 0), ("Mask", 0, 1), ("Label", 0, 1),
+                                     ("Mistakes", 1, 1), ("All", 2, 3)):  # fmt: skip
+        page.get_by_text(view, exact=True).click()
+        card = page.locator(".card").first
+        assert (card.locator("img").count(), card.locator("canvas").count()) == (pictures, canvases)
+
+
+def test_what_is_painted_is_the_mask(scenes: Path, open_report: Open) -> None:
+    report = open_report(scenes)
+    page = report.page
+    page.get_by_text("Mask", exact=True).click()
+    canvas = page.locator(".card canvas").first
+    page.wait_for_function("c => c.dataset.painted", arg=canvas.element_handle())
+    shown = canvas.evaluate(_PIXELS)
+    key = report.keys()[0]
+    (picture,) = (p for p in report.data["pictures"] if p["key"] == key)
+    rgb = np.array(shown, np.uint8).reshape(-1, 4)[:, :3]
+    colours = np.array([tuple(bytes.fromhex(c[1:])) for c in report.data["colours"]], np.uint8)
+    mask = np.frombuffer(zlib.decompress(base64.b64decode(picture["mask"])), np.uint8)
+    np.testing.assert_array_equal(rgb, colours[mask])
+
+
+def test_the_viewer_by_keyboard(scenes: Path, open_report: Open) -> None:
+    report = open_report(scenes)
+    page, keys = report.page, report.keys()
+    page.locator(".card").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.querySelector('b').textContent") == keys[1]
+    page.keyboard.press("Enter")
+    title = page.locator("#viewer-key")
+    assert title.text_content() == keys[1]
+    page.keyboard.press("ArrowRight")
+    assert title.text_content() == keys[2]
+    assert page.locator("#panels .picture").count() == 4
+    page.keyboard.press("+")
+    assert "scale(1.5)" in page.locator("#panels .stack").first.get_attribute("style")
+    page.keyboard.press("ArrowUp")
+    assert page.locator("#viewer-opacity").input_value() == "70"
+    page.keyboard.press("0")
+    assert "scale(1)" in page.locator("#panels .stack").first.get_attribute("style")
+    page.locator("#panels .picture").nth(2).hover()
+    page.wait_for_function(
+        "document.getElementById('viewer-pixel').textContent.startsWith('Mask: ')"
+    )
+    page.keyboard.press("Escape")
+    assert not page.locator("#viewer").is_visible()
+    assert page.evaluate("document.activeElement.querySelector('b').textContent") == keys[2]
+
+
+def test_the_matrix_by_keyboard_and_the_theme(scenes: Path, open_report: Open) -> None:
+    report = open_report(scenes)
+    page = report.page
+    report.draw_all()
+    page.locator("#matrix").focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowLeft", "ArrowRight"):  # the first goes to (0, 0)
+        page.keyboard.press(key)
+    counts = report.data["confusion"][1]
+    text = page.locator("#matrix-cell").text_content()
+    assert f"{100 * counts[1] / sum(counts):.2f}% of the truth" in text and f"{counts[1]:,}" in text
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("#theme").click()  # light
+    page.locator("#theme").click()  # dark
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+    assert page.locator("#theme").get_attribute("aria-label") == "Colours: dark"
+
+
+def test_tables_are_sorted(scenes: Path, open_report: Open) -> None:
+    report = open_report(scenes)
+    page = report.page
+    page.locator(".classes thead button", has_text="IU").click()
+    names = page.locator(".classes tbody th span:last-child").all_text_contents()
+    assert names[0] == "background" and sorted(names) == sorted(report.data["classes"])
+    header = page.locator(".classes thead th", has_text="IU")
+    assert header.get_attribute("aria-sort") == "descending"
+
+
+@pytest.mark.parametrize("kind", ["empty", "unlabelled", "one"])
+def test_thin_outputs_are_shown_without_complaint(
+    tmp_path: Path, open_report: Open, kind: str
+) -> None:
+    output = Store(str(tmp_path))
+    if kind == "unlabelled":
+        add_shard(output, "a", matrix=None, previews=[[preview("k", labelled=False)]])
+    elif kind == "one":
+        add_shard(output, "</script><b>one", previews=[[preview("<!--<script>")]])
+    written(output, {"z": "not a whole tar"} if kind == "empty" else None)
+    report = open_report(tmp_path / REPORT_PATH)
+    report.draw_all()
+    if kind == "one":
+        assert report.keys() == ["<!--<script>"]
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_shards_open_at_once(tmp_path: Path, open_report: Open) -> None:
+    output = Store(str(tmp_path))
+    rng = np.random.default_rng(0)
+    matrices = rng.integers(1, 1000, (_SHARDS, 4, 4))
+    ledger = Ledger()
+    for n in range(_SHARDS):
+        ledger.add(entry(n, matrices[n]))
+    summary = Summary(LABELS, len(ledger))
+    for batch in ledger.batches():
+        summary.add(batch)
+    # Noise is the hardest to compress: as many pictures as the report takes, and no more bytes.
+    chunk = [preview(f"k{n}", n, size=(240, 320)) for n in range(3)]
+    for shard in {*summary.spread, *(score.shard for score in summary.worst_of_all(50))}:
+        add_shard(output, shard, previews=[chunk])
+    write_report(output, summary, {f"failed-{n}": "x" * 1000 for n in range(1000)})
+    assert 5_000_000 < output.stat(REPORT_PATH).size < 20_000_000
+    seconds = []
+    for _ in range(3):
+        report = open_report(tmp_path / REPORT_PATH)
+        seconds.append(report.page.evaluate(_LOADED))
+    report.draw_all()
+    print(f"{output.stat(REPORT_PATH).size:,} bytes, {min(seconds):.2f} s")
+    assert min(seconds) < _OPEN_SECONDS
