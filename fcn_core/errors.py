@@ -5,6 +5,7 @@ FcnError                 everything this project raises on purpose
 ├── LabelError           a ground-truth label that does not fit its image or its label set
 ├── LabelSetError        an unknown or malformed label set
 ├── MissingPackageError  an optional package that is needed and not installed
+├── TrainingError        a training that diverged
 └── WeightsError         a weights file that is missing, damaged or of another network
 
 `pipeline.errors` adds those of the factory. Every message has four parts, in this order: where,
@@ -64,6 +65,10 @@ class LabelSetError(FcnError):
 
 class MissingPackageError(FcnError):
     """An optional package that is needed here and not installed."""
+
+
+class TrainingError(FcnError):
+    """A training that diverged."""
 
 
 class WeightsError(FcnError):

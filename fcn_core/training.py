@@ -1,7 +1,8 @@
-"""Training on pictures and their labels, and the recipe of the shipped demo weights.
+"""The recipe of the shipped demo weights, and the small trainer that made them.
 
-`train` takes any iterable of pairs; where they come from and what is kept of a run is for others.
-`python -m fcn_core.training FILE` makes the demo weights from nothing and scores them.
+`python -m fcn_core.training FILE` makes the demo weights from nothing and scores them. It is kept
+as it was, because its bytes are published; `fcnseg train` (`fcn_core.training_learner`) trains
+everything else.
 
 Shape suffixes: B batch, C channel, K class, H height px, W width px.
 """
@@ -21,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
 from fcn_core.architecture import Architecture
 from fcn_core.checkpoint import WeightsFile, WeightsInfo, save_weights
@@ -32,9 +32,8 @@ from fcn_core.model import FCN
 from fcn_core.predictor import Predictor
 from fcn_core.preprocessing import CENTRED_RGB, Preprocessing
 from fcn_core.scenes import render_scene, training_scenes
-
-Sample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
-"""An image, (H, W, 3) uint8 RGB, and its label, (H, W) uint8 class index or 255."""
+from fcn_core.training_batch import Sample, tensors
+from fcn_core.training_learner import summed_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,7 @@ def mean_cross_entropy(logits_BKHW: Tensor, label_BHW: Tensor) -> Tensor:
         logits_BKHW: any float dtype.
         label_BHW: int64 in [0, K) or 255, which counts for nothing.
     """
-    total = F.cross_entropy(logits_BKHW.float(), label_BHW, ignore_index=VOID, reduction="sum")
-    return total / (label_BHW != VOID).sum().clamp(min=1)
+    return summed_cross_entropy(logits_BKHW, label_BHW) / (label_BHW != VOID).sum().clamp(min=1)
 
 
 def _finite(loss: float, number: int) -> float:
@@ -220,17 +218,7 @@ def _batch(
         expected = f"{settings.max_steps} steps take {settings.max_steps * settings.batch_size}"
         remedy = "Repeat the samples, or train for fewer steps."
         raise FcnError(f"training, step {number}", "the samples have run out", expected, remedy)
-    shape = (len(crops), settings.crop, settings.crop)
-    image_BHWC = np.zeros((*shape, 3), np.float32)  # zero is the mean colour
-    label_BHW = np.full(shape, VOID, np.int64)
-    mean, std = np.array([preprocessing.mean, preprocessing.std], np.float32)
-    for slot, (pixels, label) in enumerate(crops):
-        height, width = label.shape
-        ordered = pixels[..., ::-1] if preprocessing.channels == "BGR" else pixels
-        image_BHWC[slot, :height, :width] = (ordered - mean) / std
-        label_BHW[slot, :height, :width] = label
-    # A permuted (B, H, W, C) array is what torch calls channels last.
-    return torch.from_numpy(image_BHWC).permute(0, 3, 1, 2), torch.from_numpy(label_BHW)
+    return tensors(crops, (settings.crop, settings.crop), preprocessing)
 
 
 DEMO_SETTINGS = TrainSettings(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
@@ -18,13 +18,16 @@ from pipeline.store_options import StoreOptions, masked
 from pipeline.yaml_text import read_yaml
 
 MaskFormat = Literal["parquet", "png", "tar"]
+Config = TypeVar("Config", bound=BaseModel)
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Part of a configuration: frozen, and without unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class InputConfig(_Section):
+class InputConfig(Section):
     """Where the images are and what their labels mean."""
 
     url: str
@@ -51,7 +54,7 @@ class InputConfig(_Section):
     """How the images, their labels, the weights and the label set are reached."""
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which network, and how exactly it computes."""
 
     weights: str | None = None
@@ -60,7 +63,7 @@ class ModelConfig(_Section):
     """Of the convolutions; part of the fingerprint because it changes masks."""
 
 
-class OutputConfig(_Section):
+class OutputConfig(Section):
     """Where the results go, and in which forms."""
 
     url: str
@@ -71,7 +74,7 @@ class OutputConfig(_Section):
     """How the results are reached."""
 
 
-class ComputeConfig(_Section):
+class ComputeConfig(Section):
     """Who does the work. Nothing here changes a result but the device and threads_per_worker."""
 
     executor: Literal["auto", "local", "ray"] = "auto"
@@ -90,7 +93,7 @@ class ComputeConfig(_Section):
     """Images of one shape per forward pass; default 1 on a CPU, 8 on a GPU."""
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(Section):
     """How much may go wrong, and how large a piece of work may be."""
 
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
@@ -109,7 +112,7 @@ class LimitsConfig(_Section):
     """Most memory of one worker process, like 8GiB; default: its share of nine tenths."""
 
 
-class DriftConfig(_Section):
+class DriftConfig(Section):
     """What a run is compared with when it is done, and what a person is to look at."""
 
     window: int = Field(default=7, ge=0)
@@ -128,7 +131,7 @@ class DriftConfig(_Section):
     """Images of a run put into review/ for a person to look at, the worst first."""
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """A labelling run."""
 
     input: InputConfig
@@ -165,6 +168,17 @@ def load_config(
     Raises:
         ConfigError: unknown key, missing key or impossible value.
     """
+    return validate(merged(file_text, sets, flags, where))
+
+
+def merged(
+    file_text: str | None, sets: Iterable[str], flags: Mapping[str, Any], where: str = "--config"
+) -> dict[str, Any]:
+    """The nested mapping of a configuration from all its sources; see `load_config`.
+
+    Raises:
+        ConfigError: no YAML, or a `--set` without a section.
+    """
     tree = parse_yaml(file_text, where) if file_text else {}
     for item in sets:
         name, separator, value = item.partition("=")
@@ -176,22 +190,31 @@ def load_config(
     for name, value in flags.items():
         if value is not None:
             _put(tree, name, value)
-    return validate(tree)
+    return tree
 
 
 def validate(tree: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a nested mapping.
+    """The configuration of a run, of a nested mapping.
+
+    Raises:
+        ConfigError: with the first problem, naming its field.
+    """
+    return validate_as(RunConfig, tree)
+
+
+def validate_as(kind: type[Config], tree: Mapping[str, Any]) -> Config:
+    """A configuration of some kind, of a nested mapping.
 
     Raises:
         ConfigError: with the first problem, naming its field.
     """
     try:
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = _field_names(first["loc"][:-1])
+            known = _field_names(kind, first["loc"][:-1])
             raise ConfigError(
                 f"config {name}",
                 "an unknown key",
@@ -203,12 +226,12 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"config {name}", found, expected, "Correct this value.") from None
 
 
-def _field_names(sections: Iterable[int | str]) -> list[str]:
-    model: type[BaseModel] = RunConfig
+def _field_names(model: type[BaseModel], sections: Iterable[int | str]) -> list[str]:
     for name in sections:
         inner = model.model_fields[str(name)].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
+        for choice in (inner, *get_args(inner)):  # a section that may be left out is a union
+            if isinstance(choice, type) and issubclass(choice, BaseModel):
+                model = choice
     return list(model.model_fields)
 
 

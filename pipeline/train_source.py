@@ -1,0 +1,185 @@
+"""A labelled data set as a training sees it: listed, checked, and decoded sample by sample."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcn_core.errors import ImageError
+from fcn_core.images import decode_image
+from fcn_core.labels import LabelSet
+from fcn_core.training_batch import Sample as Arrays
+from pipeline.chunks import Chunk, ChunkLimits, Sources, read_chunks
+from pipeline.collect import is_over
+from pipeline.config import InputConfig, LimitsConfig, OutputConfig, RunConfig
+from pipeline.errors import InputError, LimitsError
+from pipeline.ordered import map_ordered
+from pipeline.plan import make_plan
+from pipeline.prepare import plan_request
+from pipeline.samples import Failure, Sample, decode_truth
+from pipeline.shards import Shard
+
+_NOWHERE = "memory://fcnseg-train-lists-only"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images: an input of `fcnseg run`, listed.
+
+    Attributes:
+        where: its URL.
+        shards: by id.
+        sources: where their bytes come from.
+        labels: what the labels mean.
+        limits: how large a piece, and how much may go wrong.
+        digest: of all shards' names and tags: another one is another data set.
+        passed_over: see `Listing`.
+    """
+
+    where: str
+    shards: Sequence[Shard]
+    sources: Sources
+    labels: LabelSet
+    limits: LimitsConfig
+    digest: str
+    passed_over: tuple[str, ...] = ()
+
+    def chunks(self, shard: Shard) -> Iterator[Chunk]:
+        """Those of a shard, in order.
+
+        Raises:
+            ShardError: it cannot be read.
+            StoreError: the store fails.
+        """
+        limits = ChunkLimits(self.limits.chunk_images, self.limits.chunk_bytes)
+        return read_chunks(shard, self.sources, limits)
+
+    def samples(self) -> Iterator[Sample | Failure]:
+        """All that have a label, and what could not be read, shard by shard."""
+        for shard in self.shards:
+            for chunk in self.chunks(shard):
+                yield from chunk.failures
+                yield from (sample for sample in chunk.samples if sample.label is not None)
+
+    def decode(self, sample: Sample) -> Arrays:
+        """Its picture and its classes.
+
+        Raises:
+            ImageError: one does not decode, or their sizes differ: a bad sample.
+            LabelError: values outside the label set: the wrong label set, most likely.
+        """
+        most = self.limits.max_image_pixels
+        image = decode_image(sample.image, sample.location, most)
+        label = self.truth(sample)
+        if label.shape != image.shape[:2]:
+            height, width = label.shape
+            raise ImageError(
+                sample.label_location,
+                f"label is {width}x{height}, image is {image.shape[1]}x{image.shape[0]}",
+                "labels must match the image size",
+                "Drop the sample or fix the label.",
+            )
+        return image, label
+
+    def truth(self, sample: Sample) -> NDArray[np.uint8]:
+        """Its classes; see `decode`."""
+        assert sample.label is not None
+        most = self.limits.max_image_pixels
+        return decode_truth(sample.label, sample.label_location, self.labels, most)
+
+
+def list_source(config: InputConfig, labels: LabelSet, limits: LimitsConfig) -> Source:
+    """Look at an input.
+
+    Raises:
+        InputError: nothing there, or several kinds of input in one place.
+        ConfigError: a selection that cannot be.
+        StoreError: it cannot be listed.
+    """
+    run = RunConfig(input=config, output=OutputConfig(url=_NOWHERE), limits=limits)
+    found = make_plan(plan_request(run))
+    digest = hashlib.sha256()
+    for shard in found.pending:
+        digest.update(f"{shard.id}\0{shard.etag}\0{shard.size}\0".encode())
+    return Source(
+        config.url, found.pending, found.sources, labels, limits, digest.hexdigest()[:16],
+        found.passed_over,
+    )  # fmt: skip
+
+
+@dataclass
+class BadSamples:
+    """Samples that cannot be learnt from: skipped, counted, and too many at some point.
+
+    Attributes:
+        where: their input.
+        limits: how many are too many.
+        seen: labelled samples looked at so far, at most once each.
+        failures: by location.
+    """
+
+    where: str
+    limits: LimitsConfig
+    seen: int = 0
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+    def add(self, failure: Failure) -> None:
+        """One more; the same one again counts for nothing."""
+        self.failures[f"{failure.location} {failure.key}"] = failure
+
+    def check(self) -> None:
+        """Refuse to go on with too many.
+
+        Raises:
+            LimitsError: naming the first.
+        """
+        if is_over(len(self.failures), self.seen, self.limits.max_bad_fraction):
+            first = next(iter(self.failures.values()))
+            raise LimitsError(
+                self.where,
+                f"{len(self.failures)} of {self.seen} samples are bad; the first: "
+                f"{first.location}: {first.reason}",
+                f"at most {self.limits.max_bad_fraction:.2%} (limits.max_bad_fraction)",
+                "Mend or remove them, or raise the limit.",
+            )
+
+
+def check_labels(source: Source, threads: int) -> BadSamples:
+    """Look at every label once.
+
+    Raises:
+        LabelError: one holds a value that is no class; naming the sample.
+        InputError: no sample has a label.
+        LimitsError: too many are bad.
+    """
+    bad = BadSamples(source.where, source.limits)
+
+    def look(item: Sample | Failure) -> Failure | None:
+        if isinstance(item, Failure):
+            return item
+        try:
+            source.truth(item)
+        except ImageError as error:
+            return Failure.of(item.key, error, item.location)
+        return None
+
+    for failure in map_ordered(look, source.samples(), threads):
+        bad.seen += 1
+        if failure is not None:
+            bad.add(failure)
+    if not bad.seen:
+        raise unlabelled(source)
+    bad.check()
+    return bad
+
+
+def unlabelled(source: Source) -> InputError:
+    """The error of an input without labels."""
+    return InputError(
+        source.where, "no sample with a label", "images and labels to learn from",
+        "Name the labels of a folder with --labels, or pack them (fcnseg shard --labels).",
+    )  # fmt: skip
