@@ -14,6 +14,8 @@ from pipeline.cli_evaluate import evaluate
 from pipeline.cli_export import export
 from pipeline.cli_label import demo, plan, predict, run, shard
 from pipeline.cli_output import failed, gc, history, report, status, verify
+from pipeline.cli_output import failed, gc, report, status, verify
+from pipeline.cli_train import train
 from pipeline.streams import outlive_readers
 
 
@@ -42,6 +44,21 @@ app = typer.Typer(
 _LABEL = (demo, shard, plan, run, predict, evaluate)
 _LOOK = (status, report, history, verify, failed, gc, export)
 for command in (*_LABEL, *_LOOK):
+for command in (
+    demo,
+    shard,
+    plan,
+    run,
+    status,
+    report,
+    verify,
+    failed,
+    gc,
+    predict,
+    evaluate,
+    export,
+    train,
+):
     app.command()(command)
 app.add_typer(cli_weights.app, name="weights")
 

@@ -81,7 +81,7 @@ def plan_request(config: RunConfig) -> PlanRequest:
     """
     images = Store(config.input.url, config.input.store)
     output = Store(config.output.url, config.output.store)
-    _refuse_overlap(images, output)
+    refuse_overlap(images, output)
     return PlanRequest(
         images=images,
         labels=Store(config.input.labels, config.input.store) if config.input.labels else None,
@@ -207,7 +207,12 @@ def read_label_set(url: str, options: StoreOptions | None = None) -> LabelSet:
         ) from error
 
 
-def _refuse_overlap(images: Store, output: Store) -> None:
+def refuse_overlap(images: Store, output: Store) -> None:
+    """Refuse an output inside its input, or the other way round.
+
+    Raises:
+        ConfigError: naming both.
+    """
     source, target = (
         f"{os.path.realpath(store.url) if store.is_local else store.url}/"
         for store in (images, output)

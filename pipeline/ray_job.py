@@ -65,7 +65,7 @@ def run_ray(
     Raises:
         StoreError: a store fails in a worker, or the cluster cannot be reached.
     """
-    with _connected(job.compute.ray_address):
+    with connected(job.compute.ray_address):
         kept = ray.put(weights)
         waiting = iter(shards)
         while wave := list(islice(waiting, _WAVE_SHARDS)):
@@ -77,7 +77,12 @@ def run_ray(
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[None]:
+    """A Ray to work on: the caller's, the surrounding job's, the one at the address, or a new one.
+
+    Raises:
+        StoreError: it cannot be reached.
+    """
     if ray.is_initialized():  # the caller's Ray (a test session, a notebook): left as it is
         yield
         return

@@ -1,0 +1,198 @@
+"""What a training tells of itself: metrics.jsonl, curves.png, TensorBoard event files.
+
+Lines are kept here and the whole object is put again, because object stores cannot append. They
+are put before the checkpoint of their step, so that a resumed training finds all up to its own
+step, and forgets what lies behind.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fcn_core.labels import LabelSet
+from fcn_core.metrics import Scores
+from fcn_core.training_learner import Lesson
+from pipeline.errors import MissingError
+from pipeline.store import Store
+
+METRICS = "metrics.jsonl"
+CURVES = "curves.png"
+EVENTS = "tensorboard"
+_INSTALL = "pip install 'fcn-pipeline[train]'"
+log = logging.getLogger("fcnseg")
+
+
+class TrainLog:
+    """The lines of a training, those before a resume included.
+
+    Args:
+        output: its directory.
+        step: that it goes on from; later lines are forgotten.
+        labels: for the names of classes.
+    """
+
+    def __init__(self, output: Store, step: int, labels: LabelSet) -> None:
+        self.output = output
+        self.labels = labels
+        self.lines = [line for line in read_metrics(output) if line["step"] <= step]
+        self._lessons: list[Lesson] = []
+        self._pixels = self._images = 0
+        self._seconds = 0.0
+        self._events = _Events(output, step)
+
+    def add_lesson(self, lesson: Lesson, images: int, pixels: int, seconds: float) -> None:
+        """A finished step: of the next line."""
+        self._lessons.append(lesson)
+        self._images, self._pixels = self._images + images, self._pixels + pixels
+        self._seconds += seconds
+
+    @property
+    def waiting(self) -> int:
+        """Steps of the next line so far."""
+        return len(self._lessons)
+
+    def end_line(self, step: int, **about: Any) -> dict[str, Any] | None:
+        """Make a line of the steps since the last one, if there are any.
+
+        Args:
+            step: of all stages together, of the last of them.
+            about: further entries.
+        """
+        if not self._lessons:
+            return None
+        seconds = max(self._seconds, 1e-9)
+        line = {
+            "step": step,
+            "loss": math.fsum(lesson.loss for lesson in self._lessons) / len(self._lessons),
+            "learning_rate": self._lessons[-1].learning_rate,
+            "steps": len(self._lessons),
+            "seconds": round(seconds, 3),
+            "images_per_second": round(self._images / seconds, 3),
+            "pixels_per_second": round(self._pixels / seconds),
+            **about,
+        }
+        self._lessons, self._images, self._pixels, self._seconds = [], 0, 0, 0.0
+        self.lines.append(line)
+        names = ("loss", "learning_rate", "images_per_second", "pixels_per_second")
+        self._events.add(step, {f"train/{name}": line[name] for name in names})
+        return line
+
+    def add_evaluation(self, step: int, scores: Scores, **about: Any) -> dict[str, Any]:
+        """A line of scores."""
+        found = scores.to_dict()
+        line = {"step": step, "evaluation": found, **about}
+        self.lines.append(line)
+        four = {f"val/{name}": value for name, value in found.items() if name != "iou"}
+        named = zip(self.labels.classes, found["iou"], strict=True)
+        classes = {f"val_iou/{name}": value for name, value in named}
+        self._events.add(step, {k: v for k, v in (four | classes).items() if v is not None})
+        return line
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines that have scores."""
+        return [line for line in self.lines if "evaluation" in line]
+
+    def write(self) -> None:
+        """Put the lines and the events."""
+        self.output.write(METRICS, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        self._events.put()
+
+    def write_curves(self) -> None:
+        """Draw the lines, where matplotlib is installed."""
+        picture = draw_curves(self.lines, self.labels.classes)
+        if picture is not None:
+            self.output.write(CURVES, picture)
+
+    def close(self) -> None:
+        """Let go of the event file."""
+        self._events.close()
+
+
+def read_metrics(output: Store) -> list[dict[str, Any]]:
+    """The lines of a training so far; none if there are none."""
+    try:
+        data = output.read(METRICS)
+        return [json.loads(line) for line in data.splitlines()]
+    except MissingError:
+        return []
+    except ValueError:
+        log.warning("%s is unreadable: begun anew", output.location(METRICS))
+        return []
+
+
+class _Events:
+    """TensorBoard's event file, written here and put as a whole; nothing without tensorboard."""
+
+    def __init__(self, output: Store, step: int) -> None:
+        self.output = output
+        self._writer: Any = None
+        self._folder = tempfile.TemporaryDirectory(prefix="fcnseg-")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            log.warning("no TensorBoard event files: tensorboard is not installed (%s)", _INSTALL)
+            return
+        # What an earlier process told of later steps is not to be shown.
+        self._writer = SummaryWriter(self._folder.name, purge_step=step + 1 if step else None)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if self._writer is not None:
+                self._writer.add_scalar(name, value, step)
+
+    def put(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.flush()
+        for path in Path(self._folder.name).iterdir():
+            self.output.upload(f"{EVENTS}/{path.name}", path)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._folder.cleanup()
+
+
+def draw_curves(lines: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> bytes | None:
+    """A PNG of loss, rate, scores and classes over steps; None without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        log.warning("no %s: matplotlib is not installed (%s)", CURVES, _INSTALL)
+        return None
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    (loss, rate), (scores, iou) = figure.subplots(2, 2)
+    steps = [line for line in lines if "loss" in line]
+    asked = [line for line in lines if "evaluation" in line]
+    for axes, name in ((loss, "loss"), (rate, "learning_rate")):
+        axes.plot([line["step"] for line in steps], [line[name] for line in steps])
+    numbers = [line["step"] for line in asked]
+    for name in ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou"):
+        values = [line["evaluation"][name] for line in asked]
+        scores.plot(numbers, _known(values), marker=".", label=name)
+    for index, name in enumerate(classes):
+        values = [line["evaluation"]["iou"][index] for line in asked]
+        iou.plot(numbers, _known(values), marker=".", label=name)
+    titles = ("training loss, nats per labelled pixel", "learning rate", "VAL", "VAL, IU per class")
+    for axes, title in zip((loss, rate, scores, iou), titles, strict=True):
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+    if asked:
+        scores.legend(fontsize="small")
+        iou.legend(fontsize="x-small", ncols=2)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
