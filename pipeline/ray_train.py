@@ -45,7 +45,7 @@ def train_on_ray(
         FcnError: what a process raised, or a cluster that cannot be reached.
     """
     with connected(config.compute.ray_address), tempfile.TemporaryDirectory() as folder:
-        desk = ray.remote(num_cpus=0)(_Desk).remote()
+        desk: Any = ray.remote(num_cpus=0)(_Desk).remote()
         trainer = ray.train.torch.TorchTrainer(
             _work,
             train_loop_config={"config": config, "desk": desk},
@@ -85,12 +85,9 @@ def _fit(trainer: Any, failed: list[BaseException]) -> None:
 
 
 def _scaling(config: TrainConfig) -> ray.train.ScalingConfig:
-    compute = config.compute
-    if compute.device == "cpu" or (
-        compute.device == "auto" and not ray.cluster_resources().get("GPU")
-    ):
-        cpus = ray.cluster_resources().get("CPU", 1.0)
-        share = min(1.0, cpus / (compute.workers + 1))
+    compute, has = config.compute, cast(dict[str, float], cast(Any, ray).cluster_resources())
+    if compute.device == "cpu" or (compute.device == "auto" and not has.get("GPU")):
+        share = min(1.0, has.get("CPU", 1.0) / (compute.workers + 1))
         return ray.train.ScalingConfig(
             num_workers=compute.workers, resources_per_worker={"CPU": share}
         )

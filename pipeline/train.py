@@ -62,7 +62,7 @@ def train(config: TrainConfig, on_progress: OnProgress = lambda _: None) -> Trai
     output = prepared.output
     check_directory(output, prepared.parts)
     if _is_finished(output, prepared):
-        return _result(prepared, _nothing_to_do(prepared), 0, started)
+        return _result(prepared, _nothing_to_do(prepared), prepared.total_steps, started)
     preflight(output)
     with Lease(output) as lease:
         output = output.guarded(lease.check)
@@ -183,7 +183,7 @@ def _result(
         best=_best(read_metrics(prepared.output), first),
         classes=prepared.labels.classes,
         bad=len(outcome.failures),
-        trained_now=outcome.step - begun if begun < outcome.step else 0,
+        trained_now=outcome.step - begun,
         seconds=time.monotonic() - started,
     )
 

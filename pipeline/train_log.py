@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class TrainLog:
         self._lessons: list[Lesson] = []
         self._pixels = self._images = 0
         self._seconds = 0.0
+        self._drawn = time.monotonic()
         self._events = _Events(output, step)
 
     def add_lesson(self, lesson: Lesson, images: int, pixels: int, seconds: float) -> None:
@@ -104,8 +106,15 @@ class TrainLog:
         self.output.write(METRICS, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
         self._events.put()
 
-    def write_curves(self) -> None:
-        """Draw the lines, where matplotlib is installed."""
+    def write_curves(self, seconds: float = 0.0) -> None:
+        """Draw the lines, where matplotlib is installed.
+
+        Args:
+            seconds: not if that was done less than so long ago; it takes a second.
+        """
+        if time.monotonic() - self._drawn < seconds:
+            return
+        self._drawn = time.monotonic()
         picture = draw_curves(self.lines, self.labels.classes)
         if picture is not None:
             self.output.write(CURVES, picture)

@@ -29,6 +29,7 @@ from pipeline.train_source import BadSamples
 LAST = "last.safetensors"
 BEST = "best.safetensors"
 _NAMED = 20
+_CURVES_SECONDS = 60.0
 log = logging.getLogger("fcnseg")
 
 
@@ -226,7 +227,7 @@ class TrainingLoop:
             line = self.log.add_evaluation(step, scores, variant=variant, images=answer.images)
             self._keep_best(line)
             self.log.write()
-            self.log.write_curves()
+            self.log.write_curves(_CURVES_SECONDS)
             self._tell(line)
         return False
 
