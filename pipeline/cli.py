@@ -14,7 +14,6 @@ from pipeline.cli_evaluate import evaluate
 from pipeline.cli_export import export
 from pipeline.cli_label import demo, plan, predict, run, shard
 from pipeline.cli_output import failed, gc, history, report, status, verify
-from pipeline.cli_output import failed, gc, report, status, verify
 from pipeline.cli_train import train
 from pipeline.streams import outlive_readers
 
@@ -41,24 +40,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_LABEL = (demo, shard, plan, run, predict, evaluate)
+_LABEL = (demo, shard, plan, run, predict, evaluate, train)
 _LOOK = (status, report, history, verify, failed, gc, export)
 for command in (*_LABEL, *_LOOK):
-for command in (
-    demo,
-    shard,
-    plan,
-    run,
-    status,
-    report,
-    verify,
-    failed,
-    gc,
-    predict,
-    evaluate,
-    export,
-    train,
-):
     app.command()(command)
 app.add_typer(cli_weights.app, name="weights")
 
