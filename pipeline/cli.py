@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from fcn_core.errors import FcnError
 from pipeline import cli_weights, console
+from pipeline.cli_doctor import doctor
 from pipeline.cli_evaluate import evaluate
 from pipeline.cli_export import export
 from pipeline.cli_label import demo, plan, predict, run, shard
@@ -41,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _LABEL = (demo, shard, plan, run, predict, evaluate, train)
-_LOOK = (status, report, history, verify, failed, gc, export)
+_LOOK = (status, report, history, verify, failed, gc, export, doctor)
 for command in (*_LABEL, *_LOOK):
     app.command()(command)
 app.add_typer(cli_weights.app, name="weights")
