@@ -58,7 +58,9 @@ class RayHead:
 
 
 def _quiet() -> dict[str, str]:
-    return {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+    # A busy machine starts a head in minutes, not in the minute that Ray gives it.
+    patience = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180", "RAY_raylet_start_wait_time_s": "180"}
+    return {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)} | patience
 
 
 @contextmanager
