@@ -52,20 +52,22 @@ bench: setup  ## Measure against a plain loop, on this machine
 demo-weights: setup  ## Train the shipped demo weights again from nothing (under an hour on 2 cores)
 	$(BIN)/python -m fcn_core.training fcn_core/demo.safetensors
 
-lock: setup  ## Write requirements.lock anew from pyproject.toml
+lock: setup  ## Write both lock files anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --extra dev -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --extra aws --extra gcp --extra gcs --extra azure --constraint requirements.lock \
+	  -o deploy/requirements.lock pyproject.toml
 
-# What stands in pipeline/report_assets, byte for byte: npm only fetches it, nothing is built.
-ECHARTS := 6.1.0
-vendor-charts:  ## Fetch the charting library of the report anew (needs npm)
-	rm -rf build/charts && mkdir -p build/charts
-	cd build/charts && npm pack --silent echarts@$(ECHARTS) && tar -xzf echarts-$(ECHARTS).tgz
-	cd build/charts/package && cp dist/echarts.min.js $(CURDIR)/pipeline/report_assets/
-	cd build/charts/package && for name in LICENSE NOTICE; do \
-	  cp $$name $(CURDIR)/pipeline/report_assets/echarts.$$name; done
-	cp build/charts/package/licenses/LICENSE-d3 pipeline/report_assets/echarts.LICENSE-d3
-	cd pipeline/report_assets && sha256sum --check echarts.sha256
+sbom: setup  ## Bill of materials (CycloneDX) of the image's packages, and licences, in build/
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements deploy/requirements.lock --pyproject pyproject.toml \
+	  --output-reproducible --of JSON -o build/sbom.cdx.json
+	$(BIN)/pip-licenses --python $(BIN)/python --from mixed --with-urls --format markdown \
+	  --output-file build/licences.md
+
+audit: setup  ## Known vulnerabilities of the image's packages (asks pypi.org or osv.dev)
+	$(BIN)/pip-audit --disable-pip --require-hashes --requirement deploy/requirements.lock
 
 format: setup  ## Format the code
 	$(BIN)/ruff format .

@@ -15,12 +15,7 @@ ONLY_CUDA = re.compile(r"(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-
 
 
 def without_cuda(lock: str) -> str:
-    """The lock file's text without those packages.
-
-    >>> print(without_cuda("a==1 \\\\\\n    --hash=sha256:1\\ntorch==2 \\\\\\n    --hash=sha256:2"))
-    a==1 \\
-        --hash=sha256:1
-    """
+    """The lock file's text without those packages, each with the lines of its hashes."""
     entries = re.split(r"(?m)^(?=[a-zA-Z0-9])", lock)
     return "".join(entry for entry in entries if not ONLY_CUDA.match(entry)).rstrip("\n")
 

@@ -25,7 +25,7 @@ from pipeline.store import Store
 # isort: split
 import ray  # after pipeline.ray_job, which sets what it reads at import
 
-NODE_SECONDS = 120.0
+NODE_SECONDS = 180.0
 """How long all nodes together have for their looks: the first import on a node takes a while."""
 
 _RESOURCES = "Add nodes that have it, or ask for less (compute.gpus_per_worker, compute.workers)."
