@@ -142,15 +142,15 @@ def portable(config: RunConfig) -> dict[str, Any]:
     for section, name in (*names, ("output", "url"), ("drift", "reference")):
         value = tree.get(section, {}).get(name)
         if value is not None:
-            tree[section][name] = _anywhere(value)
+            tree[section][name] = anywhere(value)
     for section in ("input", "output"):
         store = tree.get(section, {}).get("store", {})
         if store.get("ca_bundle"):
-            store["ca_bundle"] = _anywhere(store["ca_bundle"])
+            store["ca_bundle"] = anywhere(store["ca_bundle"])
     return tree
 
 
-def _anywhere(value: str) -> str:
+def anywhere(value: str) -> str:
     """A name, path or URL as it holds from any working directory, without a password."""
     if value == DEMO_WEIGHTS or value in LABEL_SETS:
         return value

@@ -17,8 +17,9 @@ import ray.train
 import ray.train.torch
 
 from fcn_core.errors import FcnError
+from pipeline.identity import anywhere
 from pipeline.ray_job import connected
-from pipeline.train_config import TrainConfig
+from pipeline.train_config import SCRATCH, TrainConfig
 from pipeline.train_progress import Outcome, TrainProgress
 
 _WAIT_SECONDS = 0.5
@@ -48,7 +49,7 @@ def train_on_ray(
         desk: Any = ray.remote(num_cpus=0)(_Desk).remote()
         trainer = ray.train.torch.TorchTrainer(
             _work,
-            train_loop_config={"config": config, "desk": desk},
+            train_loop_config={"config": _anywhere(config), "desk": desk},
             scaling_config=_scaling(config),
             run_config=ray.train.RunConfig(storage_path=folder, name="fcnseg-train"),
         )
@@ -75,6 +76,23 @@ def train_on_ray(
         "ray train", f"{failed[0] if failed else 'no worker said how it ended'}",
         "a training that ends", "See Ray's logs; run the same command again to resume.",
     )  # fmt: skip
+
+
+def _anywhere(config: TrainConfig) -> TrainConfig:
+    """The same with absolute paths: Ray's workers have working directories of their own."""
+
+    def absolute(section: Any, *names: str) -> Any:
+        found = {name: getattr(section, name) for name in names}
+        return section.model_copy(update={n: v and anywhere(v) for n, v in found.items()})
+
+    sources = {
+        name: source and absolute(source, "url", "labels", "label_set")
+        for name, source in (("input", config.input), ("val", config.val))
+    }
+    model = config.model if config.model.init == SCRATCH else absolute(config.model, "init")
+    return config.model_copy(
+        update={**sources, "model": model, "output": absolute(config.output, "url")}
+    )
 
 
 def _fit(trainer: Any, failed: list[BaseException]) -> None:

@@ -1,0 +1,84 @@
+"""The flow `train-network`: train, publish. Resuming is in the directory, not in Prefect.
+
+Tasks keep no results and are not cached: running the flow again goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from fcn_core.errors import FcnError
+from pipeline.cli_train import describe
+from pipeline.train_config import TrainConfig
+from pipeline.train_progress import TrainProgress, TrainResult
+
+
+@task(name="train", cache_policy=NO_CACHE, persist_result=False)
+def train_network(config: TrainConfig) -> TrainResult:
+    """Train in this process, or with Ray's workers, relaying every line of the log."""
+    # torch, which serving a flow does not need
+    from pipeline.train import train
+
+    logger = get_run_logger()
+
+    def relay(progress: TrainProgress) -> None:
+        logger.info("%s", describe(progress))
+
+    return train(config, relay)
+
+
+@task(name="publish", cache_policy=NO_CACHE, persist_result=False)
+def publish(result: TrainResult) -> None:
+    """The best scores as artifacts: a table of classes and a summary in words."""
+    if result.best is not None:
+        iou = result.best["evaluation"]["iou"]
+        rows = [{"class": n, "IU": v} for n, v in zip(result.classes, iou, strict=True)]
+        mean = {"class": "mean IU", "IU": result.best["evaluation"]["mean_iou"]}
+        create_table_artifact(
+            table=[*rows, mean],
+            key="fcnseg-train-class-iou",
+            description=f"IU per class on VAL of {result.output}",
+        )
+    create_markdown_artifact(markdown=summary(result), key="fcnseg-train-summary")
+
+
+@flow(name="train-network", persist_result=False)
+def train_dataset(config: TrainConfig) -> State[Any]:
+    """Train a network; ends `Completed`, or `Failed` with the reason in one line."""
+    try:
+        result = train_network(config)
+    except FcnError as error:
+        return Failed(message=str(error))
+    publish(result)
+    return Completed(message=message(result))
+
+
+def message(result: TrainResult) -> str:
+    """What a training did, in a line."""
+    if not result.trained_now:
+        return f"finished before: all {result.total_steps} steps are done"
+    best = ""
+    if result.best is not None and result.best["evaluation"]["mean_iou"] is not None:
+        found = result.best["evaluation"]["mean_iou"]
+        best = f", best mean IU {found:.4f} at step {result.best['step']}"
+    bad = f", {result.bad} bad samples skipped" if result.bad else ""
+    return f"{result.trained_now} steps, {result.step} of {result.total_steps} done{best}{bad}"
+
+
+def summary(result: TrainResult) -> str:
+    """Markdown for the flow run's page."""
+    lines = [
+        "# Training",
+        "",
+        f"- {message(result)}",
+        f"- weights: `{result.output}/last.safetensors`, sha256 `{result.last_sha256}`",
+    ]
+    if result.best is not None:
+        lines.append(f"- best on VAL: `{result.output}/best.safetensors`")
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""The training flow: its states and artifacts, on a temporary Prefect server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.train import message, summary, train_dataset
+from pipeline.train_config import TrainConfig, load_train_config
+from pipeline.train_progress import TrainResult
+from tests import world
+
+
+def result(**changes: object) -> TrainResult:
+    best = {"step": 4, "evaluation": {"mean_iou": 0.5, "iou": [0.5, 0.5]}}
+    values = {
+        "output": "s3://b/w", "step": 6, "total_steps": 6, "variant": "fcn8s", "bad": 0,
+        "last_sha256": "abc", "best": best, "classes": ("a", "b"), "trained_now": 6, "seconds": 1.0,
+    }  # fmt: skip
+    return TrainResult(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "6 steps, 6 of 6 done, best mean IU 0.5000 at step 4"),
+        ({"trained_now": 2, "best": None}, "2 steps, 6 of 6 done"),
+        ({"trained_now": 0}, "finished before: all 6 steps are done"),
+        ({"bad": 3, "best": None}, "6 steps, 6 of 6 done, 3 bad samples skipped"),
+    ],
+)
+def test_a_message_says_what_happened(changes: dict[str, object], said: str) -> None:
+    assert message(result(**changes)) == said
+    assert said in summary(result(**changes))
+
+
+@pytest.fixture(scope="module")
+def prefect_server() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+def config(root: Path, **changes: object) -> TrainConfig:
+    world.write_shards(root / "in", 1, 3)
+    (root / "tiny.yaml").write_text("{name: tiny, classes: [ground, thing, stuff]}")
+    flags = {
+        "input.url": str(root / "in"), "input.label_set": str(root / "tiny.yaml"),
+        "val.url": str(root / "in"), "output.url": str(root / "out"), "model.variant": "fcn32s",
+        "model.width": 1 / 32, "train.max_steps": 2, "train.batch_size": 1, "train.crop": 16,
+        **changes,
+    }  # fmt: skip
+    return load_train_config(None, [], flags)
+
+
+@pytest.mark.prefect
+@pytest.mark.filterwarnings("ignore")  # Prefect's server and its database driver warn at will
+def test_flow_trains_publishes_and_leaves_a_finished_training_alone(
+    prefect_server: None, tmp_path: Path
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    state = train_dataset(config(tmp_path), return_state=True)
+    assert state.name == "Completed", state.message
+    assert (state.message or "").startswith("2 steps, 2 of 2 done, best mean IU")
+    assert (tmp_path / "out" / "last.safetensors").exists()
+    with get_client(sync_client=True) as client:
+        artifacts = {artifact.key: artifact for artifact in client.read_artifacts()}
+    assert '"mean IU"' in str(artifacts["fcnseg-train-class-iou"].data)
+    assert "last.safetensors" in str(artifacts["fcnseg-train-summary"].data)
+    again = train_dataset(config(tmp_path), return_state=True)
+    assert "finished before" in (again.message or "")
+
+
+@pytest.mark.prefect
+@pytest.mark.filterwarnings("ignore")
+def test_flow_fails_with_the_reason_in_one_line(prefect_server: None, tmp_path: Path) -> None:
+    missing = config(tmp_path, **{"input.url": str(tmp_path / "nothing")})
+    state = train_dataset(missing, return_state=True)
+    assert state.name == "Failed"
+    assert (state.message or "").startswith(f"{tmp_path}/nothing: no such prefix")
