@@ -178,15 +178,16 @@ def _work(told: dict[str, Any]) -> None:
     group = _Processes()
     if config.compute.threads is not None:
         torch.set_num_threads(config.compute.threads)
+    prepared = prepare_training(config)
     around = Surroundings(
-        prepare_training(config).output,
+        prepared.output,
         group,
         str(ray.train.torch.get_device()),
         stop=lambda: group.rank == 0 and ray.get(desk.is_stopped.remote()),
         on_progress=lambda progress: ray.get(desk.tell.remote(progress)),
     )
     try:
-        outcome = TrainingLoop(prepare_training(config), around).run()
+        outcome = TrainingLoop(prepared, around).run()
     except FcnError as error:
         ray.get(desk.end.remote(error))
         raise

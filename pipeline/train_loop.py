@@ -16,7 +16,7 @@ from fcn_core.errors import TrainingError
 from fcn_core.model import FCN
 from fcn_core.predictor import Predictor
 from fcn_core.training_init import from_nothing, transplant
-from fcn_core.training_learner import Course, Group, Learner
+from fcn_core.training_learner import Course, Group, Learner, Lesson
 from pipeline.store import Store
 from pipeline.train_checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from pipeline.train_data import Cursor, Share, Step, steps, stream
@@ -112,8 +112,8 @@ class TrainingLoop:
         moment = time.monotonic()
         with closing(samples), closing(work):
             for step in work:
-                self._learn(step)
-                self._note(step, time.monotonic() - moment)
+                lesson = self._learn(step)
+                self._note(step, lesson, time.monotonic() - moment)
                 is_stopped = around.group.sum([float(around.stop())])[0] > 0
                 is_end = self.step % self.prepared.stage_steps == 0
                 is_mark = is_end or self.step % config.checkpoint_every == 0
@@ -128,10 +128,10 @@ class TrainingLoop:
                     return is_stopped
         raise AssertionError("a stream of steps has no end")
 
-    def _learn(self, step: Step) -> None:
+    def _learn(self, step: Step) -> Lesson:
         number = step.number - self.stage * self.prepared.stage_steps
         try:
-            self._lesson = self.learner.learn(number, step.batches)
+            lesson = self.learner.learn(number, step.batches)
         except TrainingError as error:
             keys = ", ".join(step.keys[:_NAMED]) + (", …" if len(step.keys) > _NAMED else "")
             where = f"training, step {step.number}, samples {keys}"
@@ -142,16 +142,17 @@ class TrainingLoop:
             self.bad.add(failure)
         self.bad.seen = max(self.bad.seen, step.number * self.recipe.batch_size)
         self.bad.check()
+        return lesson
 
     def _warn_once(self, location: str, reason: str) -> None:
         if not any(failure.location == location for failure in self.bad.failures.values()):
             log.warning("skipped %s: %s", location, reason)
 
-    def _note(self, step: Step, seconds: float) -> None:
+    def _note(self, step: Step, lesson: Lesson, seconds: float) -> None:
         if self.log is None:
             return
         size = self.around.group.size
-        self.log.add_lesson(self._lesson, self.recipe.batch_size, step.pixels * size, seconds)
+        self.log.add_lesson(lesson, self.recipe.batch_size, step.pixels * size, seconds)
         if self.log.waiting >= self.config.log_every:
             self._end_line()
 

@@ -302,7 +302,7 @@ def test_a_bad_picture_is_skipped_and_counted(settings, tmp_path, caplog):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.tar").write_bytes(world.tar(members))
     result = train(settings(input__url=str(tmp_path / "in")))
-    assert result.bad == 1 and caplog.text.count("skipped") == 1
+    assert result.bad == 1 and caplog.text.count("skipped /") == 1
 
 
 @pytest.mark.parametrize(

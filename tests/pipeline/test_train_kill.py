@@ -43,7 +43,7 @@ def finish(data: Path, output: Path) -> str:
 
 
 def stop_at(data: Path, output: Path, event: str, sent: int) -> tuple[int, str]:
-    """Send a signal as soon as a line of the metrics holds the event."""
+    """Send a signal just before the step that the event announces."""
     # Stopped before every step until told to go on, so that the signal strikes at a known place.
     script = (
         "import sys\n"
@@ -52,7 +52,7 @@ def stop_at(data: Path, output: Path, event: str, sent: int) -> tuple[int, str]:
         "def learn(self, step):\n"
         "    print('step', step.number, flush=True)\n"
         "    sys.stdin.readline()\n"
-        "    real(self, step)\n"
+        "    return real(self, step)\n"
         "train_loop.TrainingLoop._learn = learn\n"
         "from pipeline.entry import main\n"
         "main()\n"
