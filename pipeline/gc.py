@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from pipeline.commits import PREFIX, Commit
 from pipeline.errors import ConfigError, MissingError, OutputError
+from pipeline.history import list_runs
 from pipeline.identity import read_identity
 from pipeline.lease import Lease
 from pipeline.ordered import map_ordered
+from pipeline.review import review_path
 from pipeline.selection import seconds_of
 from pipeline.status import read_marker
 from pipeline.store import ObjectInfo, Store
@@ -30,7 +32,7 @@ from pipeline.store_objects import Leftover
 _THREADS = 32
 
 _MADE = re.compile(
-    r"(masks|_previews|_quarantine)/.+\.parquet|png/.+\.png|tar/.+\.tar|_probe-[0-9a-f]{32}"
+    r"(masks|_previews|_quarantine|review)/.+\.parquet|png/.+\.png|tar/.+\.tar|_probe-[0-9a-f]{32}"
 )
 """Names that runs give, but for those that every output has. Nothing else is ever removed."""
 
@@ -61,7 +63,7 @@ def find_garbage(output: Store, min_age: float) -> Iterator[Garbage]:
     """Everything that no commit names and that is old enough. Writes nothing.
 
     Memory: 8 bytes per object that the commits name. Quarantine tables of shards that failed are
-    kept, because nothing but them says why.
+    kept, because nothing but them says why; review queues, as long as their run has its record.
 
     Args:
         output: of a run.
@@ -74,9 +76,12 @@ def find_garbage(output: Store, min_age: float) -> Iterator[Garbage]:
     read_identity(output)
     named, committed = _read_commits(output)
     failed = set(read_marker(output)[1].get("failed_shards", {}))
+    reviews = {review_path(run) for run in list_runs(output)}
 
     def is_garbage(info: ObjectInfo) -> bool:
         if not _MADE.fullmatch(info.path) or _is_in(info.path, named):
+            return False
+        if info.path in reviews:
             return False
         if not info.path.startswith("_quarantine/"):
             return True

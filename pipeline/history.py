@@ -8,6 +8,7 @@ resumes it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import re
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.drift import Comparison, Drift, Window
-from pipeline.errors import MissingError, OutputError
+from pipeline.errors import MissingError, OutputError, StoreError
 from pipeline.histograms import Histograms
 from pipeline.ordered import map_ordered
 from pipeline.store import Store
@@ -169,6 +170,33 @@ def read_history(output: Store, last: int | None = None) -> tuple[RunRecord, ...
             return None
 
     return tuple(record for record in map_ordered(read, chosen, _READERS) if record is not None)
+
+
+def run_problems(output: Store) -> list[tuple[str, str]]:
+    """(object, what is wrong with it) of every record and of the review queue it names.
+
+    A review queue may be deleted when it has been looked at.
+    """
+
+    def check(run: str) -> list[tuple[str, str]]:
+        path = record_path(run)
+        try:
+            record = RunRecord.from_json(output.read(path), output.location(path))
+            if record.run != run:
+                return [(path, f"it is the record of run {record.run}")]
+            if record.review is None:
+                return []
+            path = record.review.path
+            digest = hashlib.sha256(output.read(path)).hexdigest()
+        except MissingError:
+            return []
+        except (OutputError, StoreError) as error:
+            return [(path, error.reason)]
+        expected = record.review.sha256
+        return [] if digest == expected else [(path, f"sha256 {digest}, its run says {expected}")]
+
+    found = map_ordered(check, list_runs(output), _READERS)
+    return [problem for problems in found for problem in problems]
 
 
 def opened_run(output: Store) -> str | None:

@@ -7,7 +7,7 @@ import io
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from fcn_core.images import decode_label
 from fcn_core.labels import VOID
 from pipeline.commits import PREFIX, Commit, commit_path, quarantine_path
 from pipeline.errors import MissingError, OutputError, StoreError
+from pipeline.history import run_problems
 from pipeline.identity import Identity, read_identity
 from pipeline.ordered import map_ordered
 from pipeline.store import Store
@@ -60,6 +61,8 @@ Listener = Callable[[Verification, list[Problem]], None]
 def verify(output: Store, *, deep: bool = False, listen: Listener | None = None) -> Verification:
     """Re-read every object that a commit names: many at once, little of it in memory.
 
+    The records of runs are read as well, and their review queues, as far as these are still there.
+
     Args:
         output: of a run.
         deep: also decode every mask, compare it with its row and all counts with the commit, and
@@ -96,7 +99,11 @@ def verify(output: Store, *, deep: bool = False, listen: Listener | None = None)
         if listen is not None:
             listen(found, wrong)
         wrong = []
-    return found
+    of_runs = run_problems(output)
+    if of_runs and listen is not None:
+        listen(found, of_runs)
+    problems = (*found.problems, *of_runs)[:MOST_PROBLEMS]
+    return replace(found, problem_count=found.problem_count + len(of_runs), problems=problems)
 
 
 @dataclass(frozen=True)
