@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import console
-from pipeline.cli_options import AsJson, ConfigFile, Labels, Layout, Sets, Split, read_text
+from pipeline.cli_options import AsJson, Labels, Layout, Sets, Split, read_text
 
 if TYPE_CHECKING:
     from pipeline.train_progress import TrainProgress, TrainResult
@@ -42,6 +42,9 @@ Init = Annotated[
 ]
 Stages = Annotated[
     str | None, typer.Option(help="Networks one after the other, comma-separated: 32s,16s,8s.")
+]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", help="YAML file of a training's configuration.")
 ]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes that share every batch, by Ray Train.")

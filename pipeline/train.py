@@ -71,7 +71,7 @@ def train(config: TrainConfig, on_progress: OnProgress = lambda _: None) -> Trai
         begun = latest_step(output)
         bad = _check(prepared) if config.train.check_labels and not begun else None
         with StopRequest() as stop:
-            if config.compute.workers > 1:
+            if config.compute.workers > 1 or config.compute.ray_address:
                 # Imported where it is wanted: one process must do without Ray.
                 from pipeline.ray_train import train_on_ray
 

@@ -102,7 +102,7 @@ class TrainComputeConfig(Section):
     """Who does the work. Nothing here changes a result, but for the rounding of sums."""
 
     workers: int = Field(default=1, ge=1)
-    """Processes that share every batch, by Ray Train; 1: this process, without Ray."""
+    """Processes that share every batch, by Ray Train; 1 without an address: this process."""
     ray_address: str | None = None
     """Ray cluster to train on; None with several workers starts an embedded one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
