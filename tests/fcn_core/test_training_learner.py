@@ -32,6 +32,17 @@ def picture(seed, size=(12, 16)):
     return rng.integers(0, 256, (*size, 3)).astype(np.float32), label
 
 
+def patches(seed, side=24):
+    """A picture of three colours, by rectangles, and the number of the colour of each pixel."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros((side, side), np.uint8)
+    for value in (1, 2):
+        top, left = rng.integers(0, side - 16, 2)
+        label[top : top + 16, left : left + 16] = value
+    colours = np.array([[30, 30, 30], [220, 60, 40], [60, 90, 230]])
+    return (colours[label] + rng.integers(-20, 20, (side, side, 3))).astype(np.float32), label
+
+
 def batches(*seeds, how=WHOLE):
     return stack([picture(seed) for seed in seeds], range(len(seeds)), how, CENTRED_RGB)
 
@@ -129,6 +140,16 @@ def test_a_mean_loss_is_over_the_labelled_pixels_of_the_batch():
     for name, p in parameters(taught).items():
         moved = dict(before.named_parameters())[name].detach() - 1e-4 * expected[name]
         assert torch.allclose(p, moved, rtol=1e-4, atol=1e-7), name
+
+
+def test_a_tiny_world_is_learnt_from_nothing():
+    recipe = replace(MODERN, batch_size=2, dropout=0.0, augmentation=Augmentation(crop=24))
+    start = from_nothing(Architecture("fcn8s", CLASSES, 1 / 16), seed=0)
+    taught = learner(recipe, start, steps=60)
+    batch = stack([patches(0), patches(1)], [0, 1], recipe.augmentation, CENTRED_RGB)
+    losses = [taught.learn(step, batch).loss for step in range(1, 61)]
+    assert losses[0] == pytest.approx(math.log(CLASSES), rel=1e-5)
+    assert np.mean(losses[-5:]) < 0.35
 
 
 @pytest.mark.parametrize("recipe", [PLAIN, replace(MODERN, dropout=0.0)])
