@@ -149,7 +149,7 @@ def encode_mask(
 
 
 def encode_image(image: NDArray[np.uint8], level: int = PNG_LEVEL) -> bytes:
-    """A PNG of (H, W, 3) uint8 RGB; equal images give equal bytes."""
+    """A PNG of (H, W, 3) RGB or (H, W) grey, uint8; equal images give equal bytes."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=level)
     return buffer.getvalue()

@@ -33,10 +33,12 @@ class Prediction:
     Attributes:
         mask: (H, W) uint8, class index of the highest logit (the lowest index among equals).
         mean_confidence: mean over pixels of the softmax probability of the chosen class, 0-1.
+        confidence: (H, W) uint8, that probability times 255, rounded; None if not asked for.
     """
 
     mask: NDArray[np.uint8]
     mean_confidence: float
+    confidence: NDArray[np.uint8] | None = None
 
 
 class Predictor:
@@ -119,6 +121,8 @@ class Predictor:
         self,
         images: Sequence[Picture],
         on_batch: Callable[[Sequence[int]], None] | None = None,
+        *,
+        confidence: bool = False,
     ) -> list[Prediction]:
         """One prediction per picture, in order.
 
@@ -131,6 +135,7 @@ class Predictor:
                 of other inputs (H, W, C) uint8 or finite float32: red, green, blue and log-depth
                 (early fusion), or red, green, blue and the three of HHA (late fusion).
             on_batch: told the indices of the pictures before each forward pass.
+            confidence: whether to give the confidence of every pixel too.
 
         Raises:
             ImageError: an array is something else.
@@ -141,7 +146,7 @@ class Predictor:
         for batch in self._batches(images):
             if on_batch is not None:
                 on_batch(batch)
-            predictions = self._forward([images[index] for index in batch])
+            predictions = self._forward([images[index] for index in batch], confidence)
             results.update(zip(batch, predictions, strict=True))
         return [results[index] for index in range(len(images))]
 
@@ -154,7 +159,7 @@ class Predictor:
                 yield indices[start : start + self.batch_size]
 
     @torch.inference_mode()
-    def _forward(self, images: Sequence[Picture]) -> list[Prediction]:
+    def _forward(self, images: Sequence[Picture], with_maps: bool) -> list[Prediction]:
         stack = np.zeros((self.batch_size, *images[0].shape), images[0].dtype)
         np.stack(images, out=stack[: len(images)])
         logits_BKHW = self.model(self._preprocess(stack), self.head)[: len(images)].float()
@@ -165,7 +170,10 @@ class Predictor:
         # In float64, one picture at a time: the mean must not depend on the batch.
         means = [float(plane.double().mean()) for plane in confidence_BHW]
         masks = mask_B1HW[:, 0].to(torch.uint8).cpu().numpy()
-        return [Prediction(mask, mean) for mask, mean in zip(masks, means, strict=True)]
+        if not with_maps:
+            return [Prediction(mask, mean) for mask, mean in zip(masks, means, strict=True)]
+        scaled_BHW = (255 * confidence_BHW.nan_to_num(0)).round().to(torch.uint8)
+        return list(map(Prediction, masks, means, scaled_BHW.cpu().numpy()))
 
     def _preprocess(self, stack_BHWC: Picture) -> Tensor:
         pixels = torch.from_numpy(stack_BHWC).to(self.device)  # uint8 over the bus: a quarter

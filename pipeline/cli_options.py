@@ -25,7 +25,7 @@ Layout = Annotated[str | None, typer.Option(help="voc: INPUT is a PASCAL VOC dev
 Split = Annotated[
     str | None, typer.Option(help="With --layout: which list of ids; its name, or a file or URL.")
 ]
-Masks = Annotated[str | None, typer.Option(help="Comma-separated: parquet,png,tar.")]
+Masks = Annotated[str | None, typer.Option(help="Comma-separated: parquet,png,tar,confidence.")]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file of a RunConfig.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="section.field=value; may be repeated.")

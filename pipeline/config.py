@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import ConfigError
 from pipeline.store_options import StoreOptions, masked
 from pipeline.yaml_text import read_yaml
 
-MaskFormat = Literal["parquet", "png", "tar"]
+MaskFormat = Literal["parquet", "png", "tar", "confidence"]
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -69,9 +69,16 @@ class OutputConfig(Section):
     url: str
     """Prefix that belongs to this input and these weights; any fsspec URL."""
     masks: tuple[MaskFormat, ...] = Field(default=("parquet",), min_length=1)
-    """Forms of the masks: parquet, png, tar (WebDataset)."""
+    """Forms of the masks: parquet, png, tar (WebDataset); and confidence: a grey PNG per image."""
     store: StoreOptions = StoreOptions()
     """How the results are reached."""
+
+    @field_validator("masks")
+    @classmethod
+    def _has_masks(cls, masks: tuple[MaskFormat, ...]) -> tuple[MaskFormat, ...]:
+        if set(masks) == {"confidence"}:
+            raise ValueError("a form of the masks beside the maps: parquet, png or tar")
+        return masks
 
 
 class ComputeConfig(Section):

@@ -32,7 +32,8 @@ from pipeline.store_objects import Leftover
 _THREADS = 32
 
 _MADE = re.compile(
-    r"(masks|_previews|_quarantine|review)/.+\.parquet|png/.+\.png|tar/.+\.tar|_probe-[0-9a-f]{32}"
+    r"(masks|_previews|_quarantine|review)/.+\.parquet|(png|confidence)/.+\.png|tar/.+\.tar"
+    r"|_probe-[0-9a-f]{32}"
 )
 """Names that runs give, but for those that every output has. Nothing else is ever removed."""
 

@@ -50,6 +50,7 @@ class IsolatedSegmenter:
         self.worker = WorkerProcess(
             NetworkSettings(
                 labels=job.labels,
+                confidence="confidence" in job.masks,
                 precision=job.precision,
                 device=compute.device,
                 threads=compute.threads_per_worker,

@@ -182,7 +182,7 @@ def survey(request: PlanRequest) -> Survey:
     """
     listing = _list(request)
     shards, selection = listing.shards, request.selection
-    if "png" in request.masks:
+    if {"png", "confidence"} & set(request.masks):
         _refuse_nested(listing.where, shards)
     if not isinstance(shards, ShardList):
         return Survey(listing, np.zeros(0, np.bool_), left_out(listing, selection))
@@ -304,6 +304,6 @@ def _refuse_nested(where: str, shards: Iterable[Shard]) -> None:
             raise InputError(
                 where,
                 f"shards {shard.id!r} and {folders[shard.id]!r}",
-                "with PNG output no shard may be the folder of another",
-                "Rename one of them, or leave png out of --masks.",
+                "with PNGs as output no shard may be the folder of another",
+                "Rename one of them, or leave png and confidence out of --masks.",
             )

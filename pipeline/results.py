@@ -39,6 +39,7 @@ class ImageResult:
         class_pixels: K counts of predicted classes.
         correct_pixels, labeled_pixels, iou: against the label; None without one. IoU per class,
             NaN where the class is in neither.
+        confidence: (H, W) uint8, 255 = certain; None if no maps are written.
     """
 
     key: str
@@ -48,6 +49,7 @@ class ImageResult:
     correct_pixels: int | None = None
     labeled_pixels: int | None = None
     iou: tuple[float, ...] | None = None
+    confidence: NDArray[np.uint8] | None = None
 
     @property
     def mean_iou(self) -> float | None:

@@ -93,7 +93,8 @@ class Segmenter:
             announce([window[index][0] for index in batch])
 
         try:
-            return self.predictor.predict([decoded.image for _, decoded in window], on_batch)
+            images = [decoded.image for _, decoded in window]
+            return self.predictor.predict(images, on_batch, confidence=self.settings.confidence)
         except RuntimeError as error:
             if _is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
@@ -127,6 +128,7 @@ class Segmenter:
             "key": decoded.sample.key,
             "mask": prediction.mask,
             "mean_confidence": prediction.mean_confidence,
+            "confidence": prediction.confidence,
             "class_pixels": tuple(int(n) for n in pixels),
         }
         if decoded.label is None:

@@ -194,6 +194,9 @@ class _Shard:
         if has_table != bool(commit.failures):
             names = "a" if has_table else "no"
             yield f"{commit.failures} failures, and it names {names} quarantine table"
+        maps = sum(file.path.startswith("confidence/") for file in commit.files)
+        if "confidence" in commit.masks and maps != commit.images:
+            yield f"{commit.images} images, and it names {maps} confidence maps"
 
     def _of_counts(self, commit: Commit) -> Iterator[str]:
         """Where the commit counts otherwise than the masks that were decoded, form by form."""
@@ -248,7 +251,9 @@ class _Masks:
     def look(self, path: str, data: bytes) -> None:
         """Decode every mask of an object."""
         form = path.split("/")[0]
-        if form == "png":
+        if form == "confidence":
+            decode_label(data, path)
+        elif form == "png":
             self._mask(form, path, data)
         elif form == "tar":
             with tarfile.open(fileobj=io.BytesIO(data)) as tar:

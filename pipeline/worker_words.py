@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fcn_core.errors import FcnError
 from fcn_core.labels import LabelSet
@@ -25,6 +25,7 @@ class NetworkSettings:
     """What the network of a worker process is built with, besides its weights."""
 
     labels: LabelSet
+    confidence: bool = field(default=False, kw_only=True)
     precision: str
     device: str
     threads: int

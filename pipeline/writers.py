@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from fcn_core.images import encode_mask
+from fcn_core.images import encode_image, encode_mask
 from fcn_core.labels import LabelSet
 from pipeline import retries
 from pipeline.histograms import Histograms
@@ -160,6 +160,11 @@ def _objects(segmented: Segmented, pngs: Sequence[bytes], job: Job) -> Iterator[
             yield f"png/{segmented.shard}/{result.key}.png", png
     if "tar" in job.masks:
         yield f"tar/{name}.tar", _tar(segmented.images, pngs)
+    if "confidence" in job.masks:
+        for result in segmented.images:
+            assert result.confidence is not None
+            path = f"confidence/{segmented.shard}/{result.key}.png"
+            yield path, encode_image(result.confidence)
     if segmented.previews:
         yield _preview_path(name), _preview_table(segmented, job.labels)
 

@@ -101,7 +101,7 @@ def tree(output: Path | str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for info in store.objects():
         top = info.path.split("/")[0]
-        if top in ("masks", "png", "tar", "_quarantine", "_previews"):
+        if top in ("masks", "png", "tar", "confidence", "_quarantine", "_previews"):
             found[info.path] = store.read(info.path)
         elif info.path == "stats/scores.json":
             found[info.path] = store.read(info.path)

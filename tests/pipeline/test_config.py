@@ -106,7 +106,7 @@ def test_urls_are_required() -> None:
         ("compute.executor=dask", "'auto', 'local' or 'ray'"),
         ("model.precision=fp8", "'fp32', 'bf16' or 'fp16'"),
         ("output.masks=[]", "at least 1 item"),
-        ("output.masks=[jpeg]", "'parquet', 'png' or 'tar'"),
+        ("output.masks=[jpeg]", "'parquet', 'png', 'tar' or 'confidence'"),
         ("limits.max_bad_fraction=1.5", "less than or equal to 1"),
         ("limits.max_bad_fraction=-0.1", "greater than or equal to 0"),
         ("limits.max_bad_fraction=.nan", "than or equal to"),
