@@ -169,6 +169,7 @@ def test_compose_names_what_exists() -> None:
     example = (DEPLOY / "compose.env.example").read_text()
     assert wanted and wanted <= set(re.findall(r"(?m)^(\w+)=", example))
     assert not re.search(r"(?m)^FCNSEG_(?!TARGET)\w+=.", example)  # secrets are left empty
+    assert "/deploy/compose.env\n" in (ROOT / ".gitignore").read_text()
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
