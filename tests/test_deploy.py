@@ -348,6 +348,14 @@ def test_gpu_pods_tolerate_gpu_nodes_and_ask_for_one() -> None:
         assert (gpu is not None) == container["image"].endswith("-cuda"), name
 
 
+def test_clusters_that_grow_keep_one_gpu_for_runs_to_count() -> None:
+    groups = load("kuberay/raycluster.yaml")["spec"]["workerGroupSpecs"]
+    kept = {group["groupName"]: group["minReplicas"] for group in groups}
+    assert kept == {"gpu": 1, "cpu": 0}
+    for name in CLUSTERS:
+        assert load(name)["available_node_types"]["gpu"]["min_workers"] == 1, name
+
+
 def test_a_run_of_its_own_has_a_fixed_size_for_gang_schedulers() -> None:
     cluster = load("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]
     assert not cluster.get("enableInTreeAutoscaling")
