@@ -42,24 +42,24 @@ class FCN(nn.Module):
         self.architecture = architecture
         self.plan = decoder(architecture)
         self.crops = crops(architecture)
-        self._layers = trunk(architecture)
-        self._streams = STREAMS.get(architecture.variant, {"": architecture.input_channels})
-        for stream, inputs in self._streams.items():
-            for name, module in trunks.modules(self._layers, architecture, inputs):
+        self.layers = trunk(architecture)
+        self.streams = STREAMS.get(architecture.variant, {"": architecture.input_channels})
+        for stream, inputs in self.streams.items():
+            for name, module in trunks.modules(self.layers, architecture, inputs):
                 self.add_module(name + stream, module)
         # Elementwise, as Caffe's (pytorch-fcn drops whole channels). GoogLeNet has 0.4.
         self.dropout = nn.Dropout(0.4 if architecture.variant == "fcn-googlenet32s" else 0.5)
         for head, classes in architecture.head_classes.items():
-            self._add_decoder(_suffix(head), classes)
+            self._add_decoder(head_suffix(head), classes)
 
     def _add_decoder(self, suffix: str, classes: int) -> None:
         def score(layer: str) -> nn.Conv2d:
-            channels = trunks.output_channels(self._layers, self.architecture, layer)
+            channels = trunks.output_channels(self.layers, self.architecture, layer)
             return nn.Conv2d(channels, classes, 1)
 
         learned = self.architecture.upsampling == "learned"
-        for stream in self._streams:
-            self.add_module(f"score_fr{stream}{suffix}", score(self._layers[-1].name))
+        for stream in self.streams:
+            self.add_module(f"score_fr{stream}{suffix}", score(self.layers[-1].name))
         for skip in self.plan.skips:
             self.add_module(skip.upscore + suffix, Upscore(classes, 2, learned=learned))
             self.add_module(skip.score + suffix, score(skip.pool))
@@ -97,14 +97,14 @@ class FCN(nn.Module):
         """
         head = next(iter(self.architecture.head_classes)) if head is None else head
         score_BKHW = self._fused(self._features(image_BCHW), head)
-        return self._upscored(score_BKHW, head, *image_BCHW.shape[-2:])
+        return self.upscored(score_BKHW, head, *image_BCHW.shape[-2:])
 
     def forward_heads(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         """Logits (B, K, H, W) of every head, by its name, for one pass through the trunk."""
         features = self._features(image_BCHW)
         size = image_BCHW.shape[-2:]
         return {
-            head: self._upscored(self._fused(features, head), head, *size)
+            head: self.upscored(self._fused(features, head), head, *size)
             for head in self.architecture.head_classes
         }
 
@@ -135,24 +135,24 @@ class FCN(nn.Module):
     def _features(self, image_BCHW: Tensor) -> list[dict[str, Tensor]]:
         """Per trunk: the pools that skips need, and the last layer."""
         pools = [skip.pool for skip in self.plan.skips]
-        parts = torch.split(image_BCHW, list(self._streams.values()), dim=1)
+        parts = torch.split(image_BCHW, list(self.streams.values()), dim=1)
         return [
             trunks.features(
-                self._layers,
+                self.layers,
                 lambda name, stream=stream: self.get_submodule(name + stream),  # type: ignore[misc]
                 self.dropout,
                 part_BCHW,
                 pools,
             )
-            for stream, part_BCHW in zip(self._streams, parts, strict=True)
+            for stream, part_BCHW in zip(self.streams, parts, strict=True)
         ]
 
     def _fused(self, features: list[dict[str, Tensor]], head: str) -> Tensor:
         """(B, K, h, w): the coarse scores joined by the skips."""
-        suffix, last = _suffix(head), self._layers[-1].name
+        suffix, last = head_suffix(head), self.layers[-1].name
         scores = [
             self.get_submodule(f"score_fr{stream}{suffix}")(found[last])
-            for stream, found in zip(self._streams, features, strict=True)
+            for stream, found in zip(self.streams, features, strict=True)
         ]
         # Late fusion: score_fused = 0.5 color + 0.5 hha (net.py; the paper says sum).
         fused: Tensor = scores[0] if len(scores) == 1 else sum(scores) / len(scores)
@@ -164,7 +164,7 @@ class FCN(nn.Module):
             fused = fused + _crop(finer, self.crops[skip.score], *fused.shape[-2:])
         return fused
 
-    def _upscored(self, score_BKHW: Tensor, head: str, height: int, width: int) -> Tensor:
+    def upscored(self, score_BKHW: Tensor, head: str, height: int, width: int) -> Tensor:
         """(B, K, height, width): the last deconvolution, cropped to the picture."""
         name, stride = self.plan.upscore, self.plan.stride
         offset = self.crops[name]
@@ -173,10 +173,11 @@ class FCN(nn.Module):
             missing = -(offset // stride)
             score_BKHW = F.pad(score_BKHW, (missing, 0, missing, 0), mode="replicate")
             offset += missing * stride
-        return _crop(self.get_submodule(name + _suffix(head))(score_BKHW), offset, height, width)
+        return _crop(self.get_submodule(name + head_suffix(head))(score_BKHW), offset, height, width)
 
 
-def _suffix(head: str) -> str:
+def head_suffix(head: str) -> str:
+    """What the names of a head's layers end with."""
     return f"_{head}" if head else ""
 
 

@@ -91,7 +91,7 @@ def features(
     kept = {}
     x_BCHW = image_BCHW
     for layer in layers:
-        x_BCHW = _apply(layer, find, x_BCHW)
+        x_BCHW = apply(layer, find, x_BCHW)
         if layer.dropout:
             x_BCHW = dropout(x_BCHW)
         if layer.name in wanted:
@@ -99,7 +99,8 @@ def features(
     return kept | {layers[-1].name: x_BCHW}
 
 
-def _apply(layer: Layer, find: Find, x_BCHW: Tensor) -> Tensor:
+def apply(layer: Layer, find: Find, x_BCHW: Tensor) -> Tensor:
+    """(B, C, H, W) of one layer, without dropout."""
     if layer.kind == "conv":
         return F.relu(find(layer.name)(x_BCHW), inplace=True)
     if layer.kind == "pool":
@@ -107,6 +108,27 @@ def _apply(layer: Layer, find: Find, x_BCHW: Tensor) -> Tensor:
     if layer.kind == "norm":
         return F.local_response_norm(x_BCHW, 5, alpha=1e-4, beta=0.75, k=1.0)
     return _inception(layer.name, find, x_BCHW)
+
+
+def unpadded(layer: Layer, find: Find, x_BCHW: Tensor) -> Tensor:
+    """(B, C, H, W) of one layer where it needs no padding; of a convolution without its ReLU."""
+    if layer.kind == "conv":
+        conv = find(layer.name)
+        assert isinstance(conv, nn.Conv2d)
+        return F.conv2d(
+            x_BCHW,
+            conv.weight,
+            conv.bias,
+            layer.stride,
+            dilation=layer.dilation,
+            groups=layer.groups,
+        )
+    if layer.kind == "pool":
+        return F.max_pool2d(x_BCHW, layer.kernel, layer.stride, dilation=layer.dilation)
+    y_BCHW = apply(layer, find, x_BCHW)
+    if layer.kind == "inception":
+        return y_BCHW[..., 2:-2, 2:-2]  # what its widest branch, 5x5, has padded
+    return y_BCHW
 
 
 def _pool(layer: Layer, x_BCHW: Tensor) -> Tensor:

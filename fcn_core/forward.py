@@ -1,0 +1,274 @@
+"""The forward pass of inference: the logits of `FCN.forward` from fewer operations.
+
+Shape suffixes: B batch, C channel, K class, H height px, W width px, P places.
+
+- As far as a layer's kernels see the picture and an even blank around it, it is computed on the
+  cells that the picture reaches; the rest of the canvas is pasted from a blank one.
+- Scores that the last crop drops are neither joined nor upsampled.
+- On a CPU the fully connected layers are matrix products: convolutions would put their weights
+  into another order for every picture.
+
+Nothing is approximated: every product that is left out is known or never used. Sums are taken in
+another order, which is float rounding. docs/forward.md has the margins and the measurements.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own habit
+
+from fcn_core import trunks
+from fcn_core.blank import BLANK_BYTES, Blanks
+from fcn_core.layers import Layer
+from fcn_core.model import FCN, head_suffix
+from fcn_core.windows import Axis, Span, axes, canvas, needed_scores, read_by, windowed_layers
+
+_PATCH_BYTES = 32 * 2**20
+"""Of fc6's input laid out for a matrix product, at once."""
+
+Window = tuple[Span, Span]
+"""Rows and columns of a layer."""
+
+
+class FastForward:
+    """`FCN.forward` for inference: a network in eval mode whose weights stay as they are.
+
+    The model is to be channels-last; otherwise the weights of fully connected layers are copied
+    each time.
+
+    Attributes:
+        model: the network.
+        trunks: one per stream of the network.
+    """
+
+    def __init__(self, model: FCN, blank_bytes: int = BLANK_BYTES) -> None:
+        """Take a network.
+
+        Args:
+            model: on its device and in its precision.
+            blank_bytes: bound of the blank features kept, per trunk.
+        """
+        self.model = model
+        self.trunks = [FastTrunk(model, stream, blank_bytes) for stream in model.streams]
+
+    @torch.inference_mode()
+    def __call__(self, image_BCHW: Tensor, head: str | None = None) -> Tensor:
+        """Logits (B, K, H, W) of one head, as `FCN.forward` gives them."""
+        model, size = self.model, image_BCHW.shape[-2:]
+        head = next(iter(model.architecture.head_classes)) if head is None else head
+        parts = torch.split(image_BCHW, list(model.streams.values()), dim=1)
+        found = [trunk(part) for trunk, part in zip(self.trunks, parts, strict=True)]
+        scores = [
+            model.get_submodule(f"score_fr{stream}{head_suffix(head)}")(features.last_BCHW)
+            for stream, features in zip(model.streams, found, strict=True)
+        ]
+        # Late fusion, as FCN does it.
+        score_BKHW: Tensor = scores[0] if len(scores) == 1 else sum(scores) / len(scores)
+        if not model.plan.skips:
+            return model.upscored(score_BKHW, head, *size)
+        return self._decoded(score_BKHW, found[0], head, size)
+
+    def _decoded(
+        self, score_BKHW: Tensor, features: Features, head: str, size: torch.Size
+    ) -> Tensor:
+        """The scores joined by the skips and upsampled, where the picture is."""
+        model, suffix = self.model, head_suffix(head)
+        plan, offset = model.plan, model.crops[model.plan.upscore]
+        rows, columns = (
+            needed_scores(plan, offset, side, cells)
+            for side, cells in zip(size, score_BKHW.shape[-2:], strict=True)
+        )
+        here = _everything(score_BKHW)
+        for index, skip in enumerate(plan.skips):
+            coarse = rows[index], columns[index]
+            score_BKHW = _cells(score_BKHW, here, coarse)
+            here = rows[index + 1], columns[index + 1]
+            up_BKHW = model.get_submodule(skip.upscore + suffix)(score_BKHW)
+            up_BKHW = _cells(up_BKHW, _upsampled(coarse, up_BKHW, 2), here)
+            pool_BCHW = features.pool(skip.pool, _moved(here, model.crops[skip.score]))
+            if skip.scale != 1:
+                pool_BCHW = pool_BCHW * skip.scale
+            score_BKHW = up_BKHW + model.get_submodule(skip.score + suffix)(pool_BCHW)
+        up_BKHW = model.get_submodule(plan.upscore + suffix)(score_BKHW)
+        picture = Span(offset, offset + size[0]), Span(offset, offset + size[1])
+        return _cells(up_BKHW, _upsampled(here, up_BKHW, plan.stride), picture)
+
+
+class Features:
+    """What a trunk gives to the decoder.
+
+    Attributes:
+        last_BCHW: its last layer.
+    """
+
+    def __init__(self) -> None:
+        self._pools: dict[str, tuple[Tensor, Window, Tensor]] = {}
+        self.last_BCHW = torch.empty(0)
+
+    def keep(self, name: str, x_BCHW: Tensor, here: Window, even_C: Tensor) -> None:
+        """Keep a pool for a skip: some of its cells, and what stands around them."""
+        self._pools[name] = x_BCHW, here, even_C
+
+    def pool(self, name: str, there: Window) -> Tensor:
+        """(B, C, H, W): a window of a pool."""
+        x_BCHW, here, even_C = self._pools[name]
+        inner = there[0].within(here[0]), there[1].within(here[1])
+        return _framed(_cells(x_BCHW, here, inner), inner, there, even_C)
+
+
+class FastTrunk:
+    """One trunk of a network.
+
+    Attributes:
+        windowed: how many of its layers are computed only where the picture reaches.
+        blanks: what stands around the picture there.
+    """
+
+    def __init__(self, model: FCN, stream: str, blank_bytes: int) -> None:
+        self.windowed = windowed_layers(model.layers)
+        self._find: trunks.Find = lambda name: model.get_submodule(name + stream)
+        self._near, self._far = model.layers[: self.windowed], model.layers[self.windowed :]
+        self._skips = {skip.pool for skip in model.plan.skips}
+        weight = next(model.parameters())
+        picture = weight.new_empty(1, model.streams[stream], 1, 1)
+        self.blanks = Blanks(self._near, self._find, picture, blank_bytes)
+
+    def __call__(self, image_BCHW: Tensor) -> Features:
+        """Through the trunk."""
+        features = Features()
+        x_BCHW = self._pasted(image_BCHW, features)
+        layers = iter(self._far)
+        layer: Layer | None = self._near[-1]
+        while layer is not None:
+            if layer.name in self._skips:
+                features.keep(layer.name, x_BCHW, _everything(x_BCHW), x_BCHW.new_empty(0))
+            layer = next(layers, None)
+            if layer is not None:
+                x_BCHW = self._whole(layer, x_BCHW)
+        features.last_BCHW = x_BCHW
+        return features
+
+    def _pasted(self, image_BCHW: Tensor, features: Features) -> Tensor:
+        """The last of the windowed layers, on the whole canvas."""
+        rows, columns = (
+            axes(self._near, canvas(self._near, side)) for side in image_BCHW.shape[-2:]
+        )
+        x_BCHW, here, relu = image_BCHW, _reached(rows[0], columns[0]), False
+        for index, layer in enumerate(self._near):
+            there = _reached(rows[index + 1], columns[index + 1])
+            read = read_by(layer, there[0]), read_by(layer, there[1])
+            x_BCHW = _framed(x_BCHW, here, read, self.blanks.even[index], relu=relu)
+            x_BCHW = trunks.unpadded(layer, self._find, x_BCHW)
+            here, relu = there, layer.kind == "conv"
+            if layer.name in self._skips:
+                features.keep(layer.name, x_BCHW, here, self.blanks.even[index + 1])
+        blank_HWC = self.blanks.canvas(rows[0].size, columns[0].size)
+        whole_BCHW = _empty(x_BCHW, *blank_HWC.shape[:2])
+        whole_BCHW.copy_(blank_HWC.permute(2, 0, 1))
+        _put(x_BCHW, _cells(whole_BCHW, _everything(whole_BCHW), here), relu)
+        return whole_BCHW
+
+    def _whole(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
+        fully_connected = layer.kind == "conv" and layer.dropout and layer.dilation == 1
+        if fully_connected and x_BCHW.device.type == "cpu":
+            return _multiplied(self._find(layer.name), x_BCHW)
+        return trunks.apply(layer, self._find, x_BCHW)
+
+
+def _multiplied(conv: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """A convolution without pad or stride, and its ReLU, as matrix products.
+
+    One picture at a time, so that its bits do not depend on its place in a batch.
+    """
+    assert isinstance(conv, nn.Conv2d)
+    outputs, inputs, kernel, _ = conv.weight.shape
+    # A view of channels-last weights.
+    weight = conv.weight.permute(0, 2, 3, 1).reshape(outputs, -1)
+    height, width = (side - kernel + 1 for side in x_BCHW.shape[-2:])
+    y_BHWC = x_BCHW.new_empty(len(x_BCHW), height, width, outputs)
+    patch = width * inputs * kernel * kernel * x_BCHW.element_size()
+    step = max(1, _PATCH_BYTES // patch)
+    for x_HWC, y_HWC in zip(x_BCHW.permute(0, 2, 3, 1), y_BHWC, strict=True):
+        for start in range(0, height, step):
+            rows = y_HWC[start : start + step]
+            read = x_HWC[start : start + len(rows) + kernel - 1]
+            patches = read.unfold(0, kernel, 1).unfold(1, kernel, 1).permute(0, 1, 3, 4, 2)
+            found = F.linear(patches.reshape(-1, weight.shape[1]), weight, conv.bias)
+            torch.clamp_min(found.view_as(rows), 0, out=rows)
+    return y_BHWC.permute(0, 3, 1, 2)
+
+
+# --- Windows -----------------------------------------------------------------------------------
+
+
+def _reached(row: Axis, column: Axis) -> Window:
+    return row.image, column.image
+
+
+def _everything(x_BCHW: Tensor) -> Window:
+    return Span(0, x_BCHW.shape[-2]), Span(0, x_BCHW.shape[-1])
+
+
+def _moved(window: Window, cells: int) -> Window:
+    rows, columns = (Span(span.start + cells, span.end + cells) for span in window)
+    return rows, columns
+
+
+def _upsampled(window: Window, up_BKHW: Tensor, stride: int) -> Window:
+    """Where the deconvolution of a window lies, on the grid of the deconvolution of everything."""
+    first = (stride * window[0].start, stride * window[1].start)
+    rows, columns = (
+        Span(start, start + side) for start, side in zip(first, up_BKHW.shape[-2:], strict=True)
+    )
+    return rows, columns
+
+
+def _cells(x_BCHW: Tensor, here: Window, there: Window) -> Tensor:
+    """A window of a window that holds it: a view."""
+    rows, columns = (
+        slice(inner.start - outer.start, inner.end - outer.start)
+        for inner, outer in zip(there, here, strict=True)
+    )
+    return x_BCHW[..., rows, columns]
+
+
+def _framed(
+    x_BCHW: Tensor, here: Window, there: Window, even_C: Tensor, *, relu: bool = False
+) -> Tensor:
+    """A window, and around it what is even, as far as a window that holds it."""
+    if here == there:
+        return F.relu(x_BCHW, inplace=True) if relu else x_BCHW
+    sides = [span.end - span.start for span in there]
+    framed_BCHW = _empty(x_BCHW, *sides)
+    inner_BCHW = _cells(framed_BCHW, there, here)
+    top, left = (inner.start - outer.start for inner, outer in zip(here, there, strict=True))
+    below, right = top + x_BCHW.shape[-2], left + x_BCHW.shape[-1]
+    even_C11 = even_C[:, None, None]
+    for strip_BCHW in (
+        framed_BCHW[..., :top, :],
+        framed_BCHW[..., below:, :],
+        framed_BCHW[..., top:below, :left],
+        framed_BCHW[..., top:below, right:],
+    ):
+        strip_BCHW.copy_(even_C11)
+    _put(x_BCHW, inner_BCHW, relu)
+    return framed_BCHW
+
+
+def _empty(like_BCHW: Tensor, height: int, width: int) -> Tensor:
+    size = (*like_BCHW.shape[:2], height, width)
+    return torch.empty(
+        size,
+        dtype=like_BCHW.dtype,
+        device=like_BCHW.device,
+        memory_format=torch.channels_last,
+    )
+
+
+def _put(x_BCHW: Tensor, place_BCHW: Tensor, relu: bool) -> None:
+    """Copy, through the ReLU that is due."""
+    if relu:
+        torch.clamp_min(x_BCHW, 0, out=place_BCHW)
+    else:
+        place_BCHW.copy_(x_BCHW)
