@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
 from fcn_core import trunks
 from fcn_core.layers import Layer
-from fcn_core.windows import Axis, Span, axes, blank_side, stretched
+from fcn_core.windows import Axis, axes, blank_side, stretched
 
 BLANK_BYTES = 32 * 2**20
 """Kept, per trunk. An entry of VGG-16 is 0.1 MiB in fp32, and there are at most 256 of them."""

@@ -173,7 +173,9 @@ class FCN(nn.Module):
             missing = -(offset // stride)
             score_BKHW = F.pad(score_BKHW, (missing, 0, missing, 0), mode="replicate")
             offset += missing * stride
-        return _crop(self.get_submodule(name + head_suffix(head))(score_BKHW), offset, height, width)
+        return _crop(
+            self.get_submodule(name + head_suffix(head))(score_BKHW), offset, height, width
+        )
 
 
 def head_suffix(head: str) -> str:

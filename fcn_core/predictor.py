@@ -6,6 +6,7 @@ Shape suffixes: B batch, C channel, K class, H height px, W width px.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,16 +15,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.backends import cudnn
 
 from fcn_core.architecture import Architecture
 from fcn_core.checkpoint import WeightsFile, WeightsInfo, read_weights
 from fcn_core.errors import FcnError, ImageError, WeightsError
+from fcn_core.forward import FastForward
 from fcn_core.model import FCN
 from fcn_core.stitch import ShiftAndStitch
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Picture = NDArray[np.uint8] | NDArray[np.float32]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Predictor:
         info: what its weights file says.
         labels: the classes that its masks hold: those of its head.
         head: which, or None for the first.
+        logits: of preprocessed pictures and a head: the fast forward pass, or the model.
 
     >>> predictor = Predictor.load("demo")
     >>> picture = np.zeros((40, 60, 3), np.uint8)
@@ -64,6 +73,7 @@ class Predictor:
         precision: Precision = "fp32",
         batch_size: int | None = None,
         head: str | None = None,
+        plain: bool = False,
     ) -> None:
         """Take a network over.
 
@@ -72,10 +82,15 @@ class Predictor:
                 `ShiftAndStitch` for denser scores.
             info: its preprocessing and classes.
             device: "cpu", "cuda", "cuda:1".
-            precision: of the convolutions; softmax and argmax are computed in fp32.
+            precision: of the convolutions; softmax and argmax are computed in fp32. "tf32" is fp32
+                with the products of CUDA's TensorFloat-32, "fp32" is without, whatever torch's
+                defaults are.
             batch_size: pictures per forward pass. Default: 1 on a CPU, where larger batches are not
                 faster, 8 elsewhere.
             head: whose classes to predict, of a network with several. Default: the first.
+            plain: compute all of the padded canvas, layer by layer, instead of
+                `fcn_core.forward`: the same but for rounding, and slower. `ShiftAndStitch` is
+                always plain.
 
         Raises:
             FcnError: the device or the precision is not to be had here.
@@ -94,6 +109,10 @@ class Predictor:
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
         # Channels-last is what oneDNN and cuDNN compute in; anything else is converted per layer.
         self.model = model.eval().to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        self.logits: Callable[[Tensor, str | None], Tensor] = self.model
+        if isinstance(self.model, FCN) and not plain:
+            self.logits = FastForward(self.model)
+        self._allow_tf32 = precision == "tf32"
         pre = info.preprocessing
         self._mean = torch.tensor(pre.mean, device=self.device).view(1, -1, 1, 1)
         self._std = torch.tensor(pre.std, device=self.device).view(1, -1, 1, 1)
@@ -106,6 +125,7 @@ class Predictor:
         device: str = "cpu",
         precision: Precision = "fp32",
         head: str | None = None,
+        plain: bool = False,
     ) -> Predictor:
         """A predictor from a weights file ("demo" is the shipped one).
 
@@ -115,7 +135,9 @@ class Predictor:
         """
         file = weights if isinstance(weights, WeightsFile) else read_weights(weights)
         file.check_is_trained()
-        return cls(file.load(), file.info, device=device, precision=precision, head=head)
+        return cls(
+            file.load(), file.info, device=device, precision=precision, head=head, plain=plain
+        )
 
     def predict(
         self,
@@ -162,7 +184,8 @@ class Predictor:
     def _forward(self, images: Sequence[Picture], with_maps: bool) -> list[Prediction]:
         stack = np.zeros((self.batch_size, *images[0].shape), images[0].dtype)
         np.stack(images, out=stack[: len(images)])
-        logits_BKHW = self.model(self._preprocess(stack), self.head)[: len(images)].float()
+        with self._products():
+            logits_BKHW = self.logits(self._preprocess(stack), self.head)[: len(images)].float()
         # Of equal logits the first class wins (torch.max promises it).
         peak_B1HW, mask_B1HW = logits_BKHW.max(dim=1, keepdim=True)
         # The softmax at its own maximum is 1 / sum(exp(logit - max)).
@@ -174,6 +197,14 @@ class Predictor:
             return [Prediction(mask, mean) for mask, mean in zip(masks, means, strict=True)]
         scaled_BHW = (255 * confidence_BHW.nan_to_num(0)).round().to(torch.uint8)
         return list(map(Prediction, masks, means, scaled_BHW.cpu().numpy()))
+
+    def _products(self) -> AbstractContextManager[None]:
+        """How cuDNN may multiply; its choice of kernels must not change from run to run."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        return cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=self._allow_tf32
+        )
 
     def _preprocess(self, stack_BHWC: Picture) -> Tensor:
         pixels = torch.from_numpy(stack_BHWC).to(self.device)  # uint8 over the bus: a quarter
@@ -228,7 +259,9 @@ def _check_network(architecture: Architecture, info: WeightsInfo, head: str | No
 
 def _check(device: str, precision: str) -> None:
     if precision not in get_args(Precision):
-        raise FcnError("precision", f"{precision!r}", "fp32, bf16 or fp16", "Choose one of them.")
+        raise FcnError(
+            "precision", f"{precision!r}", "fp32, tf32, bf16 or fp16", "Choose one of them."
+        )
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
@@ -238,6 +271,9 @@ def _check(device: str, precision: str) -> None:
     if wanted.type == "cuda" and (wanted.index or 0) >= (count := torch.cuda.device_count()):
         raise FcnError("device", f"{device!r}, but torch sees {count} CUDA devices",
                        "a device that is there", "Use cpu, or check the driver.")  # fmt: skip
+    if wanted.type == "cpu" and precision == "tf32":
+        raise FcnError("precision", "tf32 on a CPU", "fp32 or bf16: TF32 is arithmetic of a GPU",
+                       "Use --precision fp32.")  # fmt: skip
     if wanted.type == "cpu" and precision == "fp16":
         raise FcnError("precision", "fp16 on a CPU", "fp32 or bf16: fp16 is slow and inexact there",
                        "Use --precision bf16.")  # fmt: skip

@@ -16,6 +16,7 @@ from pipeline.cli_options import (
     Labels,
     LabelSetName,
     Layout,
+    PlainForward,
     Sets,
     Split,
     Weights,
@@ -62,7 +63,8 @@ def evaluate(
     trimap: Widths = None,
     bootstrap: Replicates = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, tf32, bf16 or fp16.")] = None,
+    plain_forward: PlainForward = None,
     config: ConfigFile = None,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -80,6 +82,7 @@ def evaluate(
     )
     flags = run_flags(input, work.NOWHERE, weights, labels, label_set, None)
     flags |= {"input.layout": layout, "input.split": split, "model.precision": precision}
+    flags |= {"compute.plain_forward": plain_forward}
     loaded = load_run_config(config, sets, flags)
     with console.progress_display("scoring") as progress:
         score = work.upper_bound if upper_bound else work.evaluate

@@ -20,6 +20,7 @@ from pipeline.cli_options import (
     LimitShards,
     Masks,
     Output,
+    PlainForward,
     Sets,
     ShardSize,
     Since,
@@ -143,7 +144,8 @@ def run(
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Copies of the network.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share of one copy.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, tf32, bf16 or fp16.")] = None,
+    plain_forward: PlainForward = None,
     limit_shards: LimitShards = None,
     include: Include = None,
     exclude: Exclude = None,
@@ -162,6 +164,7 @@ def run(
         "compute.workers": workers,
         "compute.gpus_per_worker": gpus_per_worker,
         "model.precision": precision,
+        "compute.plain_forward": plain_forward,
         "input.shard_size": shard_size,
         "input.layout": layout,
         "input.split": split,
@@ -181,7 +184,8 @@ def predict(
     output: Annotated[str, typer.Option(help="Where masks and overlays go; any URL.")],
     weights: Annotated[str, typer.Option(help="Weights file or URL, or `demo`.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16.")] = "fp32",
+    plain_forward: PlainForward = None,
     show: Annotated[bool, typer.Option("--show", help="Draw them in the terminal.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -198,6 +202,7 @@ def predict(
     draw = _drawing() if show and not as_json else None
     bad, done = 0, []
     options: dict[str, Any] = {"device": device, "precision": precision}
+    options |= {"plain_forward": bool(plain_forward)}
     for found in predict_files(pictures, target, file, **options):
         if isinstance(found, FcnError):
             bad += 1

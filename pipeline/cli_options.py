@@ -42,6 +42,10 @@ Exclude = Annotated[
 Since = Annotated[
     str | None, typer.Option(help="Only what changed since: 36h, 7d, 2026-11-01 (UTC).")
 ]
+PlainForward = Annotated[
+    bool | None,
+    typer.Option("--plain-forward", help="Compute all of the padded canvas: to compare with."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 

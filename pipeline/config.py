@@ -59,7 +59,7 @@ class ModelConfig(Section):
 
     weights: str | None = None
     """Weights file (.safetensors; any fsspec URL), or `demo` for the shipped ones."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Of the convolutions; part of the fingerprint because it changes masks."""
 
 
@@ -82,7 +82,7 @@ class OutputConfig(Section):
 
 
 class ComputeConfig(Section):
-    """Who does the work. Nothing here changes a result but the device and threads_per_worker."""
+    """Who does the work. Only device, threads_per_worker and plain_forward change a result."""
 
     executor: Literal["auto", "local", "ray"] = "auto"
     """auto: ray when an address is known or the process is a Ray job, else local."""
@@ -98,6 +98,8 @@ class ComputeConfig(Section):
     """GPU share of one copy on Ray, when the device is cuda."""
     batch_size: int | None = Field(default=None, ge=1)
     """Images of one shape per forward pass; default 1 on a CPU, 8 on a GPU."""
+    plain_forward: bool = False
+    """Compute the whole padded canvas of every picture: slower, equal but for rounding."""
 
 
 class LimitsConfig(Section):

@@ -56,6 +56,7 @@ class IsolatedSegmenter:
                 threads=compute.threads_per_worker,
                 batch_size=compute.batch_size,
                 max_image_pixels=job.max_image_pixels,
+                plain_forward=compute.plain_forward,
             ),
             weights,
             WorkerLimits(

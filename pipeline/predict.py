@@ -51,6 +51,7 @@ def predict_files(
     *,
     device: str,
     precision: Precision,
+    plain_forward: bool = False,
 ) -> Iterator[Shown | FcnError]:
     """Write mask, overlay and side-by-side picture of each; an error instead for a bad one.
 
@@ -59,7 +60,8 @@ def predict_files(
         output: gets `NAME-mask.png`, `NAME-overlay.png` and `NAME-side.png`.
         weights: of the network.
         device: "cpu", "cuda".
-        precision: "fp32", "bf16", "fp16".
+        precision: "fp32", "tf32", "bf16", "fp16".
+        plain_forward: compute all of the padded canvas.
 
     Raises:
         InputError: a result that would overwrite a picture.
@@ -67,7 +69,7 @@ def predict_files(
         StoreError: the output cannot be written.
     """
     _refuse_overwriting(pictures, output)
-    predictor = Predictor.load(weights, device=device, precision=precision)
+    predictor = Predictor.load(weights, device=device, precision=precision, plain=plain_forward)
     for picture, found in map_ordered(_read, pictures, _READERS):
         if isinstance(found, FcnError):
             yield found

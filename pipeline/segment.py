@@ -55,6 +55,7 @@ class Segmenter:
             device=device,
             precision=settings.precision,  # type: ignore[arg-type]  # a Literal in RunConfig
             batch_size=settings.batch_size,
+            plain=settings.plain_forward,
         )
 
     def __call__(self, samples: Sequence[Sample], announce: Announce = lambda _: None) -> Piece:

@@ -31,6 +31,7 @@ class NetworkSettings:
     threads: int
     batch_size: int | None
     max_image_pixels: int
+    plain_forward: bool = False
 
 
 @dataclass(frozen=True)
