@@ -1,18 +1,20 @@
 """Our forward pass against the plain one of FCN-8s: the same weights, pictures and threads.
 
-Usage: python -m benchmarks.forward [--threads N] [--rounds N] [--json FILE]
+Usage: python -m benchmarks.forward [--threads N] [--rounds N] [--sizes HxW …] [--json FILE]
 
 The network is FCN-8s at full width with random weights, which take as long as any. Both passes see
 the same preprocessed picture in channels-last memory and take turns; the best round counts, on the
 wall clock and in CPU seconds, as does the median. The machine's matrix rate is that of a product of
 two 2048 x 2048 matrices in the same run; a pass's share of it counts the multiplications and
-additions that it really does. bf16 is measured only where it takes no longer than three times fp32.
+additions that it really does. Where others use the cores, take one thread and look at CPU seconds:
+two threads wait for each other. bf16 is measured only where it takes no longer than three times fp32.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -27,7 +29,7 @@ from fcn_core.architecture import Architecture
 from fcn_core.forward import FastForward
 from fcn_core.model import FCN
 
-SIZES = ((375, 500), (360, 480), (500, 500), (256, 256), (128, 128))
+SIZES = ("375x500", "128x128", "256x256", "500x500", "360x480")
 MATRIX = 2048
 HEADER = (
     """\
@@ -145,6 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help="HxW of each picture")
     parser.add_argument("--json", type=Path, help="write the result here too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -153,6 +156,9 @@ def main() -> None:
     result: dict[str, object] = {
         "command": f"python -m benchmarks.forward --threads {options.threads} "
         f"--rounds {options.rounds}",
+        "threads": options.threads,
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 1),
         "machine": platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
@@ -162,14 +168,14 @@ def main() -> None:
     for precision in ("fp32", "bf16") if slower <= 3 else ("fp32",):
         model = model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
         fast = FastForward(model)
-        for size in SIZES:
+        for name in options.sizes:
+            height, width = map(int, name.split("x"))
             with torch.inference_mode():
-                row = measure(model, fast, size, options.rounds)
-            name = f"{size[0]}x{size[1]}"
+                row = measure(model, fast, (height, width), options.rounds)
             result[f"{name} {precision}"] = row
             print(_line(name, precision, row), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+            if options.json:
+                options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from fcn_core.preprocessing import CAFFE_VOC
 from fcn_core.scenes import render_scene
 from fcn_core.training import DEMO_TEST_SEEDS
 
-FULL_WIDTH = 4
+FULL_WIDTH = 2
 MODES = (("fp32", True), ("fp32", False), ("bf16", True), ("bf16", False))
 
 Pictures = Sequence[NDArray[np.uint8]]
