@@ -6,8 +6,9 @@ The network is FCN-8s at full width with random weights, which take as long as a
 the same preprocessed picture in channels-last memory and take turns; the best round counts, on the
 wall clock and in CPU seconds, as does the median. The machine's matrix rate is that of a product of
 two 2048 x 2048 matrices in the same run; a pass's share of it counts the multiplications and
-additions that it really does. Where others use the cores, take one thread and look at CPU seconds:
-two threads wait for each other. bf16 is measured only where it takes no longer than three times fp32.
+additions that it really does. Where others use the cores, take one thread and look at CPU seconds,
+because two threads wait for each other. bf16 is measured only where a convolution takes at most
+three times as long as in fp32.
 """
 
 from __future__ import annotations
