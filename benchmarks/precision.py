@@ -1,12 +1,12 @@
 """How many pixels of a mask the precision and the fast forward pass change, on real pictures.
 
-Usage: python -m benchmarks.precision --images DIR [--count N] [--json FILE]
+Usage: python -m benchmarks.precision --images DIR [--count N] [--full-width N] [--json FILE]
 
 Against the plain fp32 forward pass of the same weights: the share of pixels whose class is another,
 over all pictures, the worst picture, and the CPU seconds of a picture. Networks: the demo weights,
 on rendered scenes (which they know) and on the pictures (which they do not: many near ties); and
-FCN-8s at full width with random weights on the first `FULL_WIDTH` pictures, in fp32 only where the
-CPU has no bf16 arithmetic.
+FCN-8s at full width with random weights on the first few pictures, in fp32 only where the CPU has
+no bf16 arithmetic.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from fcn_core.preprocessing import CAFFE_VOC
 from fcn_core.scenes import render_scene
 from fcn_core.training import DEMO_TEST_SEEDS
 
-FULL_WIDTH = 2
 MODES = (("fp32", True), ("fp32", False), ("bf16", True), ("bf16", False))
 
 Pictures = Sequence[NDArray[np.uint8]]
@@ -76,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder of JPEGs or PNGs")
     parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--full-width", type=int, default=2, help="pictures for it; 0: leave out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the result here too")
     options = parser.parse_args()
@@ -85,7 +85,8 @@ def main() -> None:
     scenes = [render_scene(seed).image for seed in DEMO_TEST_SEEDS[: options.count]]
     slower = bf16_factor()
     result: dict[str, object] = {
-        "command": f"python -m benchmarks.precision --images DIR --count {options.count}",
+        "command": f"python -m benchmarks.precision --images DIR --count {options.count} "
+        f"--full-width {options.full_width} --threads {options.threads}",
         "torch": torch.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "bf16_convolution_takes_times_fp32": slower,
@@ -95,13 +96,15 @@ def main() -> None:
     for name, modes, demo, pictures in (
         ("demo on scenes", MODES, True, scenes),
         ("demo on photographs", MODES, True, photos),
-        ("random fcn8s on photographs", some, False, photos[:FULL_WIDTH]),
+        ("random fcn8s on photographs", some, False, photos[: options.full_width]),
     ):
+        if not pictures:
+            continue
         result[name] = row = compare(predictors(modes, demo), pictures)
         for mode, figures in row.items():
             print(f"{name}, {mode}: {figures}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
