@@ -15,8 +15,11 @@ from pipeline.cli_evaluate import evaluate
 from pipeline.cli_export import export
 from pipeline.cli_label import demo, plan, predict, run, shard
 from pipeline.cli_output import failed, gc, history, report, status, verify
+from pipeline.cli_submit import submit
 from pipeline.cli_train import train
 from pipeline.streams import outlive_readers
+
+_TERMINATED = 128 + signal.SIGTERM
 
 
 class _Commands(TyperGroup):
@@ -31,6 +34,10 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             console.err.print("interrupted: run the same command again to resume", markup=False)
             raise typer.Exit(130) from None
+        except SystemExit as end:
+            if end.code == _TERMINATED:
+                console.err.print("terminated: run the same command again to resume", markup=False)
+            raise
 
 
 app = typer.Typer(
@@ -41,15 +48,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_LABEL = (demo, shard, plan, run, predict, evaluate, train)
+_LABEL = (demo, shard, plan, run, submit, predict, evaluate, train)
 _LOOK = (status, report, history, verify, failed, gc, export, doctor)
 for command in (*_LABEL, *_LOOK):
     app.command()(command)
 app.add_typer(cli_weights.app, name="weights")
 
 
-def _terminate(signum: int, _frame: object) -> NoReturn:
-    raise SystemExit(128 + signum)
+def _terminate(_signum: int, _frame: object) -> NoReturn:
+    raise SystemExit(_TERMINATED)
 
 
 def main() -> NoReturn:

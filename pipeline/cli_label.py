@@ -28,6 +28,7 @@ from pipeline.cli_options import (
     Weights,
     load_run_config,
     run_flags,
+    selected,
 )
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
@@ -127,7 +128,7 @@ def plan(
     """Say what a run would do: shards, bytes, pending. Loads no network, writes nothing."""
     flags = run_flags(input, output, weights, labels, label_set, masks)
     flags |= {"input.layout": layout, "input.split": split}
-    flags |= _selected(limit_shards, include, exclude, since)
+    flags |= selected(limit_shards, include, exclude, since)
     _print_plan(load_run_config(config, sets, flags), as_json, exact)
 
 
@@ -168,7 +169,7 @@ def run(
         "input.shard_size": shard_size,
         "input.layout": layout,
         "input.split": split,
-        **_selected(limit_shards, include, exclude, since),
+        **selected(limit_shards, include, exclude, since),
     }
     loaded = load_run_config(config, sets, flags)
     if dry_run:
@@ -238,18 +239,6 @@ def _run(config: RunConfig, as_json: bool) -> NoReturn:
         result = run_pipeline(config, progress, finish_on_interrupt=True)
     console.print_result(result, as_json=as_json)
     raise typer.Exit(result.exit_code)
-
-
-def _selected(
-    limit: int | None, include: list[str] | None, exclude: list[str] | None, since: str | None
-) -> dict[str, Any]:
-    """The flags that say which part of an input a run looks at."""
-    return {
-        "input.limit_shards": limit,
-        "input.include": include or None,
-        "input.exclude": exclude or None,
-        "input.since": since,
-    }
 
 
 def _print_plan(config: RunConfig, as_json: bool, exact: bool = False) -> None:

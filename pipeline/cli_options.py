@@ -68,6 +68,18 @@ def run_flags(
     }
 
 
+def selected(
+    limit: int | None, include: list[str] | None, exclude: list[str] | None, since: str | None
+) -> dict[str, Any]:
+    """The flags that say which part of an input a run looks at."""
+    return {
+        "input.limit_shards": limit,
+        "input.include": include or None,
+        "input.exclude": exclude or None,
+        "input.since": since,
+    }
+
+
 def load_run_config(config: str | None, sets: list[str] | None, flags: dict[str, Any]) -> RunConfig:
     """The configuration of a command: file, then --set, then flags.
 
@@ -77,8 +89,8 @@ def load_run_config(config: str | None, sets: list[str] | None, flags: dict[str,
     return load_config(read_text(config), sets or [], flags, config or "--config")
 
 
-def read_text(config: str | None) -> str | None:
-    """The text of a --config file, if there is one.
+def read_text(config: str | None, option: str = "--config") -> str | None:
+    """The text of a file that an option names, if there is one.
 
     Raises:
         ConfigError: it is no text.
@@ -88,7 +100,7 @@ def read_text(config: str | None) -> str | None:
         return read_url(config).decode() if config else None
     except UnicodeDecodeError:
         raise ConfigError(
-            f"--config {config}", "bytes that are no UTF-8", "a YAML file", "Check the file."
+            f"{option} {config}", "bytes that are no UTF-8", "a YAML file", "Check the file."
         ) from None
 
 

@@ -9,10 +9,12 @@ import json
 import logging
 import os
 import re
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import ClusterError, ConfigError
@@ -30,6 +32,11 @@ READ_SECONDS = 60.0
 
 _API_ADDRESS = "RAY_API_SERVER_ADDRESS"
 _ENVIRONMENT = threading.Lock()
+
+_TOKEN = (
+    "the token of the cluster (`ray get-auth-token` on its head)",
+    "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.",
+)
 
 
 class UnreachableError(ClusterError):
@@ -51,6 +58,7 @@ class Jobs:
 
     def __init__(self, address: str | None = None) -> None:
         self.address = _address(address)
+        check_token(f"Ray cluster {masked(self.address)}")
         self._client: JobSubmissionClient = self._guard(lambda: _client(self.address))
         self.dashboard: str = self._client.get_address()
 
@@ -66,10 +74,11 @@ class Jobs:
             parts: entrypoint, runtime_env, metadata, as Ray's `submit_job` takes them.
 
         Raises:
+            ConfigError: Ray cannot use the runtime environment.
             ClusterError: as for the class, or the cluster refuses the job.
         """
         try:
-            self._guard(lambda: self._client.submit_job(submission_id=submission_id, **parts))
+            self._guard(lambda: self._submit(submission_id, parts))
         except UnreachableError:
             raise
         except ClusterError as error:
@@ -77,6 +86,19 @@ class Jobs:
                 return False
             raise
         return True
+
+    def _submit(self, submission_id: str, parts: Mapping[str, Any]) -> None:
+        try:
+            self._client.submit_job(submission_id=submission_id, **parts)
+        except (ValueError, TypeError) as error:
+            if isinstance(error, OSError):  # requests' own, about an answer
+                raise
+            raise ConfigError(
+                "runtime environment",
+                _first_line(str(error)),
+                "what Ray can use",
+                "Check --working-dir and --runtime-env.",
+            ) from None
 
     def all(self) -> list[JobDetails]:
         """Every job that was submitted to this cluster, ended ones too."""
@@ -115,18 +137,29 @@ class Jobs:
         except (ValueError, KeyError) as error:  # before requests' own, which are OSErrors too
             raise _no_cluster(where, error) from None
         except (OSError, RpcError) as error:
-            raise UnreachableError(
-                where,
-                f"no answer ({_first_line(str(error)) or type(error).__name__})",
-                "a running cluster with a dashboard, which serves the Jobs API",
-                "Check --address, and that this machine may reach it; usually it is "
-                "http://HEAD:8265.",
-            ) from None
+            raise _unreachable(where, error) from None
         except RuntimeError as error:
             found = re.search(r"status code (\d+): (.*)", str(error), re.DOTALL)
             if found is None:
                 raise _no_cluster(where, error) from None
             raise _refused(where, int(found[1]), found[2]) from None
+
+
+def check_token(where: str) -> None:
+    """Refuse to speak to a cluster with tokens without one: Ray's core would abort the process.
+
+    Raises:
+        ClusterError: RAY_AUTH_MODE says token, and there is none.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    try:
+        found = path.read_text().strip()
+    except OSError:
+        found = ""
+    if not found:
+        raise ClusterError(where, f"no token: {path} is missing or empty", *_TOKEN)
 
 
 def patiently(action: Callable[[], T], seconds: float) -> T:
@@ -156,13 +189,18 @@ def _address(named: str | None) -> str:
             "the Ray cluster that is to do the work",
             "For example --address http://127.0.0.1:8265, or set RAY_ADDRESS.",
         )
-    if "://" not in address and address != "auto" and _speaks_http(address):
-        return f"http://{address}"
-    return address
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        return address
+    # Ray takes every host:port for a control service's, and waits long for a dashboard to be one.
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _unreachable(f"Ray cluster {address}", error) from None
+    return f"http://{address}" if _speaks_http(address) else address
 
 
 def _speaks_http(address: str) -> bool:
-    """Whether a host:port is a dashboard's; Ray takes it for a control service's and waits long."""
     import requests
 
     try:
@@ -204,14 +242,21 @@ def _told(address: str) -> Iterator[None]:
                 os.environ[_API_ADDRESS] = before
 
 
+def _unreachable(where: str, error: BaseException) -> UnreachableError:
+    if type(error) is ConnectionError and error.__context__ is not None:  # Ray's, which says less
+        error = error.__context__
+    return UnreachableError(
+        where,
+        f"no answer ({_first_line(str(error)) or type(error).__name__})",
+        "a running cluster with a dashboard, which serves the Jobs API",
+        "Check --address (usually http://HEAD:8265), and that this machine may reach it.",
+    )
+
+
 def _wrong_token(where: str, said: str) -> ClusterError:
     missing = "required" in said
-    return ClusterError(
-        where,
-        "no token was sent" if missing else "the token is not the cluster's",
-        "the token of the cluster (`ray get-auth-token` on its head)",
-        "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.",
-    )
+    found = "no token was sent" if missing else "the token is not the cluster's"
+    return ClusterError(where, found, *_TOKEN)
 
 
 def _refused(where: str, status: int, said: str) -> ClusterError:

@@ -18,9 +18,10 @@ from typing import Any
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import FcnError
 from pipeline.chunks import read_chunks
-from pipeline.errors import ShardError, StoreError
+from pipeline.errors import ClusterError, ShardError, StoreError
 from pipeline.isolation import IsolatedSegmenter
 from pipeline.job import Job, ShardFailure
+from pipeline.ray_client import check_token
 from pipeline.ray_signals import own_sigterm_handler
 from pipeline.shards import Shard
 from pipeline.worker_process import machine_memory
@@ -34,6 +35,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 import ray.data
+import ray.exceptions
 
 Row = dict[str, Any]
 
@@ -63,7 +65,8 @@ def run_ray(
     embedded Ray and stops it afterwards.
 
     Raises:
-        StoreError: a store fails in a worker, or the cluster cannot be reached.
+        StoreError: a store fails in a worker.
+        ClusterError: the cluster cannot be reached.
     """
     with connected(job.compute.ray_address):
         kept = ray.put(weights)
@@ -92,6 +95,7 @@ def connected(address: str | None) -> Iterator[None]:
     # Ray's core prints an error about its own actor arguments (ray#53727) at every start.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address or inside_job:
+        check_token(f"ray {address or 'auto'}")
         options["address"] = address or "auto"
     else:
         # Ray warns that an embedded cluster has a token.
@@ -104,8 +108,8 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         with own_sigterm_handler():  # Ray's would skip the release of the lease
             ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise StoreError(
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise ClusterError(
             f"ray {address or 'local'}",
             f"{error}",
             "a reachable Ray cluster of the same versions",

@@ -33,6 +33,10 @@ def obey(order):
             hoard.append(b"x" * 2**25)
     elif order == "raise":
         raise KeyError("a bug of the decoder")
+    elif order.startswith("gate "):  # a good picture, but only once that file exists
+        open(order[5:] + ".reached", "w").close()
+        while not os.path.exists(order[5:]):
+            time.sleep(0.05)
     elif order.startswith("once "):  # killed from outside, as it were
         try:
             os.close(os.open(order[5:], os.O_CREAT | os.O_EXCL))

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import uuid
@@ -129,3 +130,68 @@ def _wait_for_jobs_api(head: RayHead, process: subprocess.Popen[bytes], deadline
             answer.read()
             return
         time.sleep(0.2)
+
+
+class Relay:
+    """A line to a server on this machine that can be cut and mended, as a context manager.
+
+    Attributes:
+        url: of this end.
+        connections: that went through.
+        refused: that came while it was cut.
+    """
+
+    def __init__(self, url: str) -> None:
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        self._target = (host, int(port))
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        self.connections = self.refused = 0
+        self._is_cut = False
+        self._open: list[socket.socket] = []
+
+    def cut(self) -> None:
+        """End all connections, and every new one at once."""
+        self._is_cut = True
+        for end in self._open:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        """Let them through again."""
+        self._is_cut = False
+
+    def __enter__(self) -> Relay:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._server.accept()
+            except OSError:  # closed
+                return
+            if self._is_cut:
+                self.refused += 1
+                near.close()
+                continue
+            far = socket.create_connection(self._target)
+            self._open += [near, far]
+            self.connections += 1
+            for ends in ((near, far), (far, near)):
+                threading.Thread(target=_pass_on, args=ends, daemon=True).start()
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    for end in (source, target):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+        end.close()
