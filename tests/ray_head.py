@@ -14,8 +14,9 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -36,6 +37,7 @@ class RayHead:
         address: of its control service, host:port.
         dashboard: URL of the dashboard, which is that of the Jobs API.
         client: Ray Client address, ray://host:port.
+        agent: address of the process that starts jobs on it.
         token: what its clients must know.
         pid: of `ray start --block`.
         folder: its temporary directory; logs are in `session_latest/logs`.
@@ -44,6 +46,7 @@ class RayHead:
     address: str
     dashboard: str
     client: str
+    agent: tuple[str, int]
     token: str
     pid: int
     folder: Path
@@ -66,16 +69,29 @@ def _quiet() -> dict[str, str]:
 
 @contextmanager
 def ray_head(
-    environment: Mapping[str, str] | None = None, *, cpus: int = 2, seconds: float = 180
+    environment: Mapping[str, str] | None = None, *, cpus: int = 2, attempts: int = 4
 ) -> Iterator[RayHead]:
     """Start a head with token authentication, wait until it takes jobs, and stop it at the end.
 
     Args:
         environment: variables of the head and so of every job, beside those of this process.
         cpus: logical CPUs.
-        seconds: to wait for it.
+        attempts: on a busy machine Ray's node gives up when its own agent is not there in time.
     """
-    token = uuid.uuid4().hex
+    for number in range(1, attempts + 1):
+        with _started(environment or {}, cpus) as (head, process, said):
+            if _takes_jobs(head, process, time.monotonic() + 240):
+                yield head
+                return
+            said.seek(0)
+            sys.stderr.write(f"head {number}: {said.read().decode(errors='replace')[-2000:]}")
+    raise AssertionError(f"no head after {attempts} attempts")
+
+
+@contextmanager
+def _started(
+    environment: Mapping[str, str], cpus: int
+) -> Iterator[tuple[RayHead, subprocess.Popen[bytes], IO[bytes]]]:
     folder = Path(f"/tmp/h{uuid.uuid4().hex[:6]}")  # short: sockets lie in it
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
     host = "127.0.0.1"
@@ -88,20 +104,14 @@ def ray_head(
     ]  # fmt: skip
     client = RayHead(
         f"{host}:{ports['port']}", f"http://{host}:{ports['dashboard-port']}",
-        f"ray://{host}:{ports['ray-client-server-port']}", token, 0, folder,
+        f"ray://{host}:{ports['ray-client-server-port']}",
+        (host, ports["dashboard-agent-listen-port"]), uuid.uuid4().hex, 0, folder,
     )  # fmt: skip
-    own = {**client.environment(), **(environment or {})}
+    own = {**client.environment(), **environment}
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, env=own, stdout=said, stderr=subprocess.STDOUT)
-        head = RayHead(**{**vars(client), "pid": process.pid})
         try:
-            try:
-                _wait_for_jobs_api(head, process, time.monotonic() + seconds)
-            except AssertionError:
-                said.seek(0)
-                sys.stderr.write(said.read().decode(errors="replace"))
-                raise
-            yield head
+            yield replace(client, pid=process.pid), process, said
         finally:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -119,17 +129,17 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _wait_for_jobs_api(head: RayHead, process: subprocess.Popen[bytes], deadline: float) -> None:
-    """Until the dashboard lists the jobs; starting one waits for its agent by itself."""
+def _takes_jobs(head: RayHead, process: subprocess.Popen[bytes], deadline: float) -> bool:
+    """Whether the dashboard lists the jobs, and its agent is there, which starts them."""
     request = urllib.request.Request(f"{head.dashboard}/api/jobs/")
     request.add_header("Authorization", f"Bearer {head.token}")
-    while True:
-        assert process.poll() is None, "the head did not start"
-        assert time.monotonic() < deadline, "the head did not answer in time"
+    while process.poll() is None and time.monotonic() < deadline:
         with suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
             answer.read()
-            return
+            socket.create_connection(head.agent, 5).close()
+            return True
         time.sleep(0.2)
+    return False
 
 
 class Relay:
