@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -37,7 +38,7 @@ class RayHead:
         address: of its control service, host:port.
         dashboard: URL of the dashboard, which is that of the Jobs API.
         client: Ray Client address, ray://host:port.
-        agent: address of the process that starts jobs on it.
+        agent_port: of the process that starts jobs on it.
         token: what its clients must know.
         pid: of `ray start --block`.
         folder: its temporary directory; logs are in `session_latest/logs`.
@@ -46,7 +47,7 @@ class RayHead:
     address: str
     dashboard: str
     client: str
-    agent: tuple[str, int]
+    agent_port: int
     token: str
     pid: int
     folder: Path
@@ -64,6 +65,7 @@ class RayHead:
 def _quiet() -> dict[str, str]:
     # A busy machine starts a head in minutes, not in the minute that Ray gives it.
     patience = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180", "RAY_raylet_start_wait_time_s": "180"}
+    patience["RAY_agent_register_timeout_ms"] = "180000"
     return {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)} | patience
 
 
@@ -80,6 +82,7 @@ def ray_head(
     """
     for number in range(1, attempts + 1):
         with _started(environment or {}, cpus) as (head, process, said):
+            _announce_agent(head, process)
             if _takes_jobs(head, process, time.monotonic() + 240):
                 yield head
                 return
@@ -105,7 +108,8 @@ def _started(
     client = RayHead(
         f"{host}:{ports['port']}", f"http://{host}:{ports['dashboard-port']}",
         f"ray://{host}:{ports['ray-client-server-port']}",
-        (host, ports["dashboard-agent-listen-port"]), uuid.uuid4().hex, 0, folder,
+        ports["dashboard-agent-listen-port"],
+        uuid.uuid4().hex, 0, folder,
     )  # fmt: skip
     own = {**client.environment(), **environment}
     with tempfile.TemporaryFile() as said:
@@ -129,15 +133,29 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
+def _announce_agent(head: RayHead, process: subprocess.Popen[bytes]) -> None:
+    """Write down the agent's port, as the agent itself does when it has started.
+
+    The node waits 15 seconds for that and then aborts, whatever it is told; on a busy machine the
+    agent needs longer. The port is known here already.
+    """
+    while process.poll() is None:
+        for path in head.folder.glob("session_*/gcs_server_port_*"):
+            node = path.name.rpartition("_")[2]
+            path.with_name(f"dashboard_agent_listen_port_{node}").write_text(str(head.agent_port))
+            return
+        time.sleep(0.05)
+
+
 def _takes_jobs(head: RayHead, process: subprocess.Popen[bytes], deadline: float) -> bool:
-    """Whether the dashboard lists the jobs, and its agent is there, which starts them."""
-    request = urllib.request.Request(f"{head.dashboard}/api/jobs/")
+    """Whether its node comes to life: then the agent is there, which starts jobs on it."""
+    request = urllib.request.Request(f"{head.dashboard}/nodes?view=summary")
     request.add_header("Authorization", f"Bearer {head.token}")
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
-            answer.read()
-            socket.create_connection(head.agent, 5).close()
-            return True
+            nodes = json.load(answer)["data"]["summary"]
+            if any(node["raylet"].get("state") == "ALIVE" for node in nodes):
+                return True
         time.sleep(0.2)
     return False
 

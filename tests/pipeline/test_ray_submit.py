@@ -20,9 +20,10 @@ from pipeline.errors import LeaseError
 from pipeline.lease import Holder, read_lease
 from pipeline.ray_client import Jobs
 from pipeline.ray_follow import JobLook, Pace, follow, stop
-from pipeline.ray_submit import submit_or_attach
+from pipeline.ray_submit import JobOptions, submit_or_attach
 from pipeline.run import run
 from pipeline.store import Store
+from pipeline.yaml_text import read_yaml
 from tests import poison, world
 from tests.ray_head import RayHead, Relay, ray_head
 
@@ -33,10 +34,9 @@ DOCS = (ROOT / "docs/ray.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    """A cluster for all tests of this module; its workers obey poisonous pictures."""
-    site = poison.install(tmp_path_factory.mktemp("site"))
-    with ray_head({"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}) as found:
+def head() -> Iterator[RayHead]:
+    """A cluster for all tests of this module."""
+    with ray_head() as found:
         yield found
 
 
@@ -147,12 +147,24 @@ def test_the_job_submit_command_of_the_docs_leaves_the_tree_of_a_local_run(
 
 @pytest.fixture
 def gated(tmp_path: Path) -> tuple[Path, Path]:
-    """(ten shards, a gate): the last shard has a picture that nobody gets past while it is shut."""
+    """(ten shards, a gate): the last shard has a picture that nobody gets past while it is shut.
+
+    It shuts for the workers of jobs with the runtime environment `obeying`.
+    """
     gate = tmp_path / "gate"
     source = world.write_shards(tmp_path / "in", shards=10)
     members = {**world.samples(9), "slow.jpg": poison.picture(f"gate {gate}")}
     (source / "s9.tar").write_bytes(world.tar(members))
     return source, gate
+
+
+@pytest.fixture
+def obeying(tmp_path: Path) -> Path:
+    """A runtime environment whose workers obey poisonous pictures."""
+    site = poison.install(tmp_path / "site")
+    path = tmp_path / "environment.yaml"
+    path.write_text(f"env_vars: {{PYTHONPATH: '{site}{os.pathsep}{ROOT}'}}\n")
+    return path
 
 
 def at_the_gate(gate: Path, looks: Iterator[JobLook]) -> Holder:
@@ -165,14 +177,16 @@ def at_the_gate(gate: Path, looks: Iterator[JobLook]) -> Holder:
 
 
 def test_terminated_and_stopped_in_the_middle_it_resumes_to_the_undisturbed_tree(
-    head: RayHead, gated: tuple[Path, Path], weights: Path, tmp_path: Path
+    head: RayHead, gated: tuple[Path, Path], obeying: Path, weights: Path, tmp_path: Path
 ) -> None:
     source, gate = gated
     out = tmp_path / "out"
     config = world.config(source, out, weights)
     submit = command("submit", source, out, *flags(weights), "--address", head.dashboard)
+    submit += ["--runtime-env", str(obeying)]
     # By whoever: SIGTERM to the driver, of which Ray keeps the exit code.
-    first = submit_or_attach(config, head.dashboard)
+    options = JobOptions(runtime_env=read_yaml(obeying.read_text()))
+    first = submit_or_attach(config, head.dashboard, options)
     looks = follow(head.dashboard, first.submission_id, Pace(interval=0.2))
     os.kill(at_the_gate(gate, looks).pid, signal.SIGTERM)
     last = list(looks)[-1]
@@ -205,11 +219,11 @@ def test_terminated_and_stopped_in_the_middle_it_resumes_to_the_undisturbed_tree
 
 
 def test_ctrl_c_stops_following_and_not_the_job(
-    head: RayHead, gated: tuple[Path, Path], weights: Path, tmp_path: Path
+    head: RayHead, gated: tuple[Path, Path], obeying: Path, weights: Path, tmp_path: Path
 ) -> None:
     source, gate = gated
     submit = command("submit", source, tmp_path / "out", *flags(weights))
-    submit += ["--address", head.dashboard]
+    submit += ["--address", head.dashboard, "--runtime-env", str(obeying)]
     follower = subprocess.Popen(submit, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(Path(f"{gate}.reached").exists)
     follower.send_signal(signal.SIGINT)
