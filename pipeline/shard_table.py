@@ -32,7 +32,7 @@ from pipeline.store import Store
 
 TABLE_PATH = "stats/shards.parquet"
 ROWS = 2048
-"""Rows of a batch and of a row group: about 8 MB with 21 classes."""
+"""Rows of a batch and of a row group: about 10 MB with 21 classes."""
 
 _PIECE = 16 * 2**20
 _DIGESTS = b"columns_sha256"

@@ -21,7 +21,7 @@ class Spill:
     """Grows row by row; any rows can be taken from it again.
 
     The files (Arrow, in the directory for temporary files) have no name, so that nothing stays
-    behind, however the process ends. About 2 KB a row with 21 classes.
+    behind, however the process ends. About 2.3 KB a row with 21 classes.
     """
 
     def __init__(self) -> None:
