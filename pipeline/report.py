@@ -27,6 +27,7 @@ from pipeline.commits import quarantine_path
 from pipeline.identity import OUTPUT_FORMAT, Identity, read_identity
 from pipeline.report_gallery import Gallery, read_gallery
 from pipeline.report_page import page, shown
+from pipeline.report_runs import Runs, histograms_of, runs_of
 from pipeline.shard_figures import FEWEST_SHARDS, MAX_CELLS, MAX_UNITS
 from pipeline.store import Store
 from pipeline.summary import Summary
@@ -64,6 +65,7 @@ def write_report(output: Store, summary: Summary, failed: Mapping[str, str]) -> 
     classes = _classes(summary, intervals)
     quarantined = _Quarantined(output, summary)
     gallery = read_gallery(output, summary)
+    runs = runs_of(output)
     identity = _identity(output)
     context = {
         "is_scored": is_scored,
@@ -76,21 +78,25 @@ def write_report(output: Store, summary: Summary, failed: Mapping[str, str]) -> 
         "stages": _stages(summary),
         "worst": summary.worst_of_all(MAX_SHARDS),
         "most_cells": MAX_CELLS,
+        "runs": runs.rows,
+        "counted": summary.histograms.images,
         "failed": [(s, shown(reason)) for s, reason in islice(failed.items(), MAX_SHARDS)],
         "failed_total": len(failed),
         "quarantined": quarantined,
         "pictures": len(gallery.pictures),
         "from_shards": len({picture["shard"] for picture in gallery.pictures}),
-        "notes": [shown(note) for note in (*quarantined.notes, *gallery.notes)],
+        "notes": [shown(note) for note in (*quarantined.notes, *gallery.notes, *runs.notes)],
         "input": None if identity is None else shown(identity.input),
-        "provenance": {} if identity is None else _provenance(identity),
+        "provenance": {} if identity is None else _provenance(identity, runs),
         "config": None if identity is None else _config(identity),
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
-    output.write(REPORT_PATH, page(context, _data(summary, classes, gallery)))
+    output.write(REPORT_PATH, page(context, _data(summary, classes, gallery, runs)))
 
 
-def _data(summary: Summary, classes: list[dict[str, Any]], gallery: Gallery) -> dict[str, Any]:
+def _data(
+    summary: Summary, classes: list[dict[str, Any]], gallery: Gallery, runs: Runs
+) -> dict[str, Any]:
     """What the scripts draw."""
     labels = summary.labels
     return {
@@ -102,6 +108,8 @@ def _data(summary: Summary, classes: list[dict[str, Any]], gallery: Gallery) -> 
         "confusion": summary.confusion.matrix.tolist(),
         "shards": summary.figures.cells(),
         "ious": summary.figures.histogram(),
+        "histograms": histograms_of(summary.histograms),
+        "runs": runs.rows,
         "pictures": gallery.pictures,
     }
 
@@ -232,7 +240,7 @@ def _identity(output: Store) -> Identity | None:
         return None
 
 
-def _provenance(found: Identity) -> dict[str, str]:
+def _provenance(found: Identity, runs: Runs) -> dict[str, str]:
     parts = found.parts
     preprocessing = json.dumps(parts.get("preprocessing"), sort_keys=True)
     return {
@@ -244,7 +252,8 @@ def _provenance(found: Identity) -> dict[str, str]:
         "Weights SHA-256": str(parts.get("weights_sha256", "unknown")),
         "Fingerprint": found.fingerprint,
         "Output format": str(parts.get("output_format", OUTPUT_FORMAT)),
-        "Written with": ", ".join(_versions()),
+        "Latest run with": ", ".join(runs.versions) or "unknown",
+        "Report written with": ", ".join(_versions()),
     }
 
 

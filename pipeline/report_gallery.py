@@ -91,11 +91,12 @@ def _within(pictures: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _choose(summary: Summary) -> list[str]:
-    """Half of them those with the lowest scores, half spread evenly over all the others."""
+    """Those with the worst images and with the lowest scores, the rest spread over all others."""
     worst = [score.shard for score in summary.worst_of_all(_MAX_SHARDS // 2)]
-    rest = [shard for shard in summary.spread if shard not in set(worst)]
-    wanted = min(_MAX_SHARDS - len(worst), len(rest))
-    return worst + [rest[(2 * i + 1) * len(rest) // (2 * wanted)] for i in range(wanted)]
+    bad = list(dict.fromkeys([*summary.shortlist.shards(), *worst]))[: 2 * _MAX_SHARDS // 3]
+    rest = [shard for shard in summary.spread if shard not in set(bad)]
+    wanted = min(_MAX_SHARDS - len(bad), len(rest))
+    return bad + [rest[(2 * i + 1) * len(rest) // (2 * wanted)] for i in range(wanted)]
 
 
 def _previews(output: Store, shard: str, limit: int) -> Iterator[dict[str, Any]]:

@@ -143,7 +143,7 @@ class ShardFigures:
             },
         }
 
-    def histogram(self, bins: int = 40) -> list[int]:
+    def histogram(self, bins: int = 20) -> list[int]:
         """Numbers of shards by mean IU, in equal steps from 0 to 1."""
         scores = np.concatenate([*self._scores, np.zeros(0, np.float32)])
         counts, _ = np.histogram(scores[~np.isnan(scores)], bins, (0, 1))

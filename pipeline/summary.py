@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from fcn_core.labels import LabelSet
 from pipeline.ledger import Ledger, read_ledger
+from pipeline.review import Shortlist
 from pipeline.shard_figures import ShardFigures
 from pipeline.shard_table import DamagedError
 from pipeline.store import Store
@@ -21,6 +22,9 @@ from pipeline.sums import Sums
 
 MOST_NAMED = 50
 """Shards that are remembered of each kind: the worst, those with failures, those between."""
+
+MOST_SHORTLISTED = 12
+"""Shards of each kind, with labels and without, that are remembered for their worst image."""
 
 
 @dataclass(frozen=True, order=True)
@@ -53,6 +57,7 @@ class Summary(Sums):
         with_failures: the first shards that have quarantined images.
         spread: shards evenly over all, in order.
         figures: what the report draws of the shards.
+        shortlist: the shards that hold the worst images.
     """
 
     expected: int
@@ -63,6 +68,7 @@ class Summary(Sums):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.figures = ShardFigures(self.labels.num_classes, self.expected)
+        self.shortlist = Shortlist(MOST_SHORTLISTED)
         self._worst: dict[bool, list[ShardScore]] = {True: [], False: []}
         count = min(self.expected, 2 * MOST_NAMED)
         self._places = [(2 * i + 1) * self.expected // (2 * count) for i in range(count)]
@@ -79,6 +85,7 @@ class Summary(Sums):
         for of_shard in seconds:
             self.seconds.update(of_shard)
         self.figures.add(batch, seconds)
+        self.shortlist.add(batch)
         self._name(batch, start)
 
     def worst(self, count: int, *, has_labels: bool) -> list[ShardScore]:

@@ -37,31 +37,45 @@
     textStyle: { color: colour("muted") }, brushSelect: false, showDetail: false,
     dataBackground: { lineStyle: { color: colour("edge") }, areaStyle: { color: colour("track") } },
   }] : []);
+  // Round ends and steps of an axis of shares that shows what there is, not all from 0 to 1.
+  const around = (columns) => {
+    const values = columns.flat().filter((value) => value !== null);
+    const [low, high] = [Math.min(1, ...values), Math.max(0, ...values)];
+    const step = [0.01, 0.02, 0.05, 0.1, 0.2].find((size) => (high - low) / size <= 5) ?? 0.2;
+    const near = (value) => Number(value.toFixed(2));
+    return { min: near(Math.max(0, Math.floor(low / step - 0.1) * step)), max: near(Math.min(1, Math.ceil(high / step + 0.1) * step)), interval: step };
+  };
   // The lines of a tooltip: text only, whatever is in the names.
   const lines = (...texts) => element("div", {}, ...texts.filter(Boolean).map((text, i) =>
     element("div", { style: i ? "" : "font-weight:600;max-width:40ch;overflow-wrap:anywhere;white-space:normal" }, text)));
 
   const draw = (id, { option, words, columns, rows, wide = 1, group }) => {
     const holder = by(id);
-    if (!holder) return;
+    let repaint = () => {};
+    if (!holder) return repaint;
     if (words) by(`${id}-text`).textContent = words;
     const details = holder.parentElement.querySelector("details.data");
     if (details) {
       details.addEventListener("toggle", () => {
         const room = details.querySelector(".scroll");
-        if (details.open && !room.firstChild) room.append(table(columns, rows(), wide));
+        if (details.open) room.replaceChildren(table(columns, rows(), wide));
       });
     }
     whenSeen(holder, () => {
       const chart = echarts.init(holder, null, { renderer: "canvas" });
       const paint = () => chart.setOption(option(), true);
       paint();
+      repaint = paint;
       if (group) { chart.group = group; echarts.connect(group); }
       onTheme(paint);
       new ResizeObserver(() => chart.resize()).observe(holder);
       holder.dispatchEvent(new CustomEvent("drawn", { detail: { chart, paint } }));
       holder.dataset.drawn = "yes";
     });
+    return () => {
+      repaint();
+      if (details?.open) details.dispatchEvent(new Event("toggle"));
+    };
   };
 
   // --- shares of the classes
@@ -69,8 +83,10 @@
     const { truth, predicted } = data.shares;
     const order = names.map((_, k) => k).filter((k) => truth[k] || predicted[k])
       .sort((a, b) => truth[b] - truth[a] || predicted[b] - predicted[a]);
-    const chosen = order.slice(0, 40);
-    if (by("share-chart")) by("share-chart").style.height = `${60 + 30 * chosen.length}px`;
+    const chosen = order.slice(0, 30);
+    const digits = Math.max(...chosen.map((k) => Math.max(truth[k], predicted[k]))) < 0.05 ? 1 : 0;
+    if (by("share-chart")) by("share-chart").style.height = `${60 + (chosen.length > 12 ? 24 : 30) * chosen.length}px`;
+    if (by("share-chart") && chosen.length < order.length) by("share-chart-title").textContent += ` (the ${chosen.length} largest of ${order.length} classes)`;
     draw("share-chart", {
       words: `The largest: ${chosen.slice(0, 5).map((k) => `${names[k]}, truth ${percent(truth[k])}, masks ${percent(predicted[k])}`).join("; ")}.`,
       columns: ["Class", "Truth", "Masks"],
@@ -83,7 +99,7 @@
           const k = chosen[dataIndex];
           return lines(names[k], `truth ${percent(truth[k], 2)}`, `masks ${percent(predicted[k], 2)}`);
         } },
-        xAxis: axis({ type: "value", axisLabel: { color: colour("muted"), formatter: (v) => percent(v, 0) } }),
+        xAxis: axis({ type: "value", axisLabel: { color: colour("muted"), formatter: (v) => (v ? percent(v, digits) : "0%") } }),
         yAxis: axis({ type: "category", inverse: true, data: chosen.map((k) => cut(names[k])), axisLabel: { color: colour("text"), interval: 0 } }),
         series: [
           { name: "Truth", type: "bar", barWidth: 8, barGap: "25%", color: colour("muted"),
@@ -138,7 +154,7 @@
         tooltip: { ...base().tooltip, axisPointer: { type: "line", lineStyle: { color: colour("edge") } }, formatter: ([{ dataIndex: i }]) =>
           lines(title(i), data.scored ? `mean IU ${range(cells.iou, i)}` : "", `confidence ${range(cells.confidence, i)}`, ...about(i)) },
         xAxis: x(), dataZoom: zoom(places.length > 14),
-        yAxis: axis({ type: "value", min: (v) => Math.max(0, Math.floor(v.min * 20 - 0.2) / 20), max: (v) => Math.min(1, Math.ceil(v.max * 20 + 0.2) / 20),
+        yAxis: axis({ type: "value", ...around(data.scored ? [main.low, main.high, cells.confidence.low, cells.confidence.high] : [main.low, main.high]),
           axisLabel: { color: colour("muted"), formatter: (v) => percent(v, 0) } }),
         series: [...(single ? [] : band(main)), scatter(mainName, main, 0, "circle"),
           ...(data.scored ? [scatter("Mean confidence", cells.confidence, 1, "triangle")] : [])],
@@ -169,22 +185,66 @@
     histogram("iou-chart", data.ious.map((_, i) => `${percent(i / data.ious.length, 0)}–${percent((i + 1) / data.ious.length, 0)}`), data.ious, "shards");
   };
 
-  // --- a histogram
-  const histogram = (id, bins, counts, what) => {
+  // --- distributions of images
+  const images = () => {
+    const { confidence, size, share } = data.histograms;
+    const select = by("share-class");
+    histogram("confidence-chart", confidence.bins, confidence.counts, "images");
+    histogram("size-chart", size.bins, size.counts, "images");
+    if (!select) return;
+    select.append(...names.map((name, k) => element("option", { value: String(k) }, name)));
+    select.value = data.firstIsBackground && names.length > 1 ? "1" : "0";
+    const repaint = histogram("class-chart", share.bins, () => share.counts[Number(select.value)], "images",
+      () => data.colours[Number(select.value)]);
+    select.addEventListener("change", repaint);
+  };
+
+  // --- runs
+  const runs = () => {
+    const rows = data.runs;
+    const line = (name, key, symbol, stroke) => ({ name, type: "line", data: rows.map((run) => run[key]), symbol, symbolSize: 8,
+      showAllSymbol: true, connectNulls: true, color: stroke });
+    const shown = [...(data.scored ? [line("Mean IU of the run", "iou", "circle", colour("good")),
+      line("Mean IU of the output", "total_iou", "diamond", colour("muted"))] : []),
+    line("Mean confidence", "confidence", "triangle", colour("bad"))];
+    draw("run-chart", {
+      words: `${rows.length} runs, from ${rows[0]?.started} to ${rows.at(-1)?.started}.`,
+      columns: ["Began (UTC)", ...shown.map(({ name }) => name)],
+      rows: () => rows.map((run) => [run.started, ...(data.scored ? [percent(run.iou), percent(run.total_iou)] : []), percent(run.confidence)]),
+      option: () => ({
+        ...base(),
+        grid: { left: 52, right: 16, top: 34, bottom: 30 },
+        legend: legend({ data: shown.map(({ name }) => name) }),
+        tooltip: { ...base().tooltip, axisPointer: { type: "line" }, formatter: ([{ dataIndex: i }]) => lines(rows[i].started,
+          data.scored ? `mean IU of the run ${percent(rows[i].iou)}` : "", data.scored ? `of the output ${percent(rows[i].total_iou)}` : "",
+          `confidence ${percent(rows[i].confidence)}`, `${count(rows[i].images)} images`, ...rows[i].drifted.map((reason) => `drift: ${reason}`)) },
+        xAxis: axis({ type: "category", data: rows.map((run) => run.started.slice(0, 16)), axisLabel: { color: colour("muted"), hideOverlap: true } }),
+        yAxis: axis({ type: "value", ...around(shown.map((series) => series.data)),
+          axisLabel: { color: colour("muted"), formatter: (v) => percent(v, 0) } }),
+        series: shown,
+      }),
+    });
+  };
+
+  // --- a histogram; its counts may change, then what this returns paints it anew
+  const histogram = (id, bins, given, what, fill = () => colour("good")) => {
+    const now = () => (typeof given === "function" ? given() : given);
+    const counts = now();
     const total = counts.reduce((a, b) => a + b, 0);
-    draw(id, {
-      words: `${count(total)} ${what}; most of them in ${bins[counts.indexOf(Math.max(...counts))]}.`,
+    const paint = draw(id, {
+      words: `${count(total)} ${what}; most of them: ${bins[counts.indexOf(Math.max(...counts))]}.`,
       columns: ["From–to", what],
-      rows: () => bins.map((bin, i) => [bin, count(counts[i])]),
+      rows: () => bins.map((bin, i) => [bin, count(now()[i])]),
       option: () => ({
         ...base(),
         grid: { left: 60, right: 16, top: 12, bottom: 28 },
-        tooltip: { ...base().tooltip, formatter: ([{ dataIndex: i }]) => lines(bins[i], `${count(counts[i])} ${what} (${percent(counts[i] / total)})`) },
+        tooltip: { ...base().tooltip, formatter: ([{ dataIndex: i }]) => lines(bins[i], `${count(now()[i])} ${what} (${percent(now()[i] / total)})`) },
         xAxis: axis({ type: "category", data: bins, axisLabel: { color: colour("muted"), hideOverlap: true } }),
         yAxis: axis({ type: "value", minInterval: 1 }),
-        series: [{ type: "bar", barCategoryGap: "8%", color: colour("good"), data: counts }],
+        series: [{ type: "bar", barCategoryGap: "8%", color: fill(), itemStyle: { borderColor: colour("edge"), borderWidth: 1 }, data: now() }],
       }),
     });
+    return paint;
   };
 
   // --- confusion
@@ -221,8 +281,15 @@
     fit();
     const visible = () => Math.max(1, (size * (range[1] - range[0])) / 100);
     const labelled = () => (holder.clientWidth - margin) / visible() > (unit() === "pixels" ? 38 : 27);
+    // A series of its own kind: the library's heat map paints many cells over many frames.
     const scale = () => (getComputedStyle(document.documentElement).colorScheme === "dark"
-      ? ["#1b2330", "#1d3f66", "#2a69a8", "#5ba3e6", "#b9dcff"] : ["#f3f6fa", "#c3dbf3", "#7fb2e3", "#2f74bd", "#0a3161"]);
+      ? ["#1b2330", "#1d3f66", "#2a69a8", "#5ba3e6", "#b9dcff"] : ["#f3f6fa", "#c3dbf3", "#7fb2e3", "#2f74bd", "#0a3161"])
+      .map((hex) => [1, 3, 5].map((at) => Number.parseInt(hex.slice(at, at + 2), 16)));
+    const blend = (stops, value) => {
+      const at = Math.min(stops.length - 1.001, value * (stops.length - 1));
+      const [low, high] = [stops[Math.floor(at)], stops[Math.floor(at) + 1]];
+      return `rgb(${low.map((channel, c) => Math.round(channel + (high[c] - channel) * (at % 1))).join()})`;
+    };
     const ink = (value) => { // dark scale turns light, light scale turns dark
       const light = getComputedStyle(document.documentElement).colorScheme !== "dark";
       return light === (value < 0.6) ? "#0c1117" : "#fff";
@@ -230,13 +297,26 @@
     const side = (more) => axis({ type: "category", data: names.map((name) => cut(name, 16)), splitLine: { show: false }, axisLine: { show: false }, ...more });
     const option = () => {
       const cells = [];
+      const stops = scale();
       counts.forEach((row, i) => row.forEach((n, j) => {
-        if (!n) return;
-        const value = Math.sqrt(share[unit()](i, j));
-        const item = { value: [j, i, value], label: { color: ink(value) } };
-        if (i === j) item.itemStyle = { borderColor: colour("text"), borderWidth: size > 40 ? 0.5 : 1.25 };
-        cells.push(item);
+        if (n) cells.push([j, i, Math.sqrt(share[unit()](i, j))]);
       }));
+      const square = (api, style, words) => {
+        const [width, height] = api.size([1, 1]);
+        const [x, y] = api.coord([api.value(0), api.value(1)]);
+        const gap = style.stroke || size > 40 ? 0 : 1;
+        return {
+          type: "rect", shape: { x: x - width / 2, y: y - height / 2, width: width - gap, height: height - gap }, style,
+          emphasis: { style: { stroke: colour("accent"), lineWidth: 2 } }, z2: style.stroke ? 2 : 1,
+          textConfig: { position: "inside" }, ...(words ? { textContent: { style: { ...words, fontSize: 11, textAlign: "center", textVerticalAlign: "middle" } } } : {}),
+        };
+      };
+      const drawCell = (params, api) => {
+        const [j, i, value] = [0, 1, 2].map((d) => api.value(d));
+        const text = unit() === "pixels" ? short(counts[i][j]) : whole(share[unit()](i, j));
+        const edge = i === j ? { stroke: colour("text"), lineWidth: size > 40 ? 0.5 : 1.25 } : {};
+        return square(api, { fill: blend(stops, value), ...edge }, labelled() ? { text, fill: ink(value) } : null);
+      };
       const inside = (more) => ({ type: "inside", start: range[0], end: range[1], zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false,
         preventDefaultMouseMove: false, filterMode: "none", ...more });
       return {
@@ -244,25 +324,29 @@
         grid: { left: margin, right: 8, top: margin * 0.78 + 12, bottom: 8, show: true, backgroundColor: colour("page"), borderColor: colour("line") },
         tooltip: { ...base().tooltip, trigger: "item", formatter: ({ value: [j, i] }) => lines(`${names[i]} → ${names[j]}`,
           `${percent(counts[i][j] / rowSums[i], 2)} of the truth`, `${percent(counts[i][j] / columnSums[j], 2)} of the masks`, `${count(counts[i][j])} pixels`) },
-        xAxis: side({ position: "top", axisLabel: { color: colour("text"), rotate: 55, interval: visible() > 45 ? "auto" : 0, fontSize: 12 } }),
-        yAxis: side({ inverse: true, axisLabel: { color: colour("text"), interval: visible() > 45 ? "auto" : 0, fontSize: 12 } }),
+        xAxis: side({ position: "top", axisLabel: { color: colour("text"), rotate: 55, interval: visible() > 45 ? "auto" : 0, fontSize: visible() > 45 ? 10 : 12 } }),
+        yAxis: side({ inverse: true, axisLabel: { color: colour("text"), interval: visible() > 45 ? "auto" : 0, hideOverlap: true, fontSize: visible() > 45 ? 10 : 12 } }),
         dataZoom: [inside({ xAxisIndex: 0 }), inside({ yAxisIndex: 0 })],
-        visualMap: { show: false, min: 0, max: 1, dimension: 2, seriesIndex: 0, inRange: { color: scale() } },
         series: [
-          { type: "heatmap", data: cells, itemStyle: { borderColor: colour("card"), borderWidth: size > 40 ? 0 : 1 }, emphasis: { itemStyle: { borderColor: colour("accent"), borderWidth: 2 } },
-            label: { show: labelled(), fontSize: 11, formatter: ({ value: [j, i] }) => (unit() === "pixels" ? short(counts[i][j]) : whole(share[unit()](i, j))) } },
-          { type: "heatmap", silent: true, data: at ? [[at[1], at[0], 0]] : [], itemStyle: { color: "transparent", borderColor: colour("bad"), borderWidth: 3 } },
+          { type: "custom", progressive: 0, clip: true, encode: { x: 0, y: 1 }, data: cells, renderItem: drawCell },
+          { type: "custom", silent: true, clip: true, encode: { x: 0, y: 1 }, data: at ? [[at[1], at[0]]] : [],
+            renderItem: (params, api) => square(api, { fill: "none", stroke: colour("bad"), lineWidth: 3 }, null) },
         ],
       };
     };
     draw("matrix", { option });
     holder.addEventListener("drawn", (event) => {
       ({ chart } = event.detail);
-      let was = labelled();
+      let wasMany = visible() > 45;
       chart.on("datazoom", () => {
         const [found] = chart.getOption().dataZoom;
         range[0] = found.start; range[1] = found.end;
-        if (labelled() !== was) { was = labelled(); chart.setOption({ series: [{ label: { show: was } }] }); }
+        const many = visible() > 45;
+        if (many !== wasMany) {
+          wasMany = many;
+          const label = { axisLabel: { interval: many ? "auto" : 0, fontSize: many ? 10 : 12 } };
+          chart.setOption({ xAxis: label, yAxis: label });
+        }
       });
       chart.on("mouseover", ({ seriesIndex, value }) => { if (seriesIndex === 0) by("matrix-cell").textContent = reading(value[1], value[0]); });
     });
@@ -292,5 +376,7 @@
 
   shares();
   if (by("shards")) shards();
+  if (by("images")) images();
+  if (by("run-chart")) runs();
   confusion();
 })();
