@@ -217,7 +217,11 @@ def test_no_process_is_left_however_the_driver_ends(
     if end.startswith("SIG"):
         family |= children(driver.pid)
         assert len(family) >= 3  # the template and two workers
-        if end == "SIGINT":  # as a terminal does it: to the whole group
+        if end == "SIGINT":  # as a terminal does it: to the whole group; the second one ends it
+            assert driver.stderr is not None
+            os.killpg(driver.pid, signal.SIGINT)
+            while "Ctrl-C again stops at once" not in driver.stderr.readline():
+                assert driver.poll() is None
             os.killpg(driver.pid, signal.SIGINT)
         else:
             driver.send_signal(signal.Signals[end])
