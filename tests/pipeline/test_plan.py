@@ -270,13 +270,15 @@ def test_a_restricted_run_is_no_success_and_the_next_one_does_the_rest(
 ) -> None:
     flags = ("--weights", weights, "--set", "compute.threads_per_worker=1")
     base = (shards, tmp_path / "out", *flags)
+    for path in shards.iterdir():
+        os.utime(path, (time.time() - 2 * 86400,) * 2)
     code, _, stderr = fcnseg("run", *base, "--include", "s9*")
     assert code == 1 and "nothing matches" in stderr
     assert not (tmp_path / "out").exists()
     code, stdout, _ = fcnseg("run", *base, "--include", "s[01]*", "--exclude", "s0.tar")
     assert code == 0 and "1 of 3 in all" in stdout
     assert (tmp_path / "out/_PARTIAL").exists()
-    code, stdout, _ = fcnseg("run", *base, "--since", "2999-01-01")
+    code, stdout, _ = fcnseg("run", *base, "--since", "1d")
     assert code == 0 and "1 of 3 shards are done" in stdout
     code, stdout, _ = fcnseg("plan", *base, "--exclude", "s2*", "--json")
     found = json.loads(stdout)
