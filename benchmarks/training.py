@@ -100,7 +100,9 @@ def ours(folder: Path, output: Path, steps: int) -> float:
         "train.checkpoint_every": steps, "compute.threads": THREADS, "compute.device": "cpu",
     }  # fmt: skip
     train(load_train_config(None, [], flags))
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").open()][WARM:]
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()][
+        WARM:
+    ]
     return sum(line["seconds"] for line in lines) / len(lines)
 
 
@@ -148,7 +150,9 @@ def fitting_steps(arguments: argparse.Namespace) -> int:
         started = time.perf_counter()
         train(load_train_config(None, [], flags))
         total = time.perf_counter() - started
-        lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").open()]
+        lines = [
+            json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()
+        ]
     seconds = [line["seconds"] for line in lines if "loss" in line]
     step = sum(seconds[WARM:]) / len(seconds[WARM:])
     evaluation = total - sum(seconds)  # with the start, which is short beside it
@@ -175,7 +179,7 @@ def variants_table(output: Path, arguments: argparse.Namespace, steps: int) -> s
     for variant in VARIANTS:
         parts = json.loads((output / variant / "_train.json").read_text())["parts"]
         classes = parts["labels"]["classes"]
-        for line in map(json.loads, (output / variant / "metrics.jsonl").open()):
+        for line in map(json.loads, (output / variant / "metrics.jsonl").read_text().splitlines()):
             if "evaluation" in line:
                 found = line["evaluation"]
                 scores = [*(found[name] for name in FOUR), *found["iou"]]

@@ -62,16 +62,17 @@ def stop_at(data: Path, output: Path, event: str, sent: int) -> tuple[int, str]:
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdin and process.stdout and process.stderr
-    for line in process.stdout:
-        if line.strip() == event:
-            os.kill(process.pid, sent)
-        try:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            break
-    errors = process.stderr.read()
-    return process.wait(), errors
+    with process:
+        for line in process.stdout:
+            if line.strip() == event:
+                os.kill(process.pid, sent)
+            try:
+                process.stdin.write("\n")
+                process.stdin.flush()
+            except BrokenPipeError:
+                break
+        errors = process.stderr.read()
+    return process.returncode, errors
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

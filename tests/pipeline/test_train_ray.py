@@ -31,7 +31,9 @@ def learn(
         "compute.device": "cpu", "compute.threads": 1, "compute.workers": workers, **changes,
     }  # fmt: skip
     train(load_train_config(None, [], flags))
-    lines = [json.loads(line) for line in (root / output / "metrics.jsonl").open()]
+    lines = [
+        json.loads(line) for line in (root / output / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["images"] for line in lines if "evaluation" in line] == [6]
     data = (root / output / "last.safetensors").read_bytes()
     return [line["loss"] for line in lines if "loss" in line], WeightsFile(data, output)
