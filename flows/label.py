@@ -1,131 +1,128 @@
-"""The flow `label-dataset`: plan, run, publish. Idempotence is in the store, not in Prefect.
+"""The flow `label-dataset`: plan, submit or attach, follow, publish.
 
-Tasks keep no results and are not cached: running the flow again resumes from the commits.
+Idempotence is in the store, not in Prefect: tasks keep no results and are not cached, and running
+the flow again, or retrying it, resumes from the commits.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from fcn_core.errors import FcnError
+from flows.publish import Outcome, publish_outcome, read_outcome
+from flows.states import Ending, final_state, one_line
+from flows.work import label, stop_job, take_charge
 from pipeline.config import RunConfig
-from pipeline.outcome import Progress, RunResult
-from pipeline.report import REPORT_PATH
+from pipeline.dates import earlier_outputs, resolve_dates
+from pipeline.finish import SUCCESS
 from pipeline.run import plan as plan_run
-from pipeline.run import run as run_pipeline
+from pipeline.status import read_marker
+from pipeline.store import Store
 
-PROGRESS_SECONDS = 10.0
+
+@dataclass(frozen=True)
+class Night:
+    """One run of a series.
+
+    Attributes:
+        config: as the deployment has it, perhaps with `{date}`.
+        moment: that the run was scheduled for; a retry has the same.
+        run: the configuration with real dates, on Ray unless it says otherwise.
+    """
+
+    config: RunConfig
+    moment: datetime
+    run: RunConfig
+
+    @classmethod
+    def of(cls, config: RunConfig, moment: datetime) -> Night:
+        """The run of a moment.
+
+        Raises:
+            ConfigError: see `resolve_dates`.
+        """
+        run = resolve_dates(config, moment)
+        if run.compute.executor == "auto":
+            compute = run.compute.model_copy(update={"executor": "ray"})
+            run = run.model_copy(update={"compute": compute})
+        return cls(config, moment, run)
+
+    @property
+    def series(self) -> str:
+        """What all runs of the series have in common."""
+        return self.config.output.url
 
 
 @task(name="plan", cache_policy=NO_CACHE, persist_result=False)
-def plan_shards(config: RunConfig) -> int:
-    """How many shards are pending; fails before any work when the run cannot succeed."""
-    found = plan_run(config)
-    get_run_logger().info(
-        "%d shards, %d pending (%d of them changed)",
-        found.total,
-        len(found.pending),
-        found.outdated,
-    )
-    return len(found.pending)
-
-
-@task(name="label", cache_policy=NO_CACHE, persist_result=False)
-def label_shards(config: RunConfig) -> RunResult:
-    """Run the pipeline in this process, relaying its progress at a bounded rate."""
-    logger = get_run_logger()
-    last = -PROGRESS_SECONDS
-
-    def relay(progress: Progress) -> None:
-        nonlocal last
-        if progress.seconds - last >= PROGRESS_SECONDS:
-            last = progress.seconds
-            logger.info(
-                "%d of %d shards, %d images, %d quarantined",
-                progress.shards_done,
-                progress.shards_pending,
-                progress.images,
-                progress.failures,
-            )
-
-    return run_pipeline(config, relay)
+def plan_shards(config: RunConfig) -> State[Any]:
+    """Whether there is anything to do; fails before any work when the run cannot succeed."""
+    try:
+        found = plan_run(config)
+        marker, _ = read_marker(Store(config.output.url, config.output.store))
+    except FcnError as error:
+        return Failed(message=one_line(error), data=error)
+    told = f"{found.total} shards, {len(found.pending)} pending ({found.outdated} of them changed)"
+    get_run_logger().info(told)
+    is_done = not found.pending and not found.left and not found.unpacked and marker == SUCCESS
+    return Completed(message=told, data=is_done)
 
 
 @task(name="publish", cache_policy=NO_CACHE, persist_result=False)
-def publish(result: RunResult) -> None:
-    """The scores as artifacts: a table of classes and a summary in words."""
-    scores = result.scores
-    rows = [
-        {"class": name, "IU": iou, "predicted pixels": pixels}
-        for name, iou, pixels in zip(
-            scores["classes"], scores["iou"], scores["class_pixels"], strict=True
-        )
-    ]
-    create_table_artifact(
-        table=[*rows, {"class": "mean IU", "IU": scores["mean_iou"], "predicted pixels": None}],
-        key="fcnseg-class-iou",
-        description=f"IU per class of {result.output}",
-    )
-    create_markdown_artifact(markdown=summary(result), key="fcnseg-summary")
-
-
-@flow(name="label-dataset", persist_result=False)
-def label_dataset(config: RunConfig) -> State[Any]:
-    """Label a dataset with Ray: embedded, unless the configuration names a cluster.
-
-    Ends `Completed`, `CompletedWithQuarantine`, or `Failed` with the reason in one line.
-    """
-    if config.compute.executor == "auto":
-        config = config.model_copy(
-            update={"compute": config.compute.model_copy(update={"executor": "ray"})}
-        )
+def publish(night: Night, links: Sequence[tuple[str, str]]) -> State[Any]:
+    """The results as artifacts."""
     try:
-        plan_shards(config)
-        result = label_shards(config)
+        earlier = earlier_outputs(night.config, night.moment)
+        outcome = read_outcome(night.run, night.moment, earlier)
+        publish_outcome(outcome, night.series, links)
     except FcnError as error:
-        return Failed(message=str(error))
-    publish(result)
-    return final_state(result)
+        return Failed(message=one_line(error), data=error)
+    return Completed(data=outcome)
 
 
-def final_state(result: RunResult) -> State[Any]:
-    """The flow's state for what the run did, said in one line."""
-    if result.exit_code == 4:
-        reasons = [failure.reason for failure in result.failed]
-        message = reasons[0] if reasons else f"{result.failures} images quarantined: over the limit"
-        return Failed(message=message)
-    if not result.done_now:
-        message = f"nothing pending: all {result.shards} shards are done"
-    else:
-        message = f"{result.done_now} shards labelled, {result.committed} of {result.shards} done"
-    if result.failures:
-        message += f", {result.failures} images quarantined"
-        return Completed(name="CompletedWithQuarantine", message=message)
-    return Completed(message=message)
+@flow(
+    name="label-dataset",
+    persist_result=False,
+    on_cancellation=[stop_job],
+    on_crashed=[stop_job],
+)
+def label_dataset(config: RunConfig) -> State[Any]:
+    """Label a dataset with Ray: as a job of a cluster, or embedded if no cluster is named.
+
+    `{date}` and `{yesterday}` in the URLs are of the moment that the run was scheduled for. Ends
+    `Completed`, `CompletedWithQuarantine`, `CompletedWithDrift`, or `Failed` with the reason in
+    one line.
+    """
+    take_charge()
+    moment = runtime.flow_run.scheduled_start_time
+    try:
+        night = Night.of(config, moment)
+        get_run_logger().info("%s -> %s", night.run.input.url, night.run.output.url)
+        is_done: bool = _value(plan_shards(night.run, return_state=True))
+        ending, links = (Ending(0), []) if is_done else label(night.run, night.series)
+        outcome: Outcome | None = None
+        if ending.left_results:
+            outcome = _value(publish(night, links, return_state=True))
+    except FcnError as error:
+        return Failed(message=one_line(error))
+    return final_state(ending, outcome)
 
 
-def summary(result: RunResult) -> str:
-    """Markdown for the flow run's page."""
-    mean_iou = result.scores["mean_iou"]
-    lines = [
-        f"# {_plain(result.output)}",
-        "",
-        f"- shards: {result.committed} of {result.shards} done, {result.done_now} in this run",
-        f"- images: {result.images}, quarantined: {result.failures}",
-        f"- mean IU: {'no labels' if mean_iou is None else f'{mean_iou:.4f}'}",
-        f"- report: `{_plain(result.output)}/{REPORT_PATH}`",
-    ]
-    lines += [f"- failed: {_plain(failure.reason)}" for failure in result.failed]
-    return "\n".join(lines)
+def _value(state: State[Any]) -> Any:
+    """What a task found out.
 
-
-def _plain(text: str) -> str:
-    """Text from data, without what Markdown would take for markup."""
-    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", text)
+    Raises:
+        FcnError: why it failed.
+    """
+    if isinstance(state.data, FcnError):
+        raise state.data
+    if not state.is_completed():  # Prefect's own trouble: an exception that nobody foresaw
+        raise FcnError(f"task {state.name}", one_line(state.message), "its result", "See its log.")
+    return state.data

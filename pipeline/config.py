@@ -50,6 +50,8 @@ class InputConfig(Section):
     """Globs of shards (of a folder: of images) not to look at; they win over include."""
     since: str | None = None
     """Look only at what changed since an age (36h, 7d) or a date (2026-11-01), UTC."""
+    time_zone: str = "UTC"
+    """Of {date} and {yesterday} in the URLs of a scheduled run, for example Europe/Berlin."""
     store: StoreOptions = StoreOptions()
     """How the images, their labels, the weights and the label set are reached."""
 
@@ -119,6 +121,8 @@ class LimitsConfig(Section):
     """A worker process without progress for so long is restarted, the picture tried alone."""
     worker_memory: ByteSize | None = Field(default=None, ge=2**20)
     """Most memory of one worker process, like 8GiB; default: its share of nine tenths."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """A Prefect flow stops the run after so long; the next one resumes. Default: never."""
 
 
 class DriftConfig(Section):

@@ -1,0 +1,87 @@
+"""How a flow run ends: a state whose name and one line say in the morning what happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from flows.publish import Outcome
+
+_LIMITS = 4
+_DONE = (0, 3, _LIMITS)
+_FINAL = (*_DONE, 2, 130, 143)
+"""Exit codes after which trying again changes nothing, or goes against what somebody wanted."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a driver ended.
+
+    Attributes:
+        exit_code: as of `fcnseg run`.
+        reason: one line, for codes that are not 0 or 3.
+    """
+
+    exit_code: int
+    reason: str = ""
+
+    @property
+    def left_results(self) -> bool:
+        """Whether the driver came to its end, so that scores, report and marker are of this run."""
+        return self.exit_code in _DONE
+
+    @property
+    def may_be_retried(self) -> bool:
+        """Never a wrong configuration, limits that were exceeded, or a run that was stopped."""
+        return self.exit_code not in _FINAL
+
+
+def one_line(text: object, most: int = 1_000) -> str:
+    """A message for a state.
+
+    >>> one_line("two\\n  lines")
+    'two lines'
+    """
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def final_state(ending: Ending, outcome: Outcome | None) -> State[Any]:
+    """The state of the flow run.
+
+    Args:
+        ending: of the driver.
+        outcome: what it left; None where it left nothing.
+    """
+    if outcome is None or not ending.left_results:
+        return Failed(message=one_line(ending.reason or f"exit code {ending.exit_code}"))
+    failures = outcome.status.summary.failures
+    if ending.exit_code == _LIMITS:
+        more = len(outcome.failed) - 1
+        reason = next(iter(outcome.failed.values()), None)
+        if reason is None:
+            reason = f"{failures} images quarantined: over the limit"
+        return Failed(message=one_line(reason) + (f" (and {more} more)" if more > 0 else ""))
+    message = _done(outcome)
+    name = None
+    if failures:
+        message += f", {failures} images quarantined"
+        name = "CompletedWithQuarantine"
+    drifted = () if outcome.record is None else outcome.record.drifted
+    if drifted:
+        more = f" (and {len(drifted) - 1} more)" if len(drifted) > 1 else ""
+        message += f"; drift: {drifted[0].reason}{more}"
+        name = "CompletedWithDrift"
+    return Completed(message=one_line(message), **({} if name is None else {"name": name}))
+
+
+def _done(outcome: Outcome) -> str:
+    done_now = 0 if outcome.record is None else outcome.record.shards
+    if done_now:
+        return f"{done_now} shards labelled, {outcome.committed} of {outcome.shards} done"
+    if outcome.committed < outcome.shards:
+        return f"nothing done: {outcome.committed} of {outcome.shards} shards are done"
+    return f"nothing pending: all {outcome.shards} shards are done"

@@ -1,0 +1,209 @@
+"""The work of the flow: a Ray job that is submitted or attached to, or this process with Ray in it.
+
+A job outlives whoever follows it. It is stopped when somebody wants the flow run to end (cancelled,
+terminated, timed out), and left alone when Prefect itself breaks down: the next run attaches to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from prefect import get_run_logger, runtime, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import TerminationSignal
+from prefect.states import Completed, Failed
+
+from fcn_core.errors import FcnError
+from flows.publish import artifact_key
+from flows.relay import LINES, SECONDS, Relay
+from flows.states import Ending, one_line
+from pipeline.config import RunConfig
+from pipeline.dates import resolve_dates
+from pipeline.run import run as run_pipeline
+
+if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.client.schemas.objects import FlowRun
+
+    from pipeline.ray_submit import Submitted
+
+RETRY_SECONDS = (35.0, 60.0, 300.0)
+"""Before each further attempt; the first is as long as the lease of a driver that died."""
+
+_STOP_SECONDS = 20.0
+"""To wait for a job that was told to stop: a worker kills a cancelled flow run after 30 s."""
+
+_in_charge = False
+"""Whether this process runs the flow, and so decided itself what becomes of its job."""
+
+
+def take_charge() -> None:
+    """The flow begins in this process."""
+    global _in_charge
+    _in_charge = True
+
+
+def label(config: RunConfig, series: str) -> tuple[Ending, list[tuple[str, str]]]:
+    """Do the run, in several attempts where that may help.
+
+    Args:
+        config: with real dates.
+        series: what the progress artifact belongs to.
+
+    Returns:
+        How it ended, and links to where it was done.
+    """
+    logger = get_run_logger()
+    hours = config.limits.max_hours
+    deadline = None if hours is None else time.monotonic() + 3600 * hours
+    links: list[tuple[str, str]] = []
+    for pause in (*RETRY_SECONDS, None):
+        left = None if deadline is None else max(1.0, deadline - time.monotonic())
+        ending = _attempt(config, series, left, links)
+        if pause is None or not ending.may_be_retried:
+            break
+        if deadline is not None and time.monotonic() + pause > deadline:
+            break
+        logger.warning("%s; trying again in %.0f s", ending.reason, pause)
+        time.sleep(pause)
+    return ending, links
+
+
+def _attempt(
+    config: RunConfig, series: str, seconds: float | None, links: list[tuple[str, str]]
+) -> Ending:
+    limit = {"timeout_seconds": seconds}
+    address = config.ray_address()
+    if address is None or config.compute.executor == "local":
+        return _ending(label_here.with_options(**limit)(config, series, return_state=True), config)
+    submitted = submit(config, return_state=True)
+    if submitted.is_failed():
+        return _ending(submitted, config)
+    job: Submitted = submitted.data
+    links[:] = [("Ray job", job.page)]
+    followed = follow_job.with_options(**limit)(address, job, series, return_state=True)
+    return _ending(followed, config)
+
+
+def _ending(state: State[Any], config: RunConfig) -> Ending:
+    if isinstance(state.data, Ending):
+        return state.data
+    if state.name == "TimedOut":
+        return Ending(
+            143, f"not done after {config.limits.max_hours} h: stopped; run again to resume"
+        )
+    return Ending(1, one_line(state.message))
+
+
+def _ended(ending: Ending) -> State[Any]:
+    """The state of a task: a driver that did not do all is a task that failed."""
+    if ending.exit_code in (0, 3):
+        return Completed(data=ending)
+    return Failed(message=one_line(ending.reason), data=ending)
+
+
+@task(name="label", cache_policy=NO_CACHE, persist_result=False)
+def label_here(config: RunConfig, series: str) -> State[Any]:
+    """Run the pipeline in this process, with an embedded Ray; its progress is passed on."""
+    relay = Relay(artifact_key("progress", series))
+    try:
+        result = run_pipeline(config, relay.progress)
+    except FcnError as error:
+        return _ended(Ending(error.exit_code, str(error)))
+    reason = next((failure.reason for failure in result.failed), "")
+    return _ended(Ending(result.exit_code, reason or f"{result.failures} images quarantined"))
+
+
+@task(name="submit", cache_policy=NO_CACHE, persist_result=False)
+def submit(config: RunConfig) -> State[Any]:
+    """Make sure that a job of the cluster does this run: a new one, or the one that does already."""
+    from pipeline.ray_submit import JobOptions, submit_or_attach
+
+    options = JobOptions(
+        python=os.environ.get("FCNSEG_RAY_PYTHON", "python"),
+        metadata={"prefect_flow_run_id": str(runtime.flow_run.id)},
+    )
+    try:
+        job = submit_or_attach(config, config.ray_address(), options)
+    except FcnError as error:
+        return _ended(Ending(error.exit_code, str(error)))
+    how = "attached to" if job.attached else "submitted"
+    get_run_logger().info("%s job %s: %s", how, job.submission_id, job.page)
+    return Completed(message=f"{how} {job.submission_id}", data=job)
+
+
+@task(name="follow", cache_policy=NO_CACHE, persist_result=False)
+def follow_job(address: str, job: Submitted, series: str) -> State[Any]:
+    """Follow a job to its end: its progress and its log are passed on."""
+    from pipeline.ray_follow import Pace, follow
+
+    relay = Relay(artifact_key("progress", series))
+    try:
+        for look in follow(address, job.submission_id, Pace(most_lines=LINES)):
+            relay.lines(look.lines, look.left_out)
+            if look.run is not None and look.run.progress is not None:
+                relay.progress(look.run.progress)
+            if not look.is_reachable:
+                relay.silence()
+    except FcnError as error:
+        return _ended(Ending(error.exit_code, str(error)))
+    except BaseException as error:
+        if _is_wanted(error):
+            _stop(address, job)
+        raise
+    finally:
+        relay.flush()
+    assert look.exit_code is not None
+    return _ended(Ending(look.exit_code, look.reason))
+
+
+def _is_wanted(error: BaseException) -> bool:
+    """Whether somebody wants the run to end: it was cancelled, terminated or timed out.
+
+    Prefect raises CancelledError for a timeout, and for a slot of a concurrency limit that it lost
+    because its server is away. SystemExit comes from a log that nobody reads any more: the worker
+    is gone. In these cases the job goes on.
+    """
+    if isinstance(error, (TerminationSignal, KeyboardInterrupt, TimeoutError)):
+        return True
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    inner, outer = TaskRunContext.get(), FlowRunContext.get()
+    whole = None if outer is None or outer.flow is None else outer.flow.timeout_seconds
+    return whole is not None or (inner is not None and inner.task.timeout_seconds is not None)
+
+
+def _stop(address: str, job: Submitted) -> None:
+    from pipeline.ray_follow import stop
+
+    get_run_logger().info("stopping job %s", job.submission_id)
+    with suppress(FcnError):  # the worker's hook tries again, and waits longer
+        stopped = stop(address, job.submission_id, _STOP_SECONDS)
+        get_run_logger().info("job %s: %s", job.submission_id, stopped.status)
+
+
+def stop_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Stop the job of a flow run that was cancelled or has crashed.
+
+    Prefect calls this, by these names: in the worker, after the flow run's process is gone, and
+    after a crash in that process itself, which has decided already.
+    """
+    if _in_charge or flow_run.expected_start_time is None:
+        return
+    parameters = flow_run.parameters["config"]
+    config = resolve_dates(RunConfig.model_validate(parameters), flow_run.expected_start_time)
+    address = config.ray_address()
+    if address is None:
+        return
+    from pipeline.ray_follow import stop
+    from pipeline.ray_submit import running_job
+
+    job = running_job(config.output.url, address)
+    if job is not None:
+        stop(address, job.submission_id)
