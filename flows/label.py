@@ -119,10 +119,9 @@ def _value(state: State[Any]) -> Any:
     """What a task found out.
 
     Raises:
-        FcnError: why it failed.
+        FcnError: why it failed; an exception that nobody foresaw is raised as it is.
     """
-    if isinstance(state.data, FcnError):
-        raise state.data
-    if not state.is_completed():  # Prefect's own trouble: an exception that nobody foresaw
-        raise FcnError(f"task {state.name}", one_line(state.message), "its result", "See its log.")
-    return state.data
+    found = state.result(raise_on_failure=False)
+    if isinstance(found, Exception):
+        raise found
+    return found

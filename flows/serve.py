@@ -16,6 +16,7 @@ from typing import Any
 
 from prefect import serve
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.deployments.runner import EntrypointType
 from prefect.schedules import Cron
 
 from fcn_core.errors import FcnError
@@ -26,7 +27,10 @@ from pipeline.config import RunConfig, load_config
 def deployments(config: RunConfig, cron: str | None, time_zone: str) -> list[Any]:
     """What is served: the same two as in deploy/prefect.yaml."""
     parameters = {"config": config.model_dump(mode="json", exclude_defaults=True)}
-    found = [label_dataset.to_deployment("on-demand", parameters=parameters)]
+    kind = EntrypointType.MODULE_PATH  # whatever directory this runs in
+    found = [
+        label_dataset.to_deployment("on-demand", parameters=parameters, entrypoint_type=kind)
+    ]
     if cron is not None:
         # One night at a time: what a late one leaves, the next one does.
         one = ConcurrencyLimitConfig(
@@ -37,6 +41,7 @@ def deployments(config: RunConfig, cron: str | None, time_zone: str) -> list[Any
             parameters=parameters,
             schedule=Cron(cron, timezone=time_zone),
             concurrency_limit=one,
+            entrypoint_type=kind,
         )
         found.append(night)
     return found

@@ -40,9 +40,9 @@ class Ending:
 
 
 def one_line(text: object, most: int = 1_000) -> str:
-    """A message for a state.
+    r"""A message for a state.
 
-    >>> one_line("two\\n  lines")
+    >>> one_line("two\n  lines")
     'two lines'
     """
     line = " ".join(str(text).split())

@@ -21,7 +21,7 @@ from prefect.states import Completed, Failed
 
 from fcn_core.errors import FcnError
 from flows.publish import artifact_key
-from flows.relay import LINES, SECONDS, Relay
+from flows.relay import LINES, Relay
 from flows.states import Ending, one_line
 from pipeline.config import RunConfig
 from pipeline.dates import resolve_dates
@@ -85,15 +85,16 @@ def _attempt(
     submitted = submit(config, return_state=True)
     if submitted.is_failed():
         return _ending(submitted, config)
-    job: Submitted = submitted.data
+    job: Submitted = submitted.result()
     links[:] = [("Ray job", job.page)]
     followed = follow_job.with_options(**limit)(address, job, series, return_state=True)
     return _ending(followed, config)
 
 
 def _ending(state: State[Any], config: RunConfig) -> Ending:
-    if isinstance(state.data, Ending):
-        return state.data
+    found = state.result(raise_on_failure=False)
+    if isinstance(found, Ending):
+        return found
     if state.name == "TimedOut":
         return Ending(
             143, f"not done after {config.limits.max_hours} h: stopped; run again to resume"
@@ -122,7 +123,7 @@ def label_here(config: RunConfig, series: str) -> State[Any]:
 
 @task(name="submit", cache_policy=NO_CACHE, persist_result=False)
 def submit(config: RunConfig) -> State[Any]:
-    """Make sure that a job of the cluster does this run: a new one, or the one that does already."""
+    """Make sure that a job of the cluster does this run: a new one, or one that does already."""
     from pipeline.ray_submit import JobOptions, submit_or_attach
 
     options = JobOptions(

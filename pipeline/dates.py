@@ -1,4 +1,4 @@
-"""`{date}` and `{yesterday}` in the URLs of a nightly run: a new input, and a new output, each night.
+"""`{date}` and `{yesterday}` in the URLs of a scheduled run: each night its own input and output.
 
 Whoever schedules runs resolves them, once, from the moment that a run was scheduled for. That
 moment stays the same however late the run starts and however often it is retried, so that a run
@@ -69,7 +69,9 @@ def earlier_outputs(config: RunConfig, moment: datetime) -> Iterator[str]:
     here = resolve_dates(config, moment).output.url
     seen = {here}
     # Days of the wall: some have 23 or 25 hours.
-    local = moment if here == config.output.url else moment.astimezone(_zone(config.input.time_zone))
+    local = moment
+    if here != config.output.url:
+        local = moment.astimezone(_zone(config.input.time_zone))
     for days in range(1, _NIGHTS + 1):
         url = resolve_dates(config, local - timedelta(days=days)).output.url
         if url not in seen:
