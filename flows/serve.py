@@ -28,9 +28,7 @@ def deployments(config: RunConfig, cron: str | None, time_zone: str) -> list[Any
     """What is served: the same two as in deploy/prefect.yaml."""
     parameters = {"config": config.model_dump(mode="json", exclude_defaults=True)}
     kind = EntrypointType.MODULE_PATH  # whatever directory this runs in
-    found = [
-        label_dataset.to_deployment("on-demand", parameters=parameters, entrypoint_type=kind)
-    ]
+    found = [label_dataset.to_deployment("on-demand", parameters=parameters, entrypoint_type=kind)]
     if cron is not None:
         # One night at a time: what a late one leaves, the next one does.
         one = ConcurrencyLimitConfig(

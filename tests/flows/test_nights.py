@@ -1,0 +1,267 @@
+"""The whole way, nothing pretended: Prefect's server and worker, a Ray head with a token, S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.demo import make_scene_shards
+from pipeline.run import run as run_pipeline
+from pipeline.store import Store
+from tests import world
+from tests.conftest import use_s3
+from tests.flows.site import POOL, Site, site, until
+from tests.ray_head import RayHead, ray_head
+from tests.s3_server import S3Server, is_installed
+
+pytestmark = [
+    pytest.mark.prefect,
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+]
+
+
+@dataclass
+class Plant:
+    """Everything that runs for the tests of this module.
+
+    Attributes:
+        site: Prefect.
+        head: Ray.
+        base: URL below which inputs and outputs are.
+        weights: a file.
+    """
+
+    site: Site
+    head: RayHead
+    base: str
+    weights: Path
+
+    def config(self, name: str, **sections: Any) -> dict[str, Any]:
+        """The parameter of a run from `name`/in to `name`/out."""
+        base = {
+            "input": {"url": f"{self.base}/{name}/in"},
+            "output": {"url": f"{self.base}/{name}/out", "masks": ["parquet", "png"]},
+            "model": {"weights": str(self.weights)},
+            "compute": {
+                "ray_address": self.head.dashboard, "workers": 1, "threads_per_worker": 1,
+            },
+        }  # fmt: skip
+        return {key: {**base.get(key, {}), **sections.get(key, {})} for key in {**base, **sections}}
+
+    def write(self, name: str, shards: range, images: int = 4) -> Store:
+        """Shards of labelled pictures into `name`/in."""
+        source = Store(f"{self.base}/{name}/in")
+        for shard in shards:
+            source.write(f"s{shard:02d}.tar", world.tar(world.samples(shard, images)))
+        return source
+
+    def tree(self, name: str) -> dict[str, Any]:
+        """The output of `name`."""
+        return world.tree(f"{self.base}/{name}/out")
+
+    def undisturbed(self, name: str, folder: Path) -> dict[str, Any]:
+        """What a local run makes of the same input."""
+        source = f"{self.base}/{name}/in"
+        masks = ("parquet", "png")
+        run_pipeline(world.config(source, folder / "local", self.weights, output__masks=masks))
+        return world.tree(folder / "local")
+
+    def commits(self, name: str) -> int:
+        """How many shards of `name` are done."""
+        return sum(1 for _ in Store(f"{self.base}/{name}/out").listing("_commits"))
+
+    def networks(self) -> list[int]:
+        """The processes of the cluster that hold a network."""
+        return self.site.processes("pipeline.worker", self.head.token)
+
+    def jobs(self, name: str) -> list[Any]:
+        """The cluster's jobs for an output, oldest first."""
+        from pipeline.ray_submit import OUTPUT_KEY
+
+        output = Store(f"{self.base}/{name}/out").url
+        found = [j for j in _jobs(self.head) if (j.metadata or {}).get(OUTPUT_KEY) == output]
+        return sorted(found, key=lambda job: job.start_time or 0)
+
+    def paused(self, name: str) -> int:
+        """Wait for a first commit, then stop the network: the run cannot end. Its process."""
+        until(f"{name}: a commit", lambda: self.commits(name))
+        network = until("the network", self.networks)[0]
+        os.kill(network, signal.SIGSTOP)
+        return int(network)
+
+
+def _jobs(head: RayHead) -> list[Any]:
+    from pipeline.ray_client import Jobs
+
+    return Jobs(head.dashboard).all()
+
+
+@pytest.fixture(scope="module")
+def plant(request: pytest.FixtureRequest, weights: Path) -> Iterator[Plant]:
+    """One server, one worker, one head and, where there is one, one store for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        store: dict[str, str] = {}
+        if is_installed():
+            server: S3Server = request.getfixturevalue("s3_server")
+            store = server.owner.environment(server.url)
+            use_s3(patch, store)
+            base = f"s3://{server.new_bucket()}"
+        else:
+            base = str(request.getfixturevalue("tmp_path_factory").mktemp("plant"))
+        with ray_head(store) as head:
+            client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token}
+            for name, value in client.items():
+                patch.setenv(name, value)
+            settings = {
+                "FCNSEG_POOL": POOL, "FCNSEG_INPUT": f"{base}/nightly/in",
+                "FCNSEG_OUTPUT": f"{base}/nightly/out", "FCNSEG_WEIGHTS": "demo",
+                "FCNSEG_TIME_ZONE": "Europe/Berlin", "FCNSEG_RAY": head.dashboard,
+            }  # fmt: skip
+            with site({**store, **client, **settings}) as here:
+                yield Plant(here, head, base, weights)
+
+
+def test_on_demand_with_watch_completes(plant: Plant, tmp_path: Path) -> None:
+    source = plant.write("first", range(3))
+    source.write("s02.tar", world.tar({**world.samples(2), "bad.jpg": b"x"}))
+    params = json.dumps({"config": plant.config("first")})
+    said = plant.site.prefect(
+        "deployment", "run", "label-dataset/on-demand", "--params", params, "--watch",
+        "--watch-timeout", "560",
+    )  # fmt: skip
+    found = re.search(r"flow-run/([0-9a-f-]{36})", "".join(said.split()))
+    assert found, said
+    state = plant.site.ended(found[1])
+    assert state["name"] == "CompletedWithQuarantine", state
+    assert state["message"] == "3 shards labelled, 3 of 3 done, 1 images quarantined"
+    told = plant.site.artifacts(found[1])
+    assert set(told) == {
+        "summary", "classes", "worst-shards", "quarantined", "pictures", "progress",
+    }  # fmt: skip
+    scores = json.loads(Store(f"{plant.base}/first/out").read("stats/scores.json"))
+    rows = {row["class"]: row for row in json.loads(told["classes"])}
+    assert rows["mean IU"]["IU"] == pytest.approx(scores["mean_iou"], abs=1e-4)
+    assert rows["thing"]["predicted pixels"] == scores["class_pixels"][1]
+    assert [row["image"] for row in json.loads(told["quarantined"])] == ["bad"]
+    assert {row["shard"] for row in json.loads(told["worst-shards"])} == {"s00", "s01", "s02"}
+    [job] = plant.jobs("first")
+    assert job.submission_id in told["summary"] and "report.html" in told["summary"]
+    assert "data:image/jpeg;base64," in told["pictures"] and float(told["progress"]) == 100
+    assert "3 of 3 shards" in plant.site.messages(found[1])
+    assert plant.tree("first") == plant.undisturbed("first", tmp_path)
+
+
+def test_a_cancelled_run_gives_everything_back(plant: Plant, tmp_path: Path) -> None:
+    plant.write("cancelled", range(6))
+    run = plant.site.run("on-demand", plant.config("cancelled"))
+    plant.paused("cancelled")
+    plant.site.prefect("flow-run", "cancel", run)
+    assert plant.site.ended(run)["name"] == "Cancelled"
+    [job] = until("the job is over", lambda: _over(plant.jobs("cancelled")))
+    assert job.status.value == "STOPPED"
+    output = Store(f"{plant.base}/cancelled/out")
+    assert "_lease.json" not in {info.path for info in output.objects()}
+    assert 0 < plant.commits("cancelled") < 6
+    again = plant.site.run("on-demand", plant.config("cancelled"))
+    assert plant.site.ended(again)["name"] == "Completed"
+    assert plant.tree("cancelled") == plant.undisturbed("cancelled", tmp_path)
+
+
+def _over(jobs: list[Any]) -> list[Any]:
+    return jobs if jobs and all(job.status.is_terminal() for job in jobs) else []
+
+
+def test_a_job_outlives_the_worker_and_is_attached_to(plant: Plant, tmp_path: Path) -> None:
+    # A run without a heartbeat is called crashed by the automation, and may then be retried.
+    from subprocess import run as call
+    from sys import executable
+
+    words = [executable, "-m", "flows.automations", "--silence", "75"]
+    call(words, env=plant.site.environment, check=True, timeout=300)
+    plant.write("killed", range(6))
+    run = plant.site.run("on-demand", plant.config("killed"))
+    network = plant.paused("killed")
+    engines = plant.site.processes("prefect.engine", run)
+    assert engines
+    plant.site.stop("worker", signal.SIGKILL)  # the machine of the worker is gone
+    for engine in engines:
+        os.kill(engine, signal.SIGKILL)
+    plant.site.start_worker()
+    state = plant.site.ended(run)
+    assert state["name"] == "Crashed" and "no heartbeat" in state["message"]
+    [job] = plant.jobs("killed")
+    assert job.status.value == "RUNNING"
+    plant.site.prefect("flow-run", "retry", run)
+    until("it attaches", lambda: "attached to job" in plant.site.messages(run))
+    os.kill(network, signal.SIGCONT)
+    assert plant.site.ended(run)["name"] == "Completed"
+    assert [found.submission_id for found in plant.jobs("killed")] == [job.submission_id]
+    assert plant.tree("killed") == plant.undisturbed("killed", tmp_path)
+
+
+def test_a_server_that_is_away_for_a_minute_is_not_missed(plant: Plant, tmp_path: Path) -> None:
+    plant.write("away", range(8))
+    run = plant.site.run("on-demand", plant.config("away"))
+    network = plant.paused("away")
+    done = plant.commits("away")
+    plant.site.stop("server")
+    gone = time.monotonic()
+    os.kill(network, signal.SIGCONT)
+    until("a commit while the server is away", lambda: plant.commits("away") > done)
+    os.kill(network, signal.SIGSTOP)
+    while time.monotonic() - gone < 60:  # what is shown is that a minute passes
+        time.sleep(1)
+    assert not _over(plant.jobs("away"))
+    plant.site.start_server()
+    os.kill(network, signal.SIGCONT)
+    state = plant.site.ended(run)
+    assert state["name"] == "Completed", state
+    assert len(plant.jobs("away")) == 1
+    assert plant.tree("away") == plant.undisturbed("away", tmp_path)
+
+
+def test_three_nights_and_one_without_new_shards(plant: Plant) -> None:
+    source = Store(f"{plant.base}/nightly/in")
+    ends = []
+    for night in range(3):
+        make_scene_shards(source, 2 * (night + 1), 16)
+        if night == 2:  # the camera was moved: the last two shards show only background
+            for shard in (4, 5):
+                source.write(f"scenes-{shard:03d}.tar", _empty_scenes(16))
+        run = plant.site.run("nightly")
+        ends.append((run, plant.site.ended(run)))
+    (_, first), (second_run, second), (third_run, third) = ends
+    assert (first["name"], first["message"]) == ("Completed", "2 shards labelled, 2 of 2 done")
+    assert (second["name"], second["message"]) == ("Completed", "2 shards labelled, 4 of 4 done")
+    assert third["name"] == "CompletedWithDrift"
+    assert third["message"].startswith("2 shards labelled, 6 of 6 done; drift: ")
+    rows = json.loads(plant.site.artifacts(second_run)["classes"])
+    assert all(row["previous run"] is not None for row in rows if row["class"] == "mean IU")
+    assert "- drift: class" in plant.site.artifacts(third_run)["summary"]
+    jobs = len(plant.jobs("nightly"))
+    run = plant.site.run("nightly")
+    state = plant.site.ended(run)
+    assert state["message"] == "nothing pending: all 6 shards are done"
+    assert len(plant.jobs("nightly")) == jobs == 3
+    assert plant.site.api(f"flow_runs/{run}")["total_run_time"] < 30
+
+
+def _empty_scenes(images: int) -> bytes:
+    import numpy as np
+
+    members: dict[str, bytes] = {}
+    for index in range(images):
+        flat = np.full((150, 200, 3), 10 * index, np.uint8)
+        members[f"dark-{index}.jpg"] = world.jpeg(flat)
+    return world.tar(members)
