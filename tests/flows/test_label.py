@@ -17,7 +17,6 @@ from flows.publish import artifact_key, class_rows, plain, read_outcome, summary
 from flows.states import Ending, final_state
 from pipeline.errors import ConfigError, StoreError
 from pipeline.run import run as run_pipeline
-from pipeline.store import Store
 from tests import world
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -101,9 +100,7 @@ def test_a_new_output_is_compared_with_that_of_an_earlier_night(
     run_pipeline(local)
     second = Night.of(first.config, datetime(2026, 11, 23, 2, tzinfo=UTC))
     run_pipeline(second.run)
-    found = read_outcome(
-        second.run, LONG_AGO, label.earlier_outputs(second.config, second.moment)
-    )
+    found = read_outcome(second.run, LONG_AGO, label.earlier_outputs(second.config, second.moment))
     assert found.previous is not None and found.previous.run != found.record.run
     assert [row["difference"] for row in class_rows(found)] == ["+0.0000"] * 4
 
