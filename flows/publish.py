@@ -11,15 +11,15 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from pipeline.history import RunRecord, read_history
-from pipeline.review import Reviewed, read_review
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.relay import quietly
 from pipeline.config import RunConfig
 from pipeline.errors import OutputError
 from pipeline.failed import Quarantined, quarantined
+from pipeline.history import RunRecord, read_history
 from pipeline.report import REPORT_PATH, shown
+from pipeline.review import Reviewed, read_review
 from pipeline.status import Status, read_status
 from pipeline.store import Store
 from pipeline.summary import ShardScore

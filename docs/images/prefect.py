@@ -17,8 +17,8 @@ from PIL import Image
 
 from pipeline.demo import make_scene_shards
 from pipeline.store import Store
-from tests.flows.site import POOL, Site, site
-from tests.flows.test_nights import strange_scenes
+from tests import world
+from tests.flows.site import POOL, Site, dark_scenes, site
 from tests.ray_head import ray_head
 
 HERE = Path(__file__).parent
@@ -41,7 +41,8 @@ def main() -> None:
             for night in range(3):
                 make_scene_shards(source, 2 * (night + 1), 16)
                 if night == 2:
-                    source.write("scenes-005.tar", strange_scenes(32))
+                    source.write("scenes-004.tar", world.tar({"cut.jpg": b"no picture"}))
+                    source.write("scenes-005.tar", dark_scenes(32))
                 run = here.run("nightly")
                 print(here.ended(run)["message"])
             keys = {a["key"].split("-")[1]: a["id"] for a in _artifacts(here, run)}

@@ -19,6 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fcn_core.images import encode_mask
+from fcn_core.labels import SCENES
+from fcn_core.scenes import render_scene
+from tests import world
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 POOL = "tests"
@@ -202,3 +207,13 @@ def site(environment: Mapping[str, str]) -> Iterator[Site]:
         here.stop("worker")
         here.stop("server")
         shutil.rmtree(home, ignore_errors=True)
+
+
+def dark_scenes(images: int) -> bytes:
+    """A tar of rendered scenes with a sixth of their light: other than what is usually seen."""
+    members: dict[str, bytes] = {}
+    for seed in range(7_000_000, 7_000_000 + images):
+        scene = render_scene(seed)
+        members[f"dark-{seed}.jpg"] = world.jpeg(scene.image // 6)
+        members[f"dark-{seed}.png"] = encode_mask(scene.label, SCENES.palette)
+    return world.tar(members)

@@ -32,6 +32,11 @@ def outcome(root: Path, weights: Path, bad: int = 0, **flags: Any) -> Any:
     return read_outcome(config, LONG_AGO, [])
 
 
+def scores_of(record: Any) -> dict[str, float]:
+    iou = zip(record.scores["classes"], record.scores["iou"], strict=True)
+    return {**dict(iou), "mean IU": record.scores["mean_iou"]}
+
+
 def test_states_say_what_happened(shards: Path, weights: Path) -> None:
     found = outcome(shards.parent, weights)
     state = final_state(Ending(0), found)
@@ -78,12 +83,9 @@ def test_classes_have_the_difference_to_the_run_before(shards: Path, weights: Pa
     rows = {row["class"]: row for row in class_rows(found)}
     assert set(rows) == {*world.TINY.classes, "mean IU"}
     assert found.previous.shards == 3 and found.record.shards == 1
+    now, then = (scores_of(record) for record in (found.record, found.previous))
     for name, row in rows.items():
-        now = {**dict(zip(found.record.scores["classes"], found.record.scores["iou"], strict=True)),
-               "mean IU": found.record.scores["mean_iou"]}[name]  # fmt: skip
-        then = {**dict(zip(found.previous.scores["classes"], found.previous.scores["iou"],
-                           strict=True)), "mean IU": found.previous.scores["mean_iou"]}[name]  # fmt: skip
-        assert row["difference"] == f"{now - then:+.4f}"
+        assert row["difference"] == f"{now[name] - then[name]:+.4f}"
 
 
 def test_a_new_output_is_compared_with_that_of_an_earlier_night(

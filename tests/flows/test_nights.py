@@ -25,7 +25,7 @@ from pipeline.run import run as run_pipeline
 from pipeline.store import Store
 from tests import world
 from tests.conftest import use_s3
-from tests.flows.site import POOL, Site, site, until
+from tests.flows.site import POOL, Site, dark_scenes, site, until
 from tests.ray_head import RayHead, ray_head
 from tests.s3_server import S3Server, is_installed
 
@@ -282,9 +282,9 @@ def test_three_nights_and_one_without_new_shards(plant: Plant) -> None:
     ends = []
     for night in range(3):
         make_scene_shards(source, 2 * (night + 1), 16)
-        if night == 2:  # the camera was moved: the last two shards show only background
+        if night == 2:  # somebody turned the light off
             for shard in (4, 5):
-                source.write(f"scenes-{shard:03d}.tar", _empty_scenes(16))
+                source.write(f"scenes-{shard:03d}.tar", dark_scenes(16))
         run = plant.site.run("nightly")
         ends.append((run, plant.site.ended(run)))
     (_, first), (second_run, second), (third_run, third) = ends
@@ -301,13 +301,3 @@ def test_three_nights_and_one_without_new_shards(plant: Plant) -> None:
     assert state["message"] == "nothing pending: all 6 shards are done"
     assert len(plant.jobs("nightly")) == jobs == 3
     assert plant.site.api(f"flow_runs/{run}")["total_run_time"] < 30
-
-
-def _empty_scenes(images: int) -> bytes:
-    import numpy as np
-
-    members: dict[str, bytes] = {}
-    for index in range(images):
-        flat = np.full((150, 200, 3), 10 * index, np.uint8)
-        members[f"dark-{index}.jpg"] = world.jpeg(flat)
-    return world.tar(members)
