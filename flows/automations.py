@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
@@ -29,7 +30,10 @@ SILENCE_SECONDS = 600
 
 _ENDS = ("Completed", "CompletedWithQuarantine", "CompletedWithDrift", "Failed", "Crashed",
          "Cancelled", "TimedOut")  # fmt: skip
-_OF_THIS_FLOW = {"prefect.resource.role": "flow", "prefect.resource.name": FLOW}
+_OF_THIS_FLOW: dict[str, str | list[str]] = {
+    "prefect.resource.role": "flow",
+    "prefect.resource.name": FLOW,
+}
 
 
 def zombies(silence: int = SILENCE_SECONDS) -> AutomationCore:
@@ -53,8 +57,10 @@ def zombies(silence: int = SILENCE_SECONDS) -> AutomationCore:
         ),
         actions=[
             ChangeFlowRunState(
+                name=None,
                 state=StateType.CRASHED,
                 message="no heartbeat: its process is gone; retry it, and it goes on where it was",
+                force=False,
             )
         ],
     )
@@ -91,7 +97,7 @@ def failures(block: str) -> AutomationCore:
     )
 
 
-def _block_id(block: str) -> object:
+def _block_id(block: str) -> UUID:
     kind, _, name = block.partition("/")
     with get_client(sync_client=True) as client:
         try:

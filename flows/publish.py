@@ -18,7 +18,8 @@ from pipeline.config import RunConfig
 from pipeline.errors import OutputError
 from pipeline.failed import Quarantined, quarantined
 from pipeline.history import RunRecord, read_history
-from pipeline.report import REPORT_PATH, shown
+from pipeline.report import REPORT_PATH
+from pipeline.report_page import shown
 from pipeline.review import Reviewed, read_review
 from pipeline.status import Status, read_status
 from pipeline.store import Store

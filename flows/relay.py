@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from prefect import get_run_logger
@@ -23,7 +23,6 @@ LINES = 50
 """Lines of a job's log that are passed on per batch; the cluster keeps all of them."""
 
 _LONGEST = 2_000
-T = TypeVar("T")
 
 
 class Relay:
@@ -92,7 +91,7 @@ class Relay:
             self.logger.warning("the cluster does not answer; asking again")
 
 
-def quietly(create: Callable[..., T], **values: Any) -> T | None:
+def quietly(create: Callable[..., Any], **values: Any) -> Any:
     """Tell Prefect something that nothing depends on; None, and a warning, if that fails."""
     try:
         return create(**values)

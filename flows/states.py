@@ -65,17 +65,16 @@ def final_state(ending: Ending, outcome: Outcome | None) -> State[Any]:
         if reason is None:
             reason = f"{failures} images quarantined: over the limit"
         return Failed(message=one_line(reason) + (f" (and {more} more)" if more > 0 else ""))
-    message = _done(outcome)
-    name = None
+    message, name = _done(outcome), "Completed"
     if failures:
         message += f", {failures} images quarantined"
         name = "CompletedWithQuarantine"
     drifted = () if outcome.record is None else outcome.record.drifted
     if drifted:
-        more = f" (and {len(drifted) - 1} more)" if len(drifted) > 1 else ""
-        message += f"; drift: {drifted[0].reason}{more}"
+        others = f" (and {len(drifted) - 1} more)" if len(drifted) > 1 else ""
+        message += f"; drift: {drifted[0].reason}{others}"
         name = "CompletedWithDrift"
-    return Completed(message=one_line(message), **({} if name is None else {"name": name}))
+    return Completed(message=one_line(message), name=name)
 
 
 def _done(outcome: Outcome) -> str:

@@ -78,21 +78,25 @@ def label(config: RunConfig, series: str) -> tuple[Ending, list[tuple[str, str]]
 def _attempt(
     config: RunConfig, series: str, seconds: float | None, links: list[tuple[str, str]]
 ) -> Ending:
-    limit = {"timeout_seconds": seconds}
     address = config.ray_address()
     if address is None or config.compute.executor == "local":
-        return _ending(label_here.with_options(**limit)(config, series, return_state=True), config)
+        return _ending(
+            label_here.with_options(timeout_seconds=seconds)(config, series, return_state=True),
+            config,
+        )
     submitted = submit(config, return_state=True)
     if submitted.is_failed():
         return _ending(submitted, config)
-    job: Submitted = submitted.result()
+    job: Submitted = _found(submitted)
     links[:] = [("Ray job", job.page)]
-    followed = follow_job.with_options(**limit)(address, job, series, return_state=True)
+    followed = follow_job.with_options(timeout_seconds=seconds)(
+        address, job, series, return_state=True
+    )
     return _ending(followed, config)
 
 
 def _ending(state: State[Any], config: RunConfig) -> Ending:
-    found = state.result(raise_on_failure=False)
+    found = _found(state)
     if isinstance(found, Ending):
         return found
     if state.name == "TimedOut":
@@ -100,6 +104,10 @@ def _ending(state: State[Any], config: RunConfig) -> Ending:
             143, f"not done after {config.limits.max_hours} h: stopped; run again to resume"
         )
     return Ending(1, one_line(state.message))
+
+
+def _found(state: State[Any]) -> Any:
+    return state.result(raise_on_failure=False)
 
 
 def _ended(ending: Ending) -> State[Any]:
