@@ -1,0 +1,64 @@
+"""deploy/prefect.yaml fits the flow, the configuration and the documentation."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.label import label_dataset
+from flows.serve import deployments, main
+from pipeline.config import RunConfig, load_config
+from tests.flows.site import ROOT
+
+TEXT = (ROOT / "deploy/prefect.yaml").read_text()
+FILE: dict[str, Any] = yaml.safe_load(re.sub(r"\{\{ \$(\w+) \}\}", r"\1", TEXT))
+DEPLOYMENTS = {found["name"]: found for found in FILE["deployments"]}
+
+
+@pytest.mark.parametrize("name", ["nightly", "on-demand"])
+def test_a_deployment_starts_our_flow_with_a_configuration_of_ours(name: str) -> None:
+    found = DEPLOYMENTS[name]
+    assert found["entrypoint"] == f"{label_dataset.fn.__module__}.{label_dataset.fn.__name__}"
+    config = RunConfig.model_validate(found["parameters"]["config"])
+    assert config.input.url == "FCNSEG_INPUT" and config.output.url == "FCNSEG_OUTPUT"
+    assert config.compute.ray_address == "FCNSEG_RAY"
+    assert found["enforce_parameter_schema"] is True
+
+
+def test_one_night_at_a_time() -> None:
+    night = DEPLOYMENTS["nightly"]
+    assert night["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+    [schedule] = night["schedules"]
+    assert schedule["timezone"] == "FCNSEG_TIME_ZONE" and schedule["active"] is True
+    assert "schedules" not in DEPLOYMENTS["on-demand"]
+
+
+def test_every_variable_of_the_file_is_documented() -> None:
+    doc = (ROOT / "docs/prefect.md").read_text()
+    names = set(re.findall(r"\$(\w+)", TEXT))
+    assert names == {f"FCNSEG_{n}" for n in "POOL INPUT OUTPUT WEIGHTS TIME_ZONE RAY".split()}
+    for name in names:
+        assert re.search(rf"^\|.*`{name}`.*\|", doc, re.MULTILINE), name
+
+
+def test_what_is_served_is_the_same_two() -> None:
+    config = load_config(None, [], {"input.url": "in", "output.url": "out"})
+    served = {found.name: found for found in deployments(config, "0 2 * * *", "Europe/Berlin")}
+    assert set(served) == set(DEPLOYMENTS)
+    night = served["nightly"]
+    assert night.parameters == {"config": {"input": {"url": "in"}, "output": {"url": "out"}}}
+    assert night.concurrency_limit == 1
+    assert night.concurrency_options.collision_strategy == "CANCEL_NEW"
+    [schedule] = night.schedules
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 2 * * *", "Europe/Berlin")
+    assert all(found.entrypoint == "flows.label.label_dataset" for found in served.values())
+    assert [found.name for found in deployments(config, None, "UTC")] == ["on-demand"]
+
+
+def test_serving_refuses_a_wrong_configuration(tmp_path: Any, capsys: Any) -> None:
+    (tmp_path / "c.yaml").write_text("input: {url: a, urk: b}\noutput: {url: c}\n")
+    assert main([str(tmp_path / "c.yaml")]) == 2
+    assert "input.urk" in capsys.readouterr().err
