@@ -20,7 +20,7 @@ import pytest
 
 from fcn_core.errors import FcnError
 from pipeline.demo import make_scene_shards
-from pipeline.ray_client import Jobs, patiently
+from pipeline.ray_client import Jobs, UnreachableError, patiently
 from pipeline.run import run as run_pipeline
 from pipeline.store import Store
 from tests import world
@@ -112,14 +112,17 @@ def _jobs(head: RayHead) -> list[Any]:
 
 
 def _first_job(head: RayHead) -> None:
-    jobs = patiently(lambda: Jobs(head.dashboard), 60)
-    patiently(lambda: jobs.submit("first", entrypoint="true"), 60)
+    jobs = patiently(lambda: Jobs(head.dashboard), 120)
 
     def is_over() -> bool:
-        job = jobs.info("first")
-        return job is not None and job.status.is_terminal()
+        os.kill(head.pid, 0)  # gone: no use in waiting
+        with contextlib.suppress(UnreachableError):  # "No available agent" for the first minutes
+            jobs.submit("first", entrypoint="true")
+            job = jobs.info("first")
+            return job is not None and job.status.is_terminal()
+        return False
 
-    until("a first job", is_over, 120)
+    until("a first job", is_over, 400)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +157,7 @@ def _head(stack: ExitStack, store: dict[str, str]) -> RayHead:
     Ray gives the agent of a node 15 s to start, and ends the node if it does not.
     """
     for _ in range(4):
-        with ExitStack() as attempt, contextlib.suppress(FcnError, AssertionError):
+        with ExitStack() as attempt, contextlib.suppress(FcnError, AssertionError, OSError):
             head = attempt.enter_context(ray_head(store))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("RAY_AUTH_MODE", "token")
