@@ -77,7 +77,7 @@ def read_outcome(config: RunConfig, since: datetime, earlier: Iterable[str]) -> 
     """
     output = Store(config.output.url, config.output.store)
     found = list(read_history(output, 2))
-    record = found.pop() if found and found[-1].ended >= f"{since:%Y-%m-%dT%H:%M:%SZ}" else None
+    record = found.pop() if found and found[-1].ended > f"{since:%Y-%m-%dT%H:%M:%SZ}" else None
     previous = found[-1] if found else _latest_of(earlier, config)
     return Outcome(output, read_status(output), record, previous)
 
