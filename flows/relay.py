@@ -54,7 +54,13 @@ class Relay:
             f"{progress.images} images, {progress.failures} quarantined"
         )
         self.logger.info(told)
-        share = 100.0 * progress.shards_done / max(1, progress.shards_pending)
+        self._bar(100.0 * progress.shards_done / max(1, progress.shards_pending), told)
+
+    def done(self) -> None:
+        """The work is done: whoever follows a job from outside never sees the last of it."""
+        self._bar(100.0, "done")
+
+    def _bar(self, share: float, told: str) -> None:
         if self._artifact is None:
             self._artifact = quietly(
                 create_progress_artifact, progress=share, key=self.key, description=told

@@ -169,6 +169,8 @@ def follow_job(address: str, job: Submitted, series: str) -> State[Any]:
     finally:
         relay.flush()
     assert look.exit_code is not None
+    if look.exit_code in (0, 3):
+        relay.done()
     return _ended(Ending(look.exit_code, look.reason))
 
 
