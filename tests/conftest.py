@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +21,16 @@ torch.set_num_threads(1)
 
 # A shell starts its background jobs with SIGINT ignored, and so do they theirs: Ctrl-C is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray_forgets_tokens() -> Iterator[None]:
+    """Ray reads the mode and the token of authentication once per process: once per module here."""
+    yield
+    if "ray" in sys.modules:
+        from ray._private.authentication_test_utils import reset_auth_token_state
+
+        reset_auth_token_state()
 
 
 @pytest.fixture(scope="session")

@@ -192,7 +192,7 @@ def test_terminated_and_stopped_in_the_middle_it_resumes_to_the_undisturbed_tree
     rest = list(looks)
     assert (rest[-1].status, rest[-1].exit_code) == ("FAILED", 143)
     lines = [line for look in rest for line in look.lines]
-    assert lines[-1] == "terminated: run the same command again to resume"
+    assert "terminated: run the same command again to resume" in lines
     assert read_lease(Store(str(out))) is None and not (out / "_SUCCESS").exists()
     # By `--stop`, of which Ray keeps no exit code; the one who follows sees it too.
     Path(f"{gate}.reached").unlink()
