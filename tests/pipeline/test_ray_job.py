@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,18 @@ def _is_below(pid: int) -> bool:
     return False
 
 
+def _victims(kind: str) -> list[int]:
+    """Process ids of the workers of a kind; `template`: what actors fork their workers from."""
+    if kind != "template":
+        return _workers(kind)
+    found: list[int] = []
+    for pid in _workers("_SegmentActor"):
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(OSError):  # it ended just now
+                found += [int(word) for word in path.read_text().split()]
+    return found
+
+
 def test_killed_actors_tasks_and_worker_processes_change_nothing(
     cluster: None, weights: Path, tmp_path: Path
 ) -> None:
@@ -122,10 +135,9 @@ def test_killed_actors_tasks_and_worker_processes_change_nothing(
         kind = ("_SegmentActor", "_Read", "_Write", "template", "_SegmentActor")[len(killed) % 5]
         if progress.shards_done == 0 or len(killed) >= 5:
             return
-        victims = _workers("_SegmentActor" if kind == "template" else kind)
-        if kind == "template":  # the process that the actor's worker process was forked from
-            paths = [p for pid in victims for p in Path(f"/proc/{pid}/task").glob("*/children")]
-            victims = [int(word) for path in paths for word in path.read_text().split()]
+        victims = _victims(kind)
+        if not victims and kind in ("_SegmentActor", "template"):
+            return  # it is coming back: without it there is no progress for long
         for pid in victims[:1]:
             os.kill(pid, signal.SIGKILL)
         killed.append(kind if victims else f"no {kind}")
