@@ -87,6 +87,7 @@ def shards_with_a_bad_picture(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_two_submit_at_once_a_third_attaches_over_a_bad_line_and_all_see_exit_code_3(
     head: RayHead, weights: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +177,7 @@ def at_the_gate(gate: Path, looks: Iterator[JobLook]) -> Holder:
     raise AssertionError
 
 
+@pytest.mark.slow
 def test_terminated_and_stopped_in_the_middle_it_resumes_to_the_undisturbed_tree(
     head: RayHead, gated: tuple[Path, Path], obeying: Path, weights: Path, tmp_path: Path
 ) -> None:
