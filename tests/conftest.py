@@ -23,6 +23,10 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Scripts for environments of their own, with packages that are not in ours.
+collect_ignore = ["readers"]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _ray_forgets_tokens() -> Iterator[None]:
     """Ray reads the mode and the token of authentication once per process: once per module here."""
