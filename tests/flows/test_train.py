@@ -63,7 +63,8 @@ def test_flow_trains_publishes_and_leaves_a_finished_training_alone(
 ) -> None:
     from prefect.client.orchestration import get_client
 
-    state = train_dataset(config(tmp_path), return_state=True)
+    wanted = config(tmp_path)
+    state = train_dataset(wanted, return_state=True)
     assert state.name == "Completed", state.message
     assert (state.message or "").startswith("2 steps, 2 of 2 done, best mean IU")
     assert (tmp_path / "out" / "last.safetensors").exists()
@@ -71,7 +72,7 @@ def test_flow_trains_publishes_and_leaves_a_finished_training_alone(
         artifacts = {artifact.key: artifact for artifact in client.read_artifacts()}
     assert '"mean IU"' in str(artifacts["fcnseg-train-class-iou"].data)
     assert "last.safetensors" in str(artifacts["fcnseg-train-summary"].data)
-    again = train_dataset(config(tmp_path), return_state=True)
+    again = train_dataset(wanted, return_state=True)
     assert "finished before" in (again.message or "")
 
 
