@@ -27,6 +27,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 collect_ignore = ["readers"]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what takes longer than CI has, saying so."""
+    if item.get_closest_marker("long") and "FCNSEG_LONG" not in os.environ:
+        pytest.skip("long: set FCNSEG_LONG=1")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _ray_forgets_tokens() -> Iterator[None]:
     """Ray reads the mode and the token of authentication once per process: once per module here."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from tests.s3_server import S3Server
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.skipif("FCNSEG_CHAOS" not in os.environ, reason="long: set FCNSEG_CHAOS=1")
+@pytest.mark.long
 @pytest.mark.s3
 @pytest.mark.timeout(1800)
 def test_whatever_dies_the_tree_is_the_undisturbed_one(

@@ -33,6 +33,7 @@ pytestmark = [
     pytest.mark.prefect,
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1800),
 ]
 

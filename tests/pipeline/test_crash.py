@@ -96,7 +96,9 @@ def cluster(crash: Crash) -> Iterator[str]:
     head.wait(60)
 
 
-@pytest.fixture(scope="module", params=["file", pytest.param("s3", marks=pytest.mark.s3)])
+@pytest.fixture(
+    scope="module", params=["file", pytest.param("s3", marks=[pytest.mark.s3, pytest.mark.long])]
+)
 def place(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
@@ -104,8 +106,6 @@ def place(
     if request.param == "file":
         yield str(tmp_path_factory.mktemp("store"))
         return
-    if "FCNSEG_CHAOS" not in os.environ:
-        pytest.skip("long: set FCNSEG_CHAOS=1")
     server: S3Server = request.getfixturevalue("s3_server")
     with pytest.MonkeyPatch.context() as patch:
         use_s3(patch, server.owner.environment(server.url))

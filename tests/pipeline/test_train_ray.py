@@ -16,6 +16,7 @@ from tests import world
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1200),
     pytest.mark.filterwarnings("ignore"),  # Ray Train warns at will
 ]
