@@ -37,6 +37,7 @@ class Relay:
         self.logger = get_run_logger()
         self._artifact: UUID | None = None
         self._progress_told = -SECONDS
+        self._last = (-1, -1, -1)
         self._lines: deque[str] = deque(maxlen=LINES)
         self._left_out = 0
         self._lines_told = time.monotonic()
@@ -46,8 +47,10 @@ class Relay:
         """A line in the log and the bar on the flow run's page, if it is time or at the end."""
         now = time.monotonic()
         is_end = progress.shards_done == progress.shards_pending
-        if now - self._progress_told < SECONDS and not is_end:
+        news = (progress.shards_done, progress.images, progress.failures)
+        if news == self._last or (now - self._progress_told < SECONDS and not is_end):
             return
+        self._last = news
         self._progress_told = now
         told = (
             f"{progress.shards_done} of {progress.shards_pending} shards, "
