@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.timeout(1800),
 ]
+
+
+MARK = uuid.uuid4().hex
+"""In the environment of what runs on the cluster, and of nothing else."""
 
 
 @dataclass
@@ -87,7 +92,7 @@ class Plant:
 
     def networks(self) -> list[int]:
         """The processes of the cluster that hold a network."""
-        return self.site.processes("pipeline.worker", self.head.token)
+        return self.site.processes("pipeline.worker", MARK)
 
     def jobs(self, name: str) -> list[Any]:
         """The cluster's jobs for an output, oldest first."""
@@ -156,7 +161,7 @@ def _head(stack: ExitStack, store: dict[str, str]) -> RayHead:
     """
     for _ in range(4):
         with ExitStack() as attempt, contextlib.suppress(FcnError, AssertionError, OSError):
-            head = attempt.enter_context(ray_head(store))
+            head = attempt.enter_context(ray_head({**store, "FCNSEG_TEST": MARK}))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("RAY_AUTH_MODE", "token")
                 patch.setenv("RAY_AUTH_TOKEN", head.token)
