@@ -102,12 +102,16 @@ class Plant:
         found = [j for j in _jobs(self.head) if (j.metadata or {}).get(OUTPUT_KEY) == output]
         return sorted(found, key=lambda job: job.start_time or 0)
 
-    def paused(self, name: str) -> int:
-        """Wait for a first commit, then stop the network: the run cannot end. Its process."""
+    def paused(self, name: str) -> None:
+        """Wait for a first commit, then stop the networks: the run cannot end."""
         until(f"{name}: a commit", lambda: self.commits(name))
-        network = until("the network", self.networks)[0]
-        os.kill(network, signal.SIGSTOP)
-        return int(network)
+        self.signal(signal.SIGSTOP)
+
+    def signal(self, what: signal.Signals) -> None:
+        """Send a signal to every process of the cluster that holds a network, or makes such."""
+        for process in self.networks():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, what)
 
 
 def _jobs(head: RayHead) -> list[Any]:
@@ -246,7 +250,7 @@ def test_a_job_outlives_the_worker_and_is_attached_to(plant: Plant, tmp_path: Pa
     call(words, env=plant.site.environment, check=True, timeout=300)
     config = plant.slow("killed")
     run = plant.site.run("on-demand", config)
-    network = plant.paused("killed")
+    plant.paused("killed")
     engines = plant.site.processes("prefect.engine", run)
     assert engines
     plant.site.stop("worker", signal.SIGKILL)  # the machine of the worker is gone
@@ -259,7 +263,7 @@ def test_a_job_outlives_the_worker_and_is_attached_to(plant: Plant, tmp_path: Pa
     assert job.status.value == "RUNNING"
     plant.site.prefect("flow-run", "retry", run)
     until("it attaches", lambda: "attached to job" in plant.site.messages(run))
-    os.kill(network, signal.SIGCONT)
+    plant.signal(signal.SIGCONT)
     assert plant.site.ended(run)["name"] == "Completed"
     assert [found.submission_id for found in plant.jobs("killed")] == [job.submission_id]
     assert plant.tree("killed") == plant.undisturbed("killed", tmp_path)
@@ -268,18 +272,20 @@ def test_a_job_outlives_the_worker_and_is_attached_to(plant: Plant, tmp_path: Pa
 def test_a_server_that_is_away_for_a_minute_is_not_missed(plant: Plant, tmp_path: Path) -> None:
     config = plant.slow("away")
     run = plant.site.run("on-demand", config)
-    network = plant.paused("away")
+    plant.paused("away")
     done = plant.commits("away")
     plant.site.stop("server")
     gone = time.monotonic()
-    os.kill(network, signal.SIGCONT)
-    until("a commit while the server is away", lambda: plant.commits("away") > done)
-    os.kill(network, signal.SIGSTOP)
-    while time.monotonic() - gone < 60:  # what is shown is that a minute passes
-        time.sleep(1)
-    assert not _over(plant.jobs("away"))
-    plant.site.start_server()
-    os.kill(network, signal.SIGCONT)
+    try:
+        plant.signal(signal.SIGCONT)
+        until("a commit while the server is away", lambda: plant.commits("away") > done)
+        plant.signal(signal.SIGSTOP)
+        while time.monotonic() - gone < 60:  # what is shown is that a minute passes
+            time.sleep(1)
+        assert not _over(plant.jobs("away"))
+    finally:
+        plant.site.start_server()
+    plant.signal(signal.SIGCONT)
     state = plant.site.ended(run)
     assert state["name"] == "Completed", state
     assert len(plant.jobs("away")) == 1
