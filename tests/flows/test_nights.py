@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -243,11 +245,7 @@ def _over(jobs: list[Any]) -> list[Any]:
 
 def test_a_job_outlives_the_worker_and_is_attached_to(plant: Plant, tmp_path: Path) -> None:
     # A run without a heartbeat is called crashed by the automation, and may then be retried.
-    from subprocess import run as call
-    from sys import executable
-
-    words = [executable, "-m", "flows.automations", "--silence", "75"]
-    call(words, env=plant.site.environment, check=True, timeout=300)
+    _automations(plant, "--silence", "75")
     config = plant.slow("killed")
     run = plant.site.run("on-demand", config)
     plant.paused("killed")
@@ -269,7 +267,13 @@ def test_a_job_outlives_the_worker_and_is_attached_to(plant: Plant, tmp_path: Pa
     assert plant.tree("killed") == plant.undisturbed("killed", tmp_path)
 
 
+def _automations(plant: Plant, *words: str) -> None:
+    command = [sys.executable, "-m", "flows.automations", *words]
+    subprocess.run(command, env=plant.site.environment, check=True, timeout=300)
+
+
 def test_a_server_that_is_away_for_a_minute_is_not_missed(plant: Plant, tmp_path: Path) -> None:
+    _automations(plant)  # with its own ten minutes: a minute without a server is no silence
     config = plant.slow("away")
     run = plant.site.run("on-demand", config)
     plant.paused("away")
