@@ -27,7 +27,7 @@ from pipeline.yaml_text import read_yaml
 from tests import poison, world
 from tests.ray_head import RayHead, Relay, ray_head
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs/ray.md").read_text()
@@ -87,7 +87,6 @@ def shards_with_a_bad_picture(root: Path) -> Path:
     return root
 
 
-@pytest.mark.slow
 def test_two_submit_at_once_a_third_attaches_over_a_bad_line_and_all_see_exit_code_3(
     head: RayHead, weights: Path, tmp_path: Path
 ) -> None:
@@ -177,7 +176,6 @@ def at_the_gate(gate: Path, looks: Iterator[JobLook]) -> Holder:
     raise AssertionError
 
 
-@pytest.mark.slow
 def test_terminated_and_stopped_in_the_middle_it_resumes_to_the_undisturbed_tree(
     head: RayHead, gated: tuple[Path, Path], obeying: Path, weights: Path, tmp_path: Path
 ) -> None:
