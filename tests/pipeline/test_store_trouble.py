@@ -220,10 +220,10 @@ def test_no_object_ever_holds_a_secret(
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
+    """A file system of 8 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a tmpfs")
     yield place
@@ -234,7 +234,7 @@ def test_a_full_disk(
     tiny_disk: Path, shards: Path, weights: Path, fcnseg: Fcnseg, tmp_path: Path
 ) -> None:
     filler = tiny_disk / "filler"
-    filler.write_bytes(bytes((1024 - 90) * 1024))  # some shards fit, not all
+    filler.write_bytes(bytes((8192 - 90) * 1024))  # some shards fit, not all
     command = ("run", shards, tiny_disk / "out", "--weights", weights, "--executor", "local",
                "--workers", 1, "--masks", "parquet,png,tar",
                "--set", "compute.threads_per_worker=1")  # fmt: skip
