@@ -106,7 +106,7 @@ def test_the_mask_table_names_the_classes(output: Path) -> None:
 def test_a_folder_of_mask_tables_is_one_data_set(output: Path) -> None:
     found = ds.dataset(output, format="parquet", exclude_invalid_files=True)
     names = {Path(name).relative_to(output).parts[0] for name in found.files}
-    assert names == {"masks", "stats"}  # what begins with _ is not looked at
+    assert names == {"masks", "stats", "review"}  # what begins with _ is not looked at
     assert ds.dataset(output / "masks").count_rows() == 12
 
 
