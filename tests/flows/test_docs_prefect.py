@@ -65,11 +65,12 @@ class Terminal:
 
     def start(self, block: str) -> None:
         """A block whose last command goes on."""
-        log = (self.folder / f"log{len(self.running)}").open("wb")
-        self.running.append(subprocess.Popen(
-            ["bash", "-c", self.script(block)], cwd=self.folder, env=self.environment,
-            stdout=log, stderr=log, start_new_session=True,
-        ))  # fmt: skip
+        with (self.folder / f"log{len(self.running)}").open("wb") as log:
+            process = subprocess.Popen(
+                ["bash", "-c", self.script(block)], cwd=self.folder, env=self.environment,
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.running.append(process)
 
     def stop(self) -> None:
         """End what goes on."""
