@@ -113,6 +113,7 @@ def answers(port: int) -> Callable[[], bool]:
 @pytest.mark.prefect
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_from_nothing_to_a_night(terminal: Terminal) -> None:
     said: list[str] = []
@@ -133,6 +134,7 @@ def test_from_nothing_to_a_night(terminal: Terminal) -> None:
 @pytest.mark.prefect
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_served_on_a_laptop_a_schedule_starts_runs(terminal: Terminal) -> None:
     terminal.run("fcnseg demo demo")

@@ -86,6 +86,7 @@ def test_a_polite_signal_ends_it_with_a_checkpoint_of_that_step(data, tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_kills_at_random_steps_change_nothing(data, tmp_path, seed):
     steps = sorted(random.Random(seed).sample(range(1, STEPS + 1), 3))
