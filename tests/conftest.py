@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from fcn_core.model import FCN
 from tests import networks, world
+from tests.ray_head import forget_tokens
 from tests.s3_server import HOW_TO_GET, S3Server, is_installed
 
 # Networks this small gain nothing from threads, and lose a factor of 30 when a core is busy: the
@@ -35,12 +35,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray_forgets_tokens() -> Iterator[None]:
-    """Ray reads the mode and the token of authentication once per process: once per module here."""
     yield
-    if "ray" in sys.modules:
-        from ray._private.authentication_test_utils import reset_auth_token_state
-
-        reset_auth_token_state()
+    forget_tokens()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
@@ -60,6 +62,23 @@ class RayHead:
         return (
             own | _quiet() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "PATH": path}
         )
+
+    def admit(self, patch: pytest.MonkeyPatch) -> None:
+        """Make this process, and those it starts, a client that knows the token."""
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            patch.delenv(name, raising=False)
+        for name, value in self.environment().items():
+            if name.startswith("RAY_") or name in ("PATH", "PYTHONPATH"):
+                patch.setenv(name, value)
+        forget_tokens()
+
+
+def forget_tokens() -> None:
+    """Ray reads the mode and the token of authentication once per process: make it look again."""
+    if "ray" in sys.modules:
+        from ray._private.authentication_test_utils import reset_auth_token_state
+
+        reset_auth_token_state()
 
 
 def _quiet() -> dict[str, str]:

@@ -148,9 +148,8 @@ def plant(request: pytest.FixtureRequest, weights: Path) -> Iterator[Plant]:
             base = str(request.getfixturevalue("tmp_path_factory").mktemp("plant"))
         with ExitStack() as stack:
             head = _head(stack, store)
+            head.admit(patch)
             client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token}
-            for name, value in client.items():
-                patch.setenv(name, value)
             settings = {
                 "FCNSEG_POOL": POOL, "FCNSEG_INPUT": f"{base}/nightly/in",
                 "FCNSEG_OUTPUT": f"{base}/nightly/out", "FCNSEG_WEIGHTS": "demo",
@@ -169,8 +168,7 @@ def _head(stack: ExitStack, store: dict[str, str]) -> RayHead:
         with ExitStack() as attempt, contextlib.suppress(FcnError, AssertionError, OSError):
             head = attempt.enter_context(ray_head({**store, "FCNSEG_TEST": MARK}))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("RAY_AUTH_MODE", "token")
-                patch.setenv("RAY_AUTH_TOKEN", head.token)
+                head.admit(patch)
                 _first_job(head)
             stack.push(attempt.pop_all())
             return head

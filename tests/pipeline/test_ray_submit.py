@@ -43,11 +43,7 @@ def head() -> Iterator[RayHead]:
 @pytest.fixture(autouse=True)
 def client(head: RayHead, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process, and those it starts, know the token."""
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in head.environment().items():
-        if name.startswith("RAY_") or name in ("PATH", "PYTHONPATH"):
-            monkeypatch.setenv(name, value)
+    head.admit(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
