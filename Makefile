@@ -59,16 +59,16 @@ lock: setup  ## Write both lock files anew from pyproject.toml
 	  --extra aws --extra gcp --extra gcs --extra azure --constraint requirements.lock \
 	  -o deploy/requirements.lock pyproject.toml
 
-# What stands in pipeline/report_assets, byte for byte: npm only fetches it, nothing is built.
+# What stands in pipeline/reporting/assets, byte for byte: npm only fetches it, nothing is built.
 ECHARTS := 6.1.0
 vendor-charts:  ## Fetch the charting library of the report anew (needs npm)
 	rm -rf build/charts && mkdir -p build/charts
 	cd build/charts && npm pack --silent echarts@$(ECHARTS) && tar -xzf echarts-$(ECHARTS).tgz
-	cd build/charts/package && cp dist/echarts.min.js $(CURDIR)/pipeline/report_assets/
+	cd build/charts/package && cp dist/echarts.min.js $(CURDIR)/pipeline/reporting/assets/
 	cd build/charts/package && for name in LICENSE NOTICE; do \
-	  cp $$name $(CURDIR)/pipeline/report_assets/echarts.$$name; done
-	cp build/charts/package/licenses/LICENSE-d3 pipeline/report_assets/echarts.LICENSE-d3
-	cd pipeline/report_assets && sha256sum --check echarts.sha256
+	  cp $$name $(CURDIR)/pipeline/reporting/assets/echarts.$$name; done
+	cp build/charts/package/licenses/LICENSE-d3 pipeline/reporting/assets/echarts.LICENSE-d3
+	cd pipeline/reporting/assets && sha256sum --check echarts.sha256
 
 sbom: setup  ## Bill of materials (CycloneDX) of the image's packages, and licences, in build/
 	@mkdir -p build

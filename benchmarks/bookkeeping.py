@@ -33,20 +33,20 @@ from typing import Any
 import numpy as np
 
 from fcn_core.labels import label_set
+from pipeline.bookkeeping.finish import write_results, write_table
+from pipeline.bookkeeping.histograms import Histograms
+from pipeline.bookkeeping.identity import Identity
+from pipeline.bookkeeping.ledger import Ledger
+from pipeline.bookkeeping.shard_table import TABLE_PATH, Entry
 from pipeline.chunks import ChunkLimits
 from pipeline.collect import Collector
 from pipeline.commits import Author, Commit, commit_path
 from pipeline.config import LimitsConfig, load_config
-from pipeline.finish import write_results, write_table
-from pipeline.histograms import Histograms
-from pipeline.identity import Identity
 from pipeline.job import Job
-from pipeline.ledger import Ledger
 from pipeline.outcome import RunResult
 from pipeline.plan import Plan, make_plan
 from pipeline.prepare import plan_request
 from pipeline.results import Candidate
-from pipeline.shard_table import TABLE_PATH, Entry
 from pipeline.store import Store
 from pipeline.writers import FileRecord, Receipt
 

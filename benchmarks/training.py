@@ -31,9 +31,9 @@ from fcn_core.architecture import Architecture
 from fcn_core.model import FCN
 from fcn_core.recipes import MODERN
 from fcn_core.scenes import render_scene
-from pipeline.cli_train import describe
+from pipeline.commands.train import describe
 from pipeline.train import train
-from pipeline.train_config import load_train_config
+from pipeline.training.config import load_train_config
 
 ROUNDS = 3
 THREADS = min(2, os.cpu_count() or 1)

@@ -25,7 +25,7 @@ def main(directory: str) -> int:
         The exit code: 0, or 1 when the flow failed.
     """
     from flows.label import label_dataset
-    from pipeline import console
+    from pipeline.commands import console
     from pipeline.demo import demo_config, make_scene_shards
     from pipeline.report import REPORT_PATH
     from pipeline.status import read_status

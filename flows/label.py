@@ -20,9 +20,9 @@ from fcn_core.errors import FcnError
 from flows.publish import Outcome, publish_outcome, read_outcome
 from flows.states import Ending, final_state, one_line
 from flows.work import label, stop_job, take_charge
+from pipeline.bookkeeping.finish import SUCCESS
 from pipeline.config import RunConfig
 from pipeline.dates import earlier_outputs, resolve_dates
-from pipeline.finish import SUCCESS
 from pipeline.run import plan as plan_run
 from pipeline.status import read_marker
 from pipeline.store import Store

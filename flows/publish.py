@@ -14,16 +14,16 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.relay import quietly
+from pipeline.bookkeeping.history import RunRecord, read_history
+from pipeline.bookkeeping.review import Reviewed, read_review
+from pipeline.bookkeeping.summary import ShardScore
 from pipeline.config import RunConfig
 from pipeline.errors import OutputError
 from pipeline.failed import Quarantined, quarantined
-from pipeline.history import RunRecord, read_history
 from pipeline.report import REPORT_PATH
-from pipeline.report_page import shown
-from pipeline.review import Reviewed, read_review
+from pipeline.reporting.page import shown
 from pipeline.status import Status, read_status
 from pipeline.store import Store
-from pipeline.summary import ShardScore
 
 MOST_SHARDS = 20
 MOST_QUARANTINED = 50

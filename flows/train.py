@@ -14,9 +14,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from fcn_core.errors import FcnError
-from pipeline.cli_train import describe
-from pipeline.train_config import TrainConfig
-from pipeline.train_progress import TrainProgress, TrainResult
+from pipeline.commands.train import describe
+from pipeline.training.config import TrainConfig
+from pipeline.training.progress import TrainProgress, TrainResult
 
 
 @task(name="train", cache_policy=NO_CACHE, persist_result=False)

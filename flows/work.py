@@ -150,7 +150,7 @@ def submit(config: RunConfig) -> State[Any]:
 @task(name="follow", cache_policy=NO_CACHE, persist_result=False)
 def follow_job(address: str, job: Submitted, series: str) -> State[Any]:
     """Follow a job to its end: its progress and its log are passed on."""
-    from pipeline.ray_follow import Pace, follow
+    from pipeline.cluster.ray_follow import Pace, follow
 
     relay = Relay(artifact_key("progress", series))
     try:
@@ -191,7 +191,7 @@ def _is_wanted(error: BaseException) -> bool:
 
 
 def _stop(address: str, job: Submitted) -> None:
-    from pipeline.ray_follow import stop
+    from pipeline.cluster.ray_follow import stop
 
     get_run_logger().info("stopping job %s", job.submission_id)
     with suppress(FcnError):  # the worker's hook tries again, and waits longer
@@ -212,7 +212,7 @@ def stop_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None
     address = config.ray_address()
     if address is None:
         return
-    from pipeline.ray_follow import stop
+    from pipeline.cluster.ray_follow import stop
     from pipeline.ray_submit import running_job
 
     job = running_job(config.output.url, address)

@@ -12,15 +12,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from fcn_core.errors import FcnError
-from pipeline import retries
 from pipeline.errors import MissingError, SampleError
+from pipeline.inputs.parquet import ParquetIndex
+from pipeline.inputs.tar import TarIndex
 from pipeline.ordered import map_ordered
-from pipeline.parquet_input import ParquetIndex
-from pipeline.ranged import STREAMS
 from pipeline.samples import Encoded, Failure, Index, Sample
 from pipeline.shards import Shard, check_key
 from pipeline.store import Store
-from pipeline.tar_input import TarIndex
+from pipeline.stores import retries
+from pipeline.stores.ranged import STREAMS
 
 
 @dataclass(frozen=True)

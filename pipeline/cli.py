@@ -9,15 +9,16 @@ import typer
 from typer.core import TyperGroup
 
 from fcn_core.errors import FcnError
-from pipeline import cli_weights, console
-from pipeline.cli_doctor import doctor
-from pipeline.cli_evaluate import evaluate
-from pipeline.cli_export import export
-from pipeline.cli_label import demo, plan, predict, run, shard
-from pipeline.cli_output import failed, gc, history, report, status, verify
-from pipeline.cli_submit import submit
-from pipeline.cli_train import train
-from pipeline.streams import outlive_readers
+from pipeline.commands import console
+from pipeline.commands import weights as cli_weights
+from pipeline.commands.doctor import doctor
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import export
+from pipeline.commands.label import demo, plan, predict, run, shard
+from pipeline.commands.output import failed, gc, history, report, status, verify
+from pipeline.commands.streams import outlive_readers
+from pipeline.commands.submit import submit
+from pipeline.commands.train import train
 
 _TERMINATED = 128 + signal.SIGTERM
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.bookkeeping.shard_table import Entry
 from pipeline.commits import (
     Author,
     build_commit,
@@ -15,11 +16,10 @@ from pipeline.commits import (
 )
 from pipeline.config import LimitsConfig
 from pipeline.errors import StoreError
+from pipeline.inputs.shard_list import Shard
 from pipeline.job import Job, ShardFailure
 from pipeline.plan import Plan
 from pipeline.samples import Failure
-from pipeline.shard_list import Shard
-from pipeline.shard_table import Entry
 from pipeline.writers import Receipt
 
 NEVER_FEWER = 3

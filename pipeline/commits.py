@@ -13,8 +13,8 @@ from operator import add, attrgetter
 from typing import Any
 
 from fcn_core.metrics import ConfusionMatrix
+from pipeline.bookkeeping.histograms import Histograms
 from pipeline.errors import OutputError, StoreError
-from pipeline.histograms import Histograms
 from pipeline.results import Candidate
 from pipeline.samples import Failure
 from pipeline.shards import Shard

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import ConfigError
-from pipeline.store_options import StoreOptions, masked
+from pipeline.stores.options import StoreOptions, masked
 from pipeline.yaml_text import read_yaml
 
 MaskFormat = Literal["parquet", "png", "tar", "confidence"]

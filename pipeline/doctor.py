@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fcn_core.errors import FcnError
+from pipeline.checks.finding import Finding, fine, problem, warning
+from pipeline.checks.machine import examine_device, examine_machine, examine_packages
 from pipeline.config import RunConfig
-from pipeline.doctor_machine import examine_device, examine_machine, examine_packages
-from pipeline.finding import Finding, fine, problem, warning
 from pipeline.lease import MARGIN_SECONDS
 from pipeline.store import Store
 
@@ -50,7 +50,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
     if patient.has_output:
         yield from examine_output(Store(config.output.url, config.output.store))
     if address is not None:
-        from pipeline.ray_doctor import examine_cluster
+        from pipeline.cluster.ray_doctor import examine_cluster
 
         yield from examine_cluster(address, config, read_input=patient.has_input)
 

@@ -20,8 +20,6 @@ from fcn_core.upper_bound import upper_bound_confusions
 from pipeline.chunks import Chunk, ChunkLimits, read_chunks
 from pipeline.config import OutputConfig, RunConfig
 from pipeline.errors import ConfigError, MissingError, ShardError
-from pipeline.evaluation import Evaluation, Question
-from pipeline.gather import Counted, Gatherer
 from pipeline.job import Job, ShardFailure
 from pipeline.local import run_around_network, run_stages
 from pipeline.outcome import Progress
@@ -29,6 +27,8 @@ from pipeline.plan import make_plan
 from pipeline.prepare import plan_request, prepare, read_label_set
 from pipeline.results import Segmented
 from pipeline.samples import Failure, decode_truth
+from pipeline.scoring.evaluation import Evaluation, Question
+from pipeline.scoring.gather import Counted, Gatherer
 from pipeline.shards import Shard
 
 NOWHERE = "memory://fcnseg-evaluate-writes-nothing"

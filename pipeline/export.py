@@ -11,23 +11,23 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pipeline.bookkeeping.identity import Identity, read_identity
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.export_coco import Coco, Panoptic
-from pipeline.export_cvat import Cvat
-from pipeline.export_form import Batch, Choices, Form, Names, Picture, Subject, flat
-from pipeline.export_hf import HuggingFace
-from pipeline.export_label_studio import LabelStudio
-from pipeline.export_place import Place, refuse_overlap, state_of
-from pipeline.export_source import ImageSource, MaskSource, Piece
-from pipeline.export_voc import Voc
-from pipeline.export_webdataset import WebDataset, without_dots
-from pipeline.identity import Identity, read_identity
+from pipeline.exports.coco import Coco, Panoptic
+from pipeline.exports.cvat import Cvat
+from pipeline.exports.form import Batch, Choices, Form, Names, Picture, Subject, flat
+from pipeline.exports.hf import HuggingFace
+from pipeline.exports.label_studio import LabelStudio
+from pipeline.exports.place import Place, refuse_overlap, state_of
+from pipeline.exports.source import ImageSource, MaskSource, Piece
+from pipeline.exports.voc import Voc
+from pipeline.exports.webdataset import WebDataset, without_dots
 from pipeline.ordered import map_ordered
 from pipeline.prepare import plan_request
 from pipeline.status import read_marker
 from pipeline.store import Store
-from pipeline.store_options import masked
+from pipeline.stores.options import masked
 
 FORMS: Mapping[str, Callable[[Subject], Form]] = {
     "voc": Voc,

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from pipeline.bookkeeping.identity import Identity
+from pipeline.bookkeeping.redo import Redo
 from pipeline.commits import quarantine_path
 from pipeline.config import RunConfig, load_config, parse_yaml
 from pipeline.errors import MissingError, OutputError
-from pipeline.identity import Identity
 from pipeline.ordered import map_ordered
-from pipeline.redo import Redo
 from pipeline.status import Status
 from pipeline.store import Store
 from pipeline.writers import QUARANTINE_SCHEMA, read_parquet

@@ -17,17 +17,17 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bookkeeping.history import list_runs
+from pipeline.bookkeeping.identity import read_identity
+from pipeline.bookkeeping.review import review_path
 from pipeline.commits import PREFIX, Commit
 from pipeline.errors import ConfigError, MissingError, OutputError
-from pipeline.history import list_runs
-from pipeline.identity import read_identity
+from pipeline.inputs.selection import seconds_of
 from pipeline.lease import Lease
 from pipeline.ordered import map_ordered
-from pipeline.review import review_path
-from pipeline.selection import seconds_of
 from pipeline.status import read_marker
 from pipeline.store import ObjectInfo, Store
-from pipeline.store_objects import Leftover
+from pipeline.stores.objects import Leftover
 
 _THREADS = 32
 

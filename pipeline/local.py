@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 from fcn_core.checkpoint import WeightsFile
 from pipeline.chunks import Chunk, read_chunks
 from pipeline.errors import ShardError, StoreError
-from pipeline.isolation import IsolatedSegmenter
 from pipeline.job import Job, ShardFailure
 from pipeline.results import Segmented
 from pipeline.shards import Shard
-from pipeline.worker_process import machine_memory
+from pipeline.workers.isolation import IsolatedSegmenter
+from pipeline.workers.process import machine_memory
 from pipeline.writers import Receipt, write_chunk
 
 Item = Any

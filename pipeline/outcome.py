@@ -10,8 +10,8 @@ from fcn_core.labels import LabelSet
 from pipeline.job import ShardFailure
 
 if TYPE_CHECKING:  # numpy and pyarrow, which whoever only prints does not need
-    from pipeline.drift import Drift
-    from pipeline.history import RunRecord
+    from pipeline.bookkeeping.drift import Drift
+    from pipeline.bookkeeping.history import RunRecord
 
 
 @dataclass(frozen=True)

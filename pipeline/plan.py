@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bookkeeping.ledger import Ledger, read_ledger
+from pipeline.bookkeeping.redo import read_redo
+from pipeline.bookkeeping.table_index import Bools, hashes
 from pipeline.chunks import Sources, count_images
-from pipeline.devkit import list_devkit
 from pipeline.errors import InputError, MissingError, ShardError
-from pipeline.ledger import Ledger, read_ledger
-from pipeline.parquet_input import labels_passed_over
-from pipeline.redo import read_redo
-from pipeline.selection import EVERYTHING, Selection
-from pipeline.shard_list import Shard, ShardList
+from pipeline.inputs.devkit import list_devkit
+from pipeline.inputs.parquet import labels_passed_over
+from pipeline.inputs.selection import EVERYTHING, Selection
+from pipeline.inputs.shard_list import Shard, ShardList
+from pipeline.inputs.virtual import Packing, left_out, pack
 from pipeline.shards import Listing, list_input
 from pipeline.store import Store
-from pipeline.table_index import Bools, hashes
-from pipeline.virtual import Packing, left_out, pack
 
 MOST_OPENED = 64
 """Pending shards whose indexes are read to count images; of more, the number is estimated."""

@@ -12,15 +12,15 @@ import yaml
 from fcn_core.checkpoint import DEMO_WEIGHTS, WeightsFile, read_weights
 from fcn_core.errors import WeightsError
 from fcn_core.labels import LABEL_SETS, LabelSet, label_set
+from pipeline.bookkeeping.identity import Identity, identity, remembered
 from pipeline.chunks import ChunkLimits, Sources
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, MissingError
-from pipeline.identity import Identity, identity, remembered
+from pipeline.inputs.selection import Selection, parse_since
 from pipeline.job import Job
 from pipeline.plan import PlanRequest
-from pipeline.selection import Selection, parse_since
 from pipeline.store import Store, StoreOptions, read_url
-from pipeline.store_options import masked
+from pipeline.stores.options import masked
 from pipeline.yaml_text import read_yaml
 
 log = logging.getLogger("fcnseg")

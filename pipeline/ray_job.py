@@ -18,13 +18,13 @@ from typing import Any
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import FcnError
 from pipeline.chunks import read_chunks
+from pipeline.cluster.ray_client import check_token
+from pipeline.cluster.ray_signals import own_sigterm_handler
 from pipeline.errors import ClusterError, ShardError, StoreError
-from pipeline.isolation import IsolatedSegmenter
 from pipeline.job import Job, ShardFailure
-from pipeline.ray_client import check_token
-from pipeline.ray_signals import own_sigterm_handler
 from pipeline.shards import Shard
-from pipeline.worker_process import machine_memory
+from pipeline.workers.isolation import IsolatedSegmenter
+from pipeline.workers.process import machine_memory
 from pipeline.writers import Receipt, write_chunk
 
 # Before ray is imported: it reads these at import or at its first init.

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from pipeline.bookkeeping.identity import portable
+from pipeline.cluster.ray_client import Jobs, UnreachableError
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, ConfigError, LeaseError
-from pipeline.identity import portable
 from pipeline.prepare import plan_request
-from pipeline.ray_client import Jobs, UnreachableError
 from pipeline.store import Store
-from pipeline.store_options import has_secret, masked
+from pipeline.stores.options import has_secret, masked
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails

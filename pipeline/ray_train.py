@@ -17,10 +17,10 @@ import ray.train
 import ray.train.torch
 
 from fcn_core.errors import FcnError
-from pipeline.identity import anywhere
+from pipeline.bookkeeping.identity import anywhere
 from pipeline.ray_job import connected
-from pipeline.train_config import SCRATCH, TrainConfig
-from pipeline.train_progress import Outcome, TrainProgress
+from pipeline.training.config import SCRATCH, TrainConfig
+from pipeline.training.progress import Outcome, TrainProgress
 
 _WAIT_SECONDS = 0.5
 
@@ -170,8 +170,8 @@ def _work(told: dict[str, Any]) -> None:
     """What every worker does."""
     import torch
 
-    from pipeline.train_loop import Surroundings, TrainingLoop
-    from pipeline.train_prepare import prepare_training
+    from pipeline.training.loop import Surroundings, TrainingLoop
+    from pipeline.training.prepare import prepare_training
 
     config: TrainConfig = told["config"]
     desk = told["desk"]

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from fcn_core.errors import FcnError
 from fcn_core.labels import LabelSet
 from fcn_core.metrics import none_if_nan
+from pipeline.bookkeeping.identity import OUTPUT_FORMAT, Identity, read_identity
+from pipeline.bookkeeping.summary import Summary
 from pipeline.commits import quarantine_path
-from pipeline.identity import OUTPUT_FORMAT, Identity, read_identity
-from pipeline.report_gallery import Gallery, read_gallery
-from pipeline.report_page import page, shown
-from pipeline.report_runs import Runs, histograms_of, runs_of
-from pipeline.shard_figures import FEWEST_SHARDS, MAX_CELLS, MAX_UNITS
+from pipeline.reporting.gallery import Gallery, read_gallery
+from pipeline.reporting.page import page, shown
+from pipeline.reporting.runs import Runs, histograms_of, runs_of
+from pipeline.reporting.shard_figures import FEWEST_SHARDS, MAX_CELLS, MAX_UNITS
 from pipeline.store import Store
-from pipeline.summary import Summary
 
 REPORT_PATH = "report.html"
 MAX_SHARDS = 20

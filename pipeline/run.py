@@ -8,26 +8,26 @@ from dataclasses import replace
 from functools import partial
 
 from fcn_core.checkpoint import WeightsFile
-from pipeline import retries
+from pipeline.bookkeeping.finish import remove_markers, write_results, write_table
+from pipeline.bookkeeping.history import RunRecord, begin_run, cancel_run, opened_run
+from pipeline.bookkeeping.identity import check, claim
+from pipeline.bookkeeping.morning import Ending, Reference, RunShare, find_reference, finish_run
+from pipeline.bookkeeping.redo import Redo, read_redo, write_redo
 from pipeline.collect import Collector, is_over, needed_masks
 from pipeline.commits import Author
 from pipeline.config import RunConfig
-from pipeline.finish import remove_markers, write_results, write_table
-from pipeline.history import RunRecord, begin_run, cancel_run, opened_run
-from pipeline.identity import check, claim
+from pipeline.inputs.shard_list import Shard
+from pipeline.inputs.virtual import freeze
 from pipeline.interrupt import finish_on_ctrl_c
 from pipeline.job import Job, ShardFailure
 from pipeline.lease import Lease
-from pipeline.morning import Ending, Reference, RunShare, find_reference, finish_run
 from pipeline.outcome import Progress, RunResult
 from pipeline.plan import Plan, make_plan, subtract, survey
-from pipeline.preflight import preflight
 from pipeline.prepare import Prepared, plan_request, prepare
 from pipeline.progress import ProgressRecord
-from pipeline.redo import Redo, read_redo, write_redo
-from pipeline.shard_list import Shard
-from pipeline.template import start_template
-from pipeline.virtual import freeze
+from pipeline.stores import retries
+from pipeline.stores.preflight import preflight
+from pipeline.workers.template import start_template
 from pipeline.writers import Receipt
 
 Execute = Callable[[Job, WeightsFile, Sequence[Shard]], Iterator[Receipt | ShardFailure]]

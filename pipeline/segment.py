@@ -1,6 +1,6 @@
 """The segment stage: encoded samples in, masks and pixel counts out. Holds the network.
 
-It runs in a worker process (`pipeline.worker`), because a picture may crash, hang or starve
+It runs in a worker process (`pipeline.workers.inside`), because a picture may crash, hang or starve
 whatever decodes it.
 """
 
@@ -24,7 +24,7 @@ from fcn_core.predictor import Prediction, Predictor
 from pipeline.errors import PoisonError
 from pipeline.results import ImageResult, Piece, Preview, PreviewChoice
 from pipeline.samples import Failure, Sample, decode_truth
-from pipeline.worker_words import NetworkSettings
+from pipeline.workers.words import NetworkSettings
 
 Announce = Callable[[Sequence[int]], None]
 """Told the places of the samples that are worked on next."""

@@ -1,7 +1,7 @@
 """Shards: what INPUT holds, cut into the units of commit and of statistics.
 
 Three kinds of input, told apart by what is there: WebDataset tars, Parquet files, or loose images
-(packed into virtual shards; `pipeline.virtual` freezes which image is in which).
+(packed into virtual shards; `pipeline.inputs.virtual` freezes which image is in which).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.errors import InputError
-from pipeline.shard_list import Kind as Kind
-from pipeline.shard_list import Member as Member
-from pipeline.shard_list import Shard as Shard
-from pipeline.shard_list import ShardList, ShardListBuilder
+from pipeline.inputs.shard_list import Kind as Kind
+from pipeline.inputs.shard_list import Member as Member
+from pipeline.inputs.shard_list import Shard as Shard
+from pipeline.inputs.shard_list import ShardList, ShardListBuilder
 from pipeline.store import ObjectInfo, Store
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

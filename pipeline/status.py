@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.bookkeeping.finish import PARTIAL, SUCCESS
+from pipeline.bookkeeping.identity import Identity, read_identity
+from pipeline.bookkeeping.ledger import Ledger
+from pipeline.bookkeeping.summary import Summary, summarize
 from pipeline.errors import MissingError
-from pipeline.finish import PARTIAL, SUCCESS
-from pipeline.identity import Identity, read_identity
 from pipeline.lease import Holder, read_lease
-from pipeline.ledger import Ledger
 from pipeline.store import Store
-from pipeline.summary import Summary, summarize
 
 
 @dataclass(frozen=True)

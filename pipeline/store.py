@@ -18,11 +18,11 @@ import fsspec
 from fsspec.utils import get_protocol
 
 from pipeline.errors import ConfigError
-from pipeline.ranges import RangeReader
-from pipeline.retries import RetryPolicy, with_retries
-from pipeline.store_errors import explained
-from pipeline.store_objects import Leftover, ObjectInfo, Objects
-from pipeline.store_options import StoreOptions, has_secret, masked
+from pipeline.stores.errors import explained
+from pipeline.stores.objects import Leftover, ObjectInfo, Objects
+from pipeline.stores.options import StoreOptions, has_secret, masked
+from pipeline.stores.ranges import RangeReader
+from pipeline.stores.retries import RetryPolicy, with_retries
 
 __all__ = ["Guarantees", "ObjectInfo", "Store", "StoreOptions", "read_url", "write_url"]
 
@@ -234,14 +234,14 @@ def _connect(url: str, options: StoreOptions) -> Objects:
     # Clients load where they are used: each takes a while.
     protocol = get_protocol(url)
     if protocol == "file":
-        from pipeline.store_local import LocalObjects
+        from pipeline.stores.local import LocalObjects
 
         return LocalObjects(url)
     if protocol in ("s3", "s3a"):
-        from pipeline.store_s3 import S3Objects
+        from pipeline.stores.s3 import S3Objects
 
         return S3Objects(url, options)
-    from pipeline.store_fsspec import FsspecObjects
+    from pipeline.stores.fsspec import FsspecObjects
 
     return FsspecObjects(url, options)
 

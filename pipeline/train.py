@@ -19,20 +19,20 @@ from fcn_core.checkpoint import WeightsFile
 from fcn_core.training_learner import Alone
 from pipeline.errors import MissingError
 from pipeline.lease import Lease
-from pipeline.preflight import preflight
 from pipeline.store import Store
-from pipeline.train_checkpoint import latest_step
-from pipeline.train_config import TrainConfig
-from pipeline.train_log import read_metrics
-from pipeline.train_loop import LAST, Surroundings, TrainingLoop, device_of
-from pipeline.train_prepare import (
+from pipeline.stores.preflight import preflight
+from pipeline.training.checkpoint import latest_step
+from pipeline.training.config import TrainConfig
+from pipeline.training.log import read_metrics
+from pipeline.training.loop import LAST, Surroundings, TrainingLoop, device_of
+from pipeline.training.prepare import (
     PreparedTraining,
     check_directory,
     claim_directory,
     prepare_training,
 )
-from pipeline.train_progress import Outcome, TrainProgress, TrainResult
-from pipeline.train_source import BadSamples, check_labels
+from pipeline.training.progress import Outcome, TrainProgress, TrainResult
+from pipeline.training.source import BadSamples, check_labels
 
 SUCCESS = "_SUCCESS"
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from fcn_core.errors import FcnError
 from fcn_core.images import decode_label
 from fcn_core.labels import VOID
+from pipeline.bookkeeping.history import run_problems
+from pipeline.bookkeeping.identity import Identity, read_identity
 from pipeline.commits import PREFIX, Commit, commit_path, quarantine_path
 from pipeline.errors import MissingError, OutputError, StoreError
-from pipeline.history import run_problems
-from pipeline.identity import Identity, read_identity
 from pipeline.ordered import map_ordered
 from pipeline.store import Store
 from pipeline.writers import QUARANTINE_SCHEMA, FileRecord, read_parquet

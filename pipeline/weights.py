@@ -21,7 +21,7 @@ from fcn_core.published import Published, SourceFormat, check_checksum, identify
 from pipeline.errors import ConfigError, StoreError
 from pipeline.prepare import read_label_set
 from pipeline.store import read_url, write_url
-from pipeline.store_options import masked
+from pipeline.stores.options import masked
 
 TRIAL_SIZE = (48, 64)
 """Height and width, px, of the picture that `try_out` feeds."""

@@ -21,11 +21,11 @@ from PIL import Image
 
 from fcn_core.images import encode_image, encode_mask
 from fcn_core.labels import LabelSet
-from pipeline import retries
-from pipeline.histograms import Histograms
+from pipeline.bookkeeping.histograms import Histograms
 from pipeline.job import Job
 from pipeline.results import LOWEST, UNSURE, Candidate, ImageResult, Segmented
 from pipeline.samples import Failure
+from pipeline.stores import retries
 
 # At most this many bytes of masks per row group: Hugging Face viewers refuse groups over 300 MB.
 _ROW_GROUP_BYTES = 64 * 2**20

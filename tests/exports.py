@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from fcn_core.images import decode_label
+from pipeline.bookkeeping.identity import read_identity
 from pipeline.export import Exported
 from pipeline.export import export as export_output
-from pipeline.export_form import Choices
+from pipeline.exports.form import Choices
 from pipeline.failed import retry_config
-from pipeline.identity import read_identity
 from pipeline.run import run
 from pipeline.store import Store
 from tests import world

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("fcn_core", "pipeline", "flows")
-MODULES = [path for package in PACKAGES for path in (ROOT / package).glob("*.py")]
+MODULES = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
 FORBIDDEN = {
     "fcn_core": {"pipeline", "flows", "ray", "prefect", "fsspec", "s3fs", "pydantic"},
     "pipeline": {"flows", "prefect"},
@@ -29,12 +29,22 @@ def imports(path: Path) -> Iterator[str]:
             yield node.module.split(".")[0]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}.{p.stem}")
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_imports_run_one_way(path: Path) -> None:
-    found = set(imports(path))
-    assert not found & FORBIDDEN[path.parent.name]
-    if path.parent.name == "pipeline" and not path.stem.startswith("ray_"):
+    found, package = set(imports(path)), path.relative_to(ROOT).parts[0]
+    assert not found & FORBIDDEN[package]
+    if package == "pipeline" and not path.stem.startswith("ray_"):
         assert "ray" not in found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_folders_stay_small_enough_to_read(package: str) -> None:
+    for folder in {path.parent for path in MODULES if path.is_relative_to(ROOT / package)}:
+        assert len(list(folder.glob("*.py"))) <= 50, folder
 
 
 @pytest.mark.parametrize(
@@ -56,7 +66,7 @@ def test_importing_loads_no_more_than_it_must(module: str, absent: str) -> None:
     assert found.stderr.strip() == "set()"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}.{p.stem}")
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_modules_stay_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 350
 

@@ -108,7 +108,7 @@ def test_exit_codes_are_documented() -> None:
 
 
 def test_changelog_has_the_output_format_and_its_version() -> None:
-    from pipeline.identity import OUTPUT_FORMAT
+    from pipeline.bookkeeping.identity import OUTPUT_FORMAT
 
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert "### Output format" in changelog

@@ -14,7 +14,7 @@ def messages() -> str:
     """All texts of the code; parts of one f-string apart by a line."""
     found = []
     for package in ("fcn_core", "pipeline", "flows"):
-        for path in (ROOT / package).glob("*.py"):
+        for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)

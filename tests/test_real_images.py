@@ -16,10 +16,10 @@ from fcn_core.labels import CAMVID, VOC, LabelSet
 from fcn_core.tally import Bootstrap
 from fcn_core.upper_bound import FACTORS
 from pipeline.evaluate import upper_bound
-from pipeline.evaluation import Question
-from pipeline.layouts import pack_dataset
-from pipeline.packing import pack_folder
+from pipeline.inputs.layouts import pack_dataset
+from pipeline.inputs.packing import pack_folder
 from pipeline.run import run
+from pipeline.scoring.evaluation import Question
 from pipeline.store import Store
 from pipeline.verify import verify
 from tests import world

@@ -3,7 +3,7 @@
 from pipeline.config import load_config
 from pipeline.demo import make_scene_shards
 from pipeline.export import export
-from pipeline.export_form import Choices
+from pipeline.exports.form import Choices
 from pipeline.run import run
 from pipeline.store import Store
 

@@ -22,8 +22,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from fcn_core.errors import FcnError
+from pipeline.cluster.ray_client import Jobs, UnreachableError, patiently
 from pipeline.demo import make_scene_shards
-from pipeline.ray_client import Jobs, UnreachableError, patiently
 from pipeline.run import run as run_pipeline
 from pipeline.store import Store
 from tests import world
@@ -94,7 +94,7 @@ class Plant:
 
     def networks(self) -> list[int]:
         """The processes of the cluster that hold a network."""
-        return self.site.processes("pipeline.worker", MARK)
+        return self.site.processes("pipeline.workers.inside", MARK)
 
     def jobs(self, name: str) -> list[Any]:
         """The cluster's jobs for an output, oldest first."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flows.train import message, summary, train_dataset
-from pipeline.train_config import TrainConfig, load_train_config
-from pipeline.train_progress import TrainResult
+from pipeline.training.config import TrainConfig, load_train_config
+from pipeline.training.progress import TrainResult
 from tests import world
 
 

@@ -19,12 +19,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import ranged, tar_input
 from pipeline.chunks import ChunkLimits, Sources, count_images, read_chunks
 from pipeline.errors import ShardError
-from pipeline.ranged import RangedObject, WalkedFile, read_ranges
+from pipeline.inputs import tar as tar_input
 from pipeline.shards import Shard
 from pipeline.store import Store
+from pipeline.stores import ranged
+from pipeline.stores.ranged import RangedObject, WalkedFile, read_ranges
 from tests import world
 
 WHOLE = ChunkLimits(10**6, 2**30)

@@ -16,14 +16,14 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import parquet_input
 from pipeline.chunks import Chunk, ChunkLimits, Sources, count_images, read_chunks, split
 from pipeline.errors import ShardError, StoreError
-from pipeline.parquet_input import labels_passed_over
-from pipeline.ranges import RangeReader
+from pipeline.inputs import parquet as parquet_input
+from pipeline.inputs.parquet import labels_passed_over
+from pipeline.inputs.virtual import pack
 from pipeline.shards import Shard, list_input
 from pipeline.store import Store
-from pipeline.virtual import pack
+from pipeline.stores.ranges import RangeReader
 from pipeline.writers import quarantine_table
 from tests import world
 

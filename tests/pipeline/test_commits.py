@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcn_core.metrics import ConfusionMatrix
+from pipeline.bookkeeping.histograms import Histograms
 from pipeline.commits import (
     COMMIT_FORMAT,
     MOST_CANDIDATES,
@@ -26,7 +27,6 @@ from pipeline.commits import (
     write_quarantine,
 )
 from pipeline.errors import OutputError, StoreError
-from pipeline.histograms import Histograms
 from pipeline.results import Candidate
 from pipeline.samples import Failure
 from pipeline.shards import Shard

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import doctor, doctor_machine
+from pipeline import doctor
+from pipeline.checks import machine as doctor_machine
+from pipeline.checks.finding import Finding
+from pipeline.checks.machine import examine_device, examine_machine, examine_packages
 from pipeline.config import ComputeConfig
 from pipeline.doctor import clock_skew, examine_input, examine_output, examine_weights
-from pipeline.doctor_machine import examine_device, examine_machine, examine_packages
-from pipeline.finding import Finding
 from pipeline.store import Store
-from pipeline.store_options import StoreOptions
+from pipeline.stores.options import StoreOptions
 from tests import world
 from tests.conftest import use_s3
 from tests.ray_head import RayHead, ray_head
@@ -109,7 +110,7 @@ def test_few_open_files_are_told(
 
 
 def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.worker_process.machine_memory", lambda: 2**30)
+    monkeypatch.setattr("pipeline.workers.process.machine_memory", lambda: 2**30)
     assert levels(examine_machine(embeds_ray=False))["memory"] == "warning"
 
 
@@ -227,7 +228,7 @@ GPU, CPU = {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}
 def test_what_the_cluster_lacks_is_told_in_words(
     compute: dict[str, Any], nodes: list[dict[str, float]], level: str, word: str
 ) -> None:
-    from pipeline.ray_doctor import Node, judge_resources
+    from pipeline.cluster.ray_doctor import Node, judge_resources
 
     there = [Node(str(i), f"10.0.0.{i}", resources) for i, resources in enumerate(nodes)]
     found = {item.subject: item for item in judge_resources(ComputeConfig(**compute), there)}
@@ -252,7 +253,7 @@ TOKEN = "a-token-that-nobody-may-see-0123456789"
 def test_a_token_is_looked_for_where_ray_does(
     environment: dict[str, str], in_home: bool, level: str, tmp_path: Path
 ) -> None:
-    from pipeline.ray_doctor import examine_token
+    from pipeline.cluster.ray_doctor import examine_token
 
     if in_home:
         (tmp_path / ".ray").mkdir()

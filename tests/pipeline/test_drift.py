@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_core.labels import LabelSet
-from pipeline.config import DriftConfig
-from pipeline.drift import Comparison, Window, compare, noise, psi
-from pipeline.histograms import (
+from pipeline.bookkeeping.drift import Comparison, Window, compare, noise, psi
+from pipeline.bookkeeping.histograms import (
     ASPECT_STEPS,
     CONFIDENCE_EDGES,
     SHARE_EDGES,
     SIDE_EDGES,
     Histograms,
 )
+from pipeline.config import DriftConfig
 
 LABELS = LabelSet("two", ("ground", "thing"))
 PAIRS = st.integers(1, 12).flatmap(

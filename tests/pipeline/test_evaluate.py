@@ -20,8 +20,8 @@ from fcn_core.predictor import Predictor
 from fcn_core.tally import Bootstrap
 from pipeline.errors import InputError
 from pipeline.evaluate import evaluate, upper_bound
-from pipeline.evaluation import Evaluation, Question
 from pipeline.run import run
+from pipeline.scoring.evaluation import Evaluation, Question
 from pipeline.store import Store
 from tests import datasets, oracles, world
 

@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 
 from fcn_core.labels import LabelSet
+from pipeline.bookkeeping.identity import read_identity
 from pipeline.errors import ConfigError, InputError, OutputError, VerifyError
 from pipeline.export import FORMS
 from pipeline.export import export as export_output
-from pipeline.export_coco import segment_ids
-from pipeline.export_cvat import _box
-from pipeline.export_form import Choices
-from pipeline.export_label_studio import brush_rle
+from pipeline.exports.coco import segment_ids
+from pipeline.exports.cvat import _box
+from pipeline.exports.form import Choices
+from pipeline.exports.label_studio import brush_rle
 from pipeline.failed import retry_config
-from pipeline.identity import read_identity
 from pipeline.run import run
 from pipeline.store import Store
 from tests import world

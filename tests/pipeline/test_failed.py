@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.bookkeeping.identity import read_identity, remembered
+from pipeline.bookkeeping.redo import read_redo, write_redo
 from pipeline.commits import commit_path, quarantine_path
 from pipeline.errors import OutputError
 from pipeline.failed import find_redo, quarantined, retry_config
-from pipeline.identity import read_identity, remembered
 from pipeline.ordered import map_ordered
 from pipeline.outcome import Progress
-from pipeline.redo import read_redo, write_redo
 from pipeline.run import plan, run
 from pipeline.status import read_status
 from pipeline.store import Store

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import gc as gc_module
+from pipeline.bookkeeping.identity import Identity
 from pipeline.chunks import ChunkLimits
 from pipeline.commits import Commit
 from pipeline.errors import ConfigError, LeaseError, OutputError
 from pipeline.failed import find_redo
 from pipeline.gc import collect_garbage, find_garbage, parse_age
-from pipeline.identity import Identity
 from pipeline.lease import Holder, Lease
 from pipeline.outcome import Progress
 from pipeline.run import run

@@ -16,20 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import pipeline.bookkeeping.morning
 import pipeline.collect
-import pipeline.morning
 import pipeline.run
 from fcn_core.images import encode_mask
 from fcn_core.labels import SCENES
 from fcn_core.metrics import ConfusionMatrix
 from fcn_core.scenes import render_scene
-from pipeline import finish
+from pipeline.bookkeeping import finish
+from pipeline.bookkeeping.history import OPEN_PATH, RunRecord, list_runs, read_history, record_path
+from pipeline.bookkeeping.ledger import read_commits
+from pipeline.bookkeeping.review import read_review, review_path
 from pipeline.errors import ConfigError, OutputError
 from pipeline.failed import find_redo, quarantined
 from pipeline.gc import find_garbage
-from pipeline.history import OPEN_PATH, RunRecord, list_runs, read_history, record_path
-from pipeline.ledger import read_commits
-from pipeline.review import read_review, review_path
 from pipeline.run import run
 from pipeline.status import read_status
 from pipeline.store import Store
@@ -104,7 +104,7 @@ def test_a_run_killed_at_its_end_is_told_once_and_whole(
         add_shard(tmp_path / "in", number)
     config = world.config(tmp_path / "in", tmp_path / "out", weights)
     calm = run(world.config(tmp_path / "in", tmp_path / "calm", weights)).record
-    module = {"write_review": pipeline.morning, "end_run": pipeline.morning}
+    module = {"write_review": pipeline.bookkeeping.morning, "end_run": pipeline.bookkeeping.morning}
     where: Any = module.get(place, pipeline.run)
     before = getattr(where, place)
 

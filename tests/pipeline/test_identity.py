@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 from fcn_core.checkpoint import read_weights
 from fcn_core.errors import FcnError
 from fcn_core.labels import LabelSet
+from pipeline.bookkeeping.identity import (
+    OUTPUT_FORMAT,
+    PATH,
+    Identity,
+    check,
+    claim,
+    identity,
+    read_identity,
+)
 from pipeline.chunks import ChunkLimits
 from pipeline.errors import OutputError
-from pipeline.identity import OUTPUT_FORMAT, PATH, Identity, check, claim, identity, read_identity
 from pipeline.run import run
 from pipeline.status import read_status
 from pipeline.store import Store

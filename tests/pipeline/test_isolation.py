@@ -13,9 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcn_core.metrics import ConfusionMatrix
-from pipeline import isolation
 from pipeline.errors import WorkerError
-from pipeline.isolation import ATTEMPTS, Search, take_apart
 from pipeline.results import (
     BY_LOT,
     MOST_OF_A_KIND,
@@ -28,7 +26,9 @@ from pipeline.results import (
     merge,
 )
 from pipeline.samples import Failure, Sample
-from pipeline.worker_process import Death
+from pipeline.workers import isolation
+from pipeline.workers.isolation import ATTEMPTS, Search, take_apart
+from pipeline.workers.process import Death
 
 CLASSES = 3
 

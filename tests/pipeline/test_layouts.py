@@ -17,7 +17,7 @@ from fcn_core.errors import LabelError, MissingPackageError
 from fcn_core.labels import CAMVID, NYUDV2, SIFTFLOW, SIFTFLOW_GEO, VOC, VOID
 from fcn_core.matfiles import sbd_label
 from pipeline.errors import ConfigError, InputError
-from pipeline.layouts import LAYOUTS, pack_dataset
+from pipeline.inputs.layouts import LAYOUTS, pack_dataset
 from pipeline.store import Store
 from tests import datasets, world
 

@@ -14,16 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcn_core.labels import LabelSet
-from pipeline import ledger as ledger_module
-from pipeline import shard_table, spill
+from pipeline.bookkeeping import ledger as ledger_module
+from pipeline.bookkeeping import shard_table, spill
+from pipeline.bookkeeping.finish import write_table
+from pipeline.bookkeeping.ledger import Ledger, read_commits, read_ledger
+from pipeline.bookkeeping.shard_table import TABLE_PATH, Entry
+from pipeline.bookkeeping.summary import Summary, summarize
+from pipeline.bookkeeping.table_index import hashes
 from pipeline.commits import COMMIT_FORMAT, Commit, commit_path, write_commit
 from pipeline.errors import OutputError, StoreError
-from pipeline.finish import write_table
-from pipeline.ledger import Ledger, read_commits, read_ledger
-from pipeline.shard_table import TABLE_PATH, Entry
 from pipeline.store import Store
-from pipeline.summary import Summary, summarize
-from pipeline.table_index import hashes
 from tests import oracles, world
 
 

@@ -14,7 +14,6 @@ import pytest
 from fcn_core.checkpoint import WeightsFile
 from pipeline import local
 from pipeline.errors import StoreError
-from pipeline.isolation import IsolatedSegmenter
 from pipeline.job import Job, ShardFailure
 from pipeline.local import _DEPTH, run_local, run_stages
 from pipeline.plan import make_plan
@@ -22,6 +21,7 @@ from pipeline.prepare import prepare
 from pipeline.run import run
 from pipeline.shards import Shard
 from pipeline.store import Store
+from pipeline.workers.isolation import IsolatedSegmenter
 from pipeline.writers import Receipt
 from tests import world
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.chunks import ChunkLimits, Sources, read_chunks
 from pipeline.errors import InputError, OutputError
-from pipeline.packing import Packed, pack_folder
+from pipeline.inputs.packing import Packed, pack_folder
 from pipeline.run import run
 from pipeline.shards import list_input
 from pipeline.store import Store

@@ -12,10 +12,10 @@ from PIL import Image
 
 from fcn_core.checkpoint import read_weights
 from fcn_core.forward import FastForward
-from pipeline.isolation import IsolatedSegmenter
 from pipeline.prepare import prepare
 from pipeline.run import run
 from pipeline.segment import Segmenter
+from pipeline.workers.isolation import IsolatedSegmenter
 from tests import world
 
 

@@ -13,17 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import collect, run, shard_list
+from pipeline import collect, run
+from pipeline.bookkeeping.finish import write_table
+from pipeline.bookkeeping.ledger import read_ledger
 from pipeline.chunks import read_chunks
 from pipeline.commits import Commit, commit_path, write_commit
 from pipeline.errors import ConfigError, InputError, StoreError
-from pipeline.finish import write_table
-from pipeline.ledger import read_ledger
+from pipeline.inputs import shard_list
+from pipeline.inputs.selection import Selection, parse_since
+from pipeline.inputs.shard_list import Shard, ShardList
 from pipeline.outcome import Progress
 from pipeline.plan import Plan, PlanRequest, make_plan
 from pipeline.prepare import prepare
-from pipeline.selection import Selection, parse_since
-from pipeline.shard_list import Shard, ShardList
 from pipeline.shards import list_input
 from pipeline.store import Store
 from tests import oracles, world
@@ -228,7 +229,7 @@ def folder(root: Path, *keys: str) -> World:
 
 
 def test_in_a_folder_globs_are_about_images_before_they_are_packed(tmp_path: Path) -> None:
-    from pipeline.virtual import freeze
+    from pipeline.inputs.virtual import freeze
 
     place = folder(tmp_path, *"abcdef")
     only = Selection(("a.jpg", "b", "c"))

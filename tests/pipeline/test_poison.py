@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.evaluate import evaluate
-from pipeline.evaluation import Question
 from pipeline.outcome import RunResult
 from pipeline.run import run
-from pipeline.template import close_template
+from pipeline.scoring.evaluation import Question
+from pipeline.workers.template import close_template
 from tests import poison, world
 
 pytestmark = pytest.mark.timeout(120)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import console
 from pipeline import progress as progress_module
+from pipeline.commands import console
 from pipeline.errors import StoreError
 from pipeline.lease import Holder, Lease
 from pipeline.outcome import Progress

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import ray_log
+from pipeline.cluster import ray_log
+from pipeline.cluster.ray_client import check_token
+from pipeline.cluster.ray_follow import MEANINGS, _outcome
+from pipeline.cluster.ray_log import LogTail
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.lease import Holder
-from pipeline.ray_client import check_token
-from pipeline.ray_follow import MEANINGS, _outcome
-from pipeline.ray_log import LogTail
 from pipeline.ray_submit import JobOptions, _runtime_env, config_of, entrypoint, travelling
 from tests import world
 from tests.test_docs import DOCS

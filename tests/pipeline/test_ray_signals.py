@@ -11,7 +11,7 @@ import pytest
 
 SCRIPT = """
 import os, signal, sys
-from pipeline.ray_signals import own_sigterm_handler
+from pipeline.cluster.ray_signals import own_sigterm_handler
 
 def ours(number, frame):
     raise SystemExit(143)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cluster.ray_client import Jobs
+from pipeline.cluster.ray_follow import JobLook, Pace, follow, stop
 from pipeline.errors import LeaseError
 from pipeline.lease import Holder, read_lease
-from pipeline.ray_client import Jobs
-from pipeline.ray_follow import JobLook, Pace, follow, stop
 from pipeline.ray_submit import JobOptions, submit_or_attach
 from pipeline.run import run
 from pipeline.store import Store

@@ -24,21 +24,21 @@ from hypothesis import strategies as st
 
 from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix
-from pipeline import report_gallery
+from pipeline.bookkeeping.finish import write_table
+from pipeline.bookkeeping.identity import Identity
+from pipeline.bookkeeping.ledger import Ledger, read_ledger
+from pipeline.bookkeeping.summary import summarize
 from pipeline.chunks import ChunkLimits
 from pipeline.commits import Commit, quarantine_path, with_file, write_commit, write_quarantine
-from pipeline.finish import write_table
-from pipeline.identity import Identity
-from pipeline.ledger import Ledger, read_ledger
 from pipeline.report import REPORT_PATH, write_report
-from pipeline.report_gallery import MAX_PICTURES
-from pipeline.report_page import SCRIPTS, asset, json_block, percent
+from pipeline.reporting import gallery as report_gallery
+from pipeline.reporting.gallery import MAX_PICTURES
+from pipeline.reporting.page import SCRIPTS, asset, json_block, percent
+from pipeline.reporting.shard_figures import MAX_CELLS
 from pipeline.results import ImageResult, Preview, Segmented
 from pipeline.run import run
 from pipeline.samples import Failure
-from pipeline.shard_figures import MAX_CELLS
 from pipeline.store import Store
-from pipeline.summary import summarize
 from pipeline.writers import _preview_table, read_parquet, record
 from tests import world
 
@@ -408,7 +408,7 @@ def test_three_thousand_shards_make_no_larger_report(
 
 
 def test_the_charting_library_is_the_one_that_was_released() -> None:
-    folder = files("pipeline") / "report_assets"
+    folder = files("pipeline") / "reporting/assets"
     sums = (folder / "echarts.sha256").read_text().split()
     listed = dict(zip(sums[1::2], sums[::2], strict=True))
     assert listed.keys() >= {"echarts.min.js", "echarts.LICENSE", "echarts.NOTICE"}

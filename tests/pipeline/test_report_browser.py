@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.bookkeeping.ledger import Ledger
+from pipeline.bookkeeping.summary import Summary
 from pipeline.demo import demo_config, make_scene_shards
-from pipeline.ledger import Ledger
 from pipeline.report import REPORT_PATH, write_report
 from pipeline.run import run
 from pipeline.store import Store
-from pipeline.summary import Summary
 from tests.pipeline.test_report import LABELS, add_shard, preview, written
 from tests.pipeline.test_shard_figures import entry
 

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s3fs.errors import translate_boto_error
 
-from pipeline import retries
 from pipeline.errors import StoreError
-from pipeline.retries import GaveUpError, RetryPolicy, is_transient, with_retries
-from pipeline.store_errors import explained
-from pipeline.store_objects import TruncatedError
+from pipeline.stores import retries
+from pipeline.stores.errors import explained
+from pipeline.stores.objects import TruncatedError
+from pipeline.stores.retries import GaveUpError, RetryPolicy, is_transient, with_retries
 
 QUICK = RetryPolicy(attempts=5, seconds=10, first=0.0001, ceiling=0.001)
 

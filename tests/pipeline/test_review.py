@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcn_core.images import encode_mask
-from pipeline import shard_table
+from pipeline.bookkeeping import shard_table
+from pipeline.bookkeeping.histograms import Histograms
+from pipeline.bookkeeping.ledger import read_ledger
+from pipeline.bookkeeping.review import Shortlist, choose, read_review, review_path, write_review
 from pipeline.commits import Commit, write_commit
 from pipeline.errors import OutputError
-from pipeline.histograms import Histograms
-from pipeline.ledger import read_ledger
 from pipeline.results import Candidate
-from pipeline.review import Shortlist, choose, read_review, review_path, write_review
 from pipeline.store import Store
 from pipeline.writers import parquet_bytes
 from tests import world

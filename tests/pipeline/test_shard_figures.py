@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fcn_core.metrics import ConfusionMatrix, score_arrays
-from pipeline import shard_figures
-from pipeline.shard_figures import FEWEST_SHARDS, ShardFigures
-from pipeline.shard_table import Entry, batch_of
+from pipeline.bookkeeping.shard_table import Entry, batch_of
+from pipeline.reporting import shard_figures
+from pipeline.reporting.shard_figures import FEWEST_SHARDS, ShardFigures
 
 CLASSES = 3
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.splits import by_id, parse_split, read_split
+from pipeline.inputs.splits import by_id, parse_split, read_split
 from pipeline.store import Store
 
 IDS = st.lists(st.from_regex(r"[A-Za-z0-9_]{1,12}", fullmatch=True), min_size=1, unique=True)

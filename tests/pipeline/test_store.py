@@ -21,7 +21,7 @@ import pytest
 from pipeline.errors import ConfigError, MissingError, StoreError
 from pipeline.run import run
 from pipeline.store import Store, read_url
-from pipeline.store_local import LocalObjects
+from pipeline.stores.local import LocalObjects
 from pipeline.verify import verify
 from tests import world
 from tests.conftest import use_s3
@@ -471,7 +471,7 @@ def test_whole_run_on_s3_gives_what_it_gives_on_files(
 def test_a_local_file_is_put_whole(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import store_s3
+    from pipeline.stores import s3 as store_s3
 
     monkeypatch.setattr(store_s3, "_PART", 5 * 2**20)  # the least that S3 takes for a part
     source = tmp_path / "source"

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import retries
 from pipeline.errors import LeaseError, StoreError
-from pipeline.preflight import preflight
 from pipeline.store import Guarantees, Store, StoreOptions
-from pipeline.store_s3 import S3Objects
+from pipeline.stores import retries
+from pipeline.stores.preflight import preflight
+from pipeline.stores.s3 import S3Objects
 from tests.conftest import use_s3
 from tests.faulty_proxy import Faults, FaultyProxy, Rule
 from tests.s3_server import S3Server
@@ -267,7 +267,7 @@ class Forgetful(S3Objects):
 def test_a_store_without_conditions_is_found_out_and_used_as_well_as_can_be(
     s3: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.store_s3.S3Objects", Forgetful)
+    monkeypatch.setattr("pipeline.stores.s3.S3Objects", Forgetful)
     store = Store(s3)
     monkeypatch.setattr(logging.getLogger("fcnseg"), "propagate", True)
     preflight(store)

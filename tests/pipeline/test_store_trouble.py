@@ -15,7 +15,7 @@ import pytest
 from pipeline.errors import ConfigError, MissingError, StoreError
 from pipeline.run import run
 from pipeline.store import Store, StoreOptions
-from pipeline.store_options import masked
+from pipeline.stores.options import masked
 from pipeline.verify import verify
 from tests import world
 from tests.conftest import use_s3

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.streams import _Stream
 from pipeline.run import run
-from pipeline.streams import _Stream
 from tests import world
 
 

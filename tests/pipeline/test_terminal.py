@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline import console
 from pipeline.cli import app
+from pipeline.commands import console
 
 
 def complete(

@@ -18,7 +18,7 @@ from pipeline.lease import Lease
 from pipeline.run import run
 from pipeline.store import Store
 from pipeline.train import train
-from pipeline.train_config import load_train_config
+from pipeline.training.config import load_train_config
 from tests import world
 from tests.networks import random_fcn
 
@@ -335,7 +335,7 @@ def test_an_unknown_key_is_named_with_those_that_are_known(settings):
     [({}, "--recipe modern does"), ({"model__init": "16"}, "--stages 32s,16s,8s")],
 )
 def test_advice_about_the_recipes_of_the_authors(settings, tmp_path, caplog, changes, said):
-    from pipeline.train_prepare import prepare_training
+    from pipeline.training.prepare import prepare_training
 
     if changes:
         from dataclasses import replace

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from fcn_core.recipes import HEAVY, MODERN
 from pipeline.errors import ConfigError
-from pipeline.train_config import TrainConfig, load_train_config
+from pipeline.training.config import TrainConfig, load_train_config
 
 DOCS = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 OWN = [

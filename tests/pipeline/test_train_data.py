@@ -18,8 +18,8 @@ from fcn_core.preprocessing import CENTRED_RGB
 from fcn_core.recipes import HEAVY, MODERN, Augmentation
 from pipeline.config import InputConfig, LimitsConfig
 from pipeline.errors import InputError, LimitsError
-from pipeline.train_data import Cursor, Share, steps, stream
-from pipeline.train_source import check_labels, list_source
+from pipeline.training.data import Cursor, Share, steps, stream
+from pipeline.training.source import check_labels, list_source
 from tests import world
 
 LIMITS = LimitsConfig(chunk_images=3)
@@ -60,7 +60,7 @@ def test_it_goes_on_from_any_place_as_if_it_had_never_stopped(data, place, shuff
 
 
 def test_few_samples_are_in_memory(data, monkeypatch):
-    from pipeline import train_data
+    from pipeline.training import data as train_data
 
     sizes = []
     real = train_data._Window

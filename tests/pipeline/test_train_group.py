@@ -11,9 +11,9 @@ import torch
 
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.training_learner import Alone
-from pipeline.train_config import TrainConfig, load_train_config
-from pipeline.train_loop import Surroundings, TrainingLoop
-from pipeline.train_prepare import prepare_training
+from pipeline.training.config import TrainConfig, load_train_config
+from pipeline.training.loop import Surroundings, TrainingLoop
+from pipeline.training.prepare import prepare_training
 from tests import world
 
 

@@ -47,7 +47,7 @@ def stop_at(data: Path, output: Path, event: str, sent: int) -> tuple[int, str]:
     # Stopped before every step until told to go on, so that the signal strikes at a known place.
     script = (
         "import sys\n"
-        "from pipeline import train_loop\n"
+        "from pipeline.training import loop as train_loop\n"
         "real = train_loop.TrainingLoop._learn\n"
         "def learn(self, step):\n"
         "    print('step', step.number, flush=True)\n"

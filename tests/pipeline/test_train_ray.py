@@ -10,7 +10,7 @@ import torch
 
 from fcn_core.checkpoint import WeightsFile
 from pipeline.train import train
-from pipeline.train_config import load_train_config
+from pipeline.training.config import load_train_config
 from tests import world
 
 pytestmark = [

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import OutputError
+from pipeline.inputs.virtual import INDEX_PREFIX, Packing, freeze, pack
 from pipeline.run import plan, run
 from pipeline.shards import Shard, list_input
 from pipeline.store import Store
-from pipeline.virtual import INDEX_PREFIX, Packing, freeze, pack
 from tests import world
 
 SIZE = 3

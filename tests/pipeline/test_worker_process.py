@@ -20,15 +20,15 @@ from fcn_core.errors import FcnError
 from pipeline.errors import WorkerError
 from pipeline.results import Piece
 from pipeline.samples import Sample
-from pipeline.template import close_template, start_template
-from pipeline.worker_process import (
+from pipeline.workers.process import (
     Death,
     StoppedError,
     WorkerLimits,
     WorkerProcess,
     machine_memory,
 )
-from pipeline.worker_words import NetworkSettings
+from pipeline.workers.template import close_template, start_template
+from pipeline.workers.words import NetworkSettings
 from tests import poison, world
 
 pytestmark = pytest.mark.timeout(120)

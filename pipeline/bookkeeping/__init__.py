@@ -1,0 +1,1 @@
+"""What is known of an output from its commits: ledger, sums, history, drift, reviews."""

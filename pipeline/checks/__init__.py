@@ -1,0 +1,1 @@
+"""What `fcnseg doctor` looks at."""

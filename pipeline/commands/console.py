@@ -1,0 +1,327 @@
+"""What people see: progress on stderr, results on stdout. Machines ask for --json."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.progress_bar import ProgressBar as ProgressBarLine
+from rich.table import Table
+from rich.text import Text
+
+from fcn_core.labels import LabelSet
+from pipeline.outcome import Progress, RunResult
+
+if TYPE_CHECKING:  # numpy and pyarrow, which most commands do not need here
+    from pipeline.gc import Garbage
+    from pipeline.progress import Look
+    from pipeline.verify import Verification
+
+LINE_SECONDS = 10.0
+"""Where stderr is no terminal: one line per interval."""
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def set_up_logging() -> None:
+    """Warnings of this project to stderr, one line each."""
+    if err.is_terminal:
+        handler: logging.Handler = RichHandler(console=err, show_path=False, show_time=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logger = logging.getLogger("fcnseg")
+    logger.handlers = [handler]
+    logger.propagate = False
+
+
+def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
+    """A document for machines."""
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+
+
+class ProgressLines:
+    """Progress where nobody watches: a line at the start, per interval, and at the end."""
+
+    def __init__(self, doing: str) -> None:
+        self.doing = doing
+        self.last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Print a line if it is time."""
+        now = time.monotonic()
+        is_end = progress.shards_done == progress.shards_pending
+        if progress.shards_pending and (now - self.last >= LINE_SECONDS or is_end):
+            self.last = now
+            err.print(describe(progress, self.doing), markup=False)
+
+
+class ProgressBar:
+    """Progress where somebody watches."""
+
+    def __init__(self, bar: Bar, doing: str) -> None:
+        self.bar = bar
+        self.task = bar.add_task(doing, total=None, detail="")
+
+    def __call__(self, progress: Progress) -> None:
+        """Move the bar."""
+        self.bar.update(
+            self.task,
+            total=progress.shards_pending,
+            completed=progress.shards_done,
+            detail=_images(progress),
+        )
+
+
+@contextmanager
+def progress_display(doing: str = "labelling") -> Iterator[ProgressLines | ProgressBar]:
+    """A live bar on a terminal, plain lines elsewhere."""
+    if not err.is_terminal:
+        yield ProgressLines(doing)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("shards"),
+        TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=err, transient=True) as bar:
+        yield ProgressBar(bar, doing)
+
+
+@contextmanager
+def watch_display(*, as_json: bool) -> Iterator[Callable[[Look], None]]:
+    """A live bar on a terminal; elsewhere a line each time, of JSON if that is wanted."""
+    if as_json:
+        yield lambda look: print(json.dumps(asdict(look)), flush=True)
+    elif not out.is_terminal:
+        yield lambda look: out.print(describe_look(look), markup=False)
+    else:
+        with Live(console=out, transient=True) as live:
+
+            def show(look: Look) -> None:
+                done = look.progress
+                total, completed = (done.shards_pending, done.shards_done) if done else (None, 0)
+                bar = ProgressBarLine(total=total, completed=completed, pulse=done is None)
+                lines = Table.grid()
+                lines.add_row(bar)
+                lines.add_row(Text(describe_look(look)))
+                live.update(lines, refresh=True)
+
+            yield show
+
+
+def describe_look(look: Look) -> str:
+    """One line."""
+    if look.progress is None:
+        return f"not labelling yet; {look.holder.describe()}"
+    done = look.progress
+    bad = f", {done.failures} quarantined" if done.failures else ""
+    left = look.seconds_left
+    ends = f", {timedelta(seconds=round(left))} left" if left is not None else ""
+    return (
+        f"{done.shards_done}/{done.shards_pending} shards, {done.images} images{bad}, "
+        f"{look.images_per_second:.1f}/s{ends}; {look.holder.describe()}"
+    )
+
+
+class VerifyLines:
+    """Problems on stdout as they are found, and how far it is on stderr, a line per interval."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.last = time.monotonic()
+
+    def __call__(self, found: Verification, problems: Sequence[tuple[str, str]]) -> None:
+        """After every shard."""
+        if not self.quiet:
+            for path, problem in problems:
+                out.print(f"{path}: {problem}", markup=False)
+        if time.monotonic() - self.last >= LINE_SECONDS:
+            self.last = time.monotonic()
+            err.print(f"verifying: {describe_verification(found)}", markup=False)
+
+
+class GarbageLines:
+    """What gc finds, a line each; rows for --json."""
+
+    def __init__(self, verb: str, *, quiet: bool) -> None:
+        self.verb, self.quiet = verb, quiet
+        self.count = self.bytes = 0
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, garbage: Garbage) -> None:
+        """For each."""
+        self.count += 1
+        self.bytes += garbage.size
+        if self.quiet:
+            row = {"path": garbage.path, "bytes": garbage.size, "seconds_old": round(garbage.age)}
+            self.rows.append(row | {"unfinished": garbage.leftover is not None})
+            return
+        what = "an unfinished write" if garbage.leftover else size(garbage.size)
+        hours = garbage.age / 3600
+        out.print(f"{self.verb} {garbage.path} ({what}, {hours:.1f} h old)", markup=False)
+
+
+def describe_verification(found: Verification) -> str:
+    """One line."""
+    return (
+        f"{found.shards} shards, {found.files} objects, {size(found.bytes)}: "
+        f"{found.problem_count} problems"
+    )
+
+
+def describe(progress: Progress, doing: str = "labelling") -> str:
+    """One line of progress."""
+    shards = f"{progress.shards_done}/{progress.shards_pending} shards"
+    return f"{doing}: {shards}, {_images(progress)}, {progress.seconds:.0f} s"
+
+
+def _images(progress: Progress) -> str:
+    rate = progress.images / progress.seconds if progress.seconds else 0.0
+    bad = f", {progress.failures} bad" if progress.failures else ""
+    return f"{progress.images} images{bad}, {rate:.1f}/s"
+
+
+def score_table(scores: Mapping[str, Any], labels: LabelSet) -> Table:
+    """The per-class table of a scores document, ending in mean IU."""
+    table = Table("class", "IU", "predicted pixels", title_justify="left")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for name, iou, pixels in zip(
+        labels.classes, scores["iou"], scores["class_pixels"], strict=True
+    ):
+        table.add_row(name, number(iou), f"{pixels:,}")
+    table.add_section()
+    table.add_row("mean IU", number(scores["mean_iou"]), f"{sum(scores['class_pixels']):,}")
+    return table
+
+
+def print_scores(scores: Mapping[str, Any], labels: LabelSet) -> None:
+    """The table, and the other three scores of the paper."""
+    out.print(score_table(scores, labels))
+    out.print(
+        f"pixel accuracy {number(scores['pixel_accuracy'])}, "
+        f"mean accuracy {number(scores['mean_accuracy'])}, "
+        f"frequency weighted IU {number(scores['frequency_weighted_iou'])} "
+        f"({scores['labeled_images']} labelled of {scores['images']} images)",
+        markup=False,
+    )
+
+
+def print_result(result: RunResult, *, as_json: bool = False) -> None:
+    """What a run did, and what it could not do."""
+    from pipeline.commands.console_history import print_drift  # uses this module
+    from pipeline.report import REPORT_PATH  # jinja2, and more
+
+    if as_json:
+        print_json(result.to_dict())
+        return
+    _print_outcome(result)
+    if result.images:
+        print_scores(result.scores, result.labels)
+    if result.record is not None:
+        print_drift(result.record)
+    out.print(f"report: {result.output}/{REPORT_PATH}", markup=False)
+
+
+def _print_outcome(result: RunResult) -> None:
+    if not result.done_now and not result.failed:
+        line = f"nothing pending: all {result.shards} shards are done"
+        if result.committed < result.shards:
+            line = f"nothing done: {result.committed} of {result.shards} shards are done"
+    else:
+        line = (
+            f"{result.done_now} shards done now, {result.committed} of {result.shards} in all, "
+            f"{result.images} images, {result.failures} quarantined, {result.seconds:.1f} s"
+        )
+    out.print(line, markup=False)
+    print_passed_over(result.passed_over)
+    if result.empty:
+        err.print(f"warning: no images in {named(result.empty)}", markup=False)
+    print_vanished(result.vanished, result.vanished_names)
+    if result.store_retries:
+        err.print(f"{result.store_retries} requests to stores were tried again", markup=False)
+    for failure in result.failed:
+        err.print(f"failed: {failure.reason}", markup=False)
+    if result.interrupted:
+        err.print("interrupted: run the same command again to resume", markup=False)
+    if result.over_limit:
+        err.print(
+            f"limits exceeded: {result.failures} of {result.images + result.failures} committed "
+            "images are quarantined (limits.max_bad_fraction); fcnseg failed lists them",
+            markup=False,
+        )
+
+
+def print_vanished(count: int, names: Sequence[str]) -> None:
+    """Say what the input no longer holds."""
+    if count:
+        more = ", …" if count > len(names) else ""
+        err.print(
+            f"{count} shards or images vanished from the input ({', '.join(names)}{more}); what "
+            "is committed of them stays until their shard is labelled again",
+            markup=False,
+        )
+
+
+def print_passed_over(passed_over: Sequence[str]) -> None:
+    """Say which files and columns of the input nobody looks at."""
+    if passed_over:
+        err.print(f"passed over: {', '.join(passed_over)}", markup=False)
+
+
+def named(names: Sequence[str], most: int = 10) -> str:
+    """Names in a line, however many there are.
+
+    >>> named(["a", "b", "c"], most=2)
+    '3: a, b, …'
+    """
+    return f"{len(names)}: {', '.join(names[:most])}{', …' if len(names) > most else ''}"
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table where somebody looks, tab-separated lines elsewhere."""
+    if not out.is_terminal:
+        for row in (columns, *rows):
+            fields = (" ".join(field.split("\t")) for field in row)
+            sys.stdout.write("\t".join(fields) + "\n")
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(escape(field) for field in row))
+    out.print(table)
+
+
+def number(value: float | None) -> str:
+    """A score, or a dash where it is undefined."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def size(num_bytes: int) -> str:
+    """Bytes for people.
+
+    >>> size(3 * 2**20)
+    '3.0 MiB'
+    """
+    amount = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

@@ -1,0 +1,1 @@
+"""The forms of `fcnseg export`, a module each."""

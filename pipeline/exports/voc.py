@@ -1,0 +1,53 @@
+"""The layout of the PASCAL VOC development kit, as torchvision's `VOCSegmentation` reads it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.exports.form import Batch, Subject
+from pipeline.exports.lines import Lines
+from pipeline.inputs.devkit import IMAGES, LABELS, LISTS
+
+ROOT = "VOCdevkit/VOC2012"
+"""Where torchvision looks, and `--layout voc` of this project finds it as well."""
+
+
+class Voc:
+    """Images, masks as they are, a list of ids, and what the colours mean."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self._ids = Lines(subject.files)
+
+    def write(self, batch: Batch) -> list[str]:
+        """Image and mask of every picture."""
+        self.subject.place.put_all(self._objects(batch))
+        return [picture.name for picture in batch.pictures]
+
+    def add(self, written: list[str]) -> None:
+        """Note the ids."""
+        self._ids.add(written)
+
+    def finish(self) -> None:
+        """The list of ids, and the label map."""
+        choices, store = self.subject.choices, self.subject.place.store
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "ids"
+            self._ids.write_to(path, ("", "\n"), "\n")
+            store.upload(f"{ROOT}/{LISTS}/{choices.split}.txt", path)
+        store.write(f"{ROOT}/labelmap.txt", self._labelmap().encode())
+
+    def _objects(self, batch: Batch) -> Iterator[tuple[str, bytes]]:
+        for picture in batch.pictures:
+            if picture.labelled.image is not None:
+                yield f"{ROOT}/{IMAGES}/{picture.file_name}", picture.labelled.image
+            yield f"{ROOT}/{LABELS}/{picture.name}.png", picture.labelled.png
+
+    def _labelmap(self) -> str:
+        labels = self.subject.labels
+        lines = ["# label:color_rgb:parts:actions"]
+        for name, colour in zip(labels.classes, labels.palette, strict=True):
+            lines.append(f"{name}:{','.join(map(str, colour))}::")
+        return "\n".join(lines) + "\n"

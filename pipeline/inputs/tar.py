@@ -1,0 +1,291 @@
+"""Samples of a WebDataset tar: members grouped by key, fetched by their offsets."""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import sys
+import tarfile
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import IO, Any
+
+import numpy as np
+
+from fcn_core.errors import FcnError
+from pipeline.errors import SampleError, ShardError
+from pipeline.samples import Encoded
+from pipeline.shards import LABEL_SUFFIXES, Shard, split_suffix
+from pipeline.store import Store
+from pipeline.stores.ranged import RangedObject, WalkedFile, read_ranges
+
+MAX_MEMBER = 2 * 2**30
+"""Larger members (or sparse ones that unfold to more) are no pictures; bytes."""
+
+_BLOCK = 512
+_NOWHERE = -1
+_NONE = -2
+_REMEDY = "Copy or pack it again; the other shards go on."
+_TAIL = 2**20
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+
+
+class TarIndex:
+    """The samples of a tar, in the order of their first member.
+
+    A `.png` is the label of its key when the key has a jpg, jpeg or webp too, else its image.
+    Members of other kinds (json, txt, cls, …) are passed over, and so are the `._…` files that
+    macOS adds. A sample takes about 200 bytes here, whatever its size.
+
+    Args:
+        shard: of kind "tar".
+        source: INPUT.
+        in_memory: fetch the whole tar at once instead of ranges.
+
+    Raises:
+        ShardError: not a tar, truncated, or damaged between two members.
+        StoreError: the store fails.
+    """
+
+    def __init__(self, shard: Shard, source: Store, *, in_memory: bool) -> None:
+        self.where = source.location(shard.path)
+        self._object = RangedObject(source, shard.path, shard.size)
+        self._whole = source.read(shard.path) if in_memory else None
+        self._sparse: dict[int, list[tuple[int, int]]] = {}
+        self.keys: list[str] = []
+        self.sizes = array("q")
+        self._suffixes: list[str] = []
+        self._places = {part: array("q") for part in ("image", "image size", "label", "label size")}
+        self._errors: dict[int, SampleError] = {}
+        with ExitStack() as walk:
+            handle: IO[bytes] = (
+                io.BytesIO(self._whole)
+                if self._whole is not None
+                else walk.enter_context(WalkedFile(self._object))  # type: ignore[arg-type]
+            )
+            members = _walk(handle, self.where)
+        for key, group in members.by_key():
+            self._add(key, group, members)
+        self._sparse = members.sparse
+
+    def location(self, number: int) -> str:
+        """The tar, and the name of the member."""
+        return f"{self.where}#{self.keys[number]}{self._suffixes[number]}"
+
+    def fetch(self, numbers: Sequence[int]) -> Iterator[Encoded | FcnError]:
+        """See `Index`: the members of all these samples in as few requests as may be."""
+        ranges = []
+        for number in numbers:
+            for part in ("image", "label"):
+                ranges.append(self._range(part, number))
+        if self._whole is None:
+            parts = read_ranges(self._object, ranges)
+        else:
+            parts = [self._whole[offset : offset + size] for offset, size in ranges]
+        parts.reverse()  # popped from the end, so that nothing is held twice
+        for number in numbers:
+            image, label = parts.pop(), parts.pop()
+            problem = self._problem(number)
+            if problem is not None:
+                yield problem
+                continue
+            has_label = self._places["label"][number] != _NONE
+            label_bytes = self._unfold("label", number, label) if has_label else None
+            yield self._unfold("image", number, image), label_bytes
+
+    def _range(self, part: str, number: int) -> tuple[int, int]:
+        offset, size = self._places[part][number], self._places[f"{part} size"][number]
+        if self._problem(number) is not None or offset < 0:
+            return 0, 0
+        if offset in self._sparse:
+            size = sum(length for _, length in self._sparse[offset])
+        return offset, size
+
+    def _problem(self, number: int) -> SampleError | None:
+        if number in self._errors:
+            return self._errors[number]
+        places = {part: values[number] for part, values in self._places.items()}
+        if _NOWHERE in (places["image"], places["label"]):
+            found, expected = "a link to nothing in this tar", "a file"
+            return SampleError(self.location(number), found, expected, "Pack the file itself.")
+        if max(places["image size"], places["label size"]) > MAX_MEMBER:
+            found = f"{max(places['image size'], places['label size'])} bytes"
+            expected = f"at most {MAX_MEMBER}"
+            return SampleError(self.location(number), found, expected, "Drop the sample.")
+        return None
+
+    def _unfold(self, part: str, number: int, data: bytes) -> bytes:
+        """The bytes of a sparse member with its holes; of any other as they are."""
+        pieces = self._sparse.get(self._places[part][number])
+        if pieces is None:
+            return data
+        whole = bytearray(self._places[f"{part} size"][number])
+        at = 0
+        for offset, size in pieces:
+            whole[offset : offset + size] = data[at : at + size]
+            at += size
+        return bytes(whole)
+
+    def _add(self, key: str, group: Sequence[int], members: _Members) -> None:
+        suffixes = [members.suffixes[member] for member in group]
+        lower = [suffix.lower() for suffix in suffixes]
+        has_photo = any(suffix not in (".png", *LABEL_SUFFIXES) for suffix in lower)
+        is_label = [s in LABEL_SUFFIXES or (s == ".png" and has_photo) for s in lower]
+        images = [m for m, label in zip(group, is_label, strict=True) if not label]
+        labels = [m for m, label in zip(group, is_label, strict=True) if label]
+        error = None
+        if not images:
+            error = ("a label without an image", "an image of the same key")
+            remedy = "Add the image or drop the label."
+            images, labels = labels[:1], []
+        elif len(labels) > 1:
+            names = ", ".join(key + members.suffixes[member] for member in labels)
+            error = (f"{len(labels)} labels ({names})", "at most one label per image")
+            remedy = "Remove all but one."
+        for index, image in enumerate(images):
+            number = len(self.keys)
+            self.keys.append(key)
+            self._suffixes.append(members.suffixes[image])
+            places = (*members.place(image), *members.place(labels[0] if labels else None))
+            for values, value in zip(self._places.values(), places, strict=True):
+                values.append(value)
+            self.sizes.append(places[1] + places[3])
+            if error is not None and index == 0:
+                self._errors[number] = SampleError(self.location(number), *error, remedy)
+
+
+class _Members:
+    """The members of a tar that belong to samples, as columns."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}  # of samples, by key
+        self.samples = array("q")
+        self.suffixes: list[str] = []
+        self.offsets = array("q")
+        self.sizes = array("q")
+        self.sparse: dict[int, list[tuple[int, int]]] = {}
+        self._others: dict[str, tuple[int, int]] = {}
+        self._links: list[tuple[int, str]] = []
+
+    def place(self, member: int | None) -> tuple[int, int]:
+        return (_NONE, 0) if member is None else (self.offsets[member], self.sizes[member])
+
+    def add(self, member: tarfile.TarInfo) -> None:
+        """Note a regular file, or a link to one: packing hard-linked files makes such."""
+        is_link = member.islnk() or member.issym()
+        if not (member.isfile() or is_link):
+            return
+        name = _name(member)
+        split = None if posixpath.basename(name).startswith("._") else split_suffix(name)
+        place = (_NOWHERE, 0) if is_link else (member.offset_data, member.size)
+        if member.issparse():
+            pieces: Any = member.sparse  # (offset, size) each; typeshed says bytes
+            self.sparse[member.offset_data] = list(pieces)
+        if split is None:
+            if not is_link:
+                self._others[name] = place
+            return
+        key = split[0]
+        if is_link:
+            base = posixpath.dirname(name) if member.issym() else ""
+            target = posixpath.normpath(posixpath.join(base, member.linkname))
+            self._links.append((len(self.suffixes), target))
+        self.samples.append(self.numbers.setdefault(key, len(self.numbers)))
+        self.suffixes.append(sys.intern(name[len(key) :]))
+        self.offsets.append(place[0])
+        self.sizes.append(place[1])
+
+    def by_key(self) -> Iterator[tuple[str, list[int]]]:
+        """The members of each key, in order; links stand for what they lead to."""
+        if self._links:
+            self._follow()
+        self._others.clear()
+        order = np.argsort(np.frombuffer(self.samples, np.int64), kind="stable")
+        counts = np.bincount(np.frombuffer(self.samples, np.int64), minlength=len(self.numbers))
+        ends = np.cumsum(counts)
+        for key, count, end in zip(self.numbers, counts, ends, strict=True):
+            yield key, order[end - count : end].tolist()
+
+    def _follow(self) -> None:
+        keys = list(self.numbers)
+        files = dict(self._others)
+        for member, suffix in enumerate(self.suffixes):
+            if self.offsets[member] != _NOWHERE:
+                files[keys[self.samples[member]] + suffix] = self.place(member)
+        for member, target in self._links:
+            self.offsets[member], self.sizes[member] = files.get(target, (_NOWHERE, 0))
+
+
+def _walk(handle: IO[bytes], where: str) -> _Members:
+    """Read all headers."""
+    start = handle.read(6)
+    for magic, name in _PACKED.items():
+        if start.startswith(magic):
+            raise ShardError(
+                where, f"{name} data", "an uncompressed tar", "Unpack it; the other shards go on."
+            )
+    handle.seek(0)
+    members, count = _Members(), 0
+    try:
+        with tarfile.open(fileobj=handle, mode="r:", encoding="utf-8") as tar:
+            while (member := tar.next()) is not None:
+                members.add(member)
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                count += 1
+            end = tar.offset
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise ShardError(
+            where, f"not a whole tar ({error})", "an uncompressed tar", _REMEDY
+        ) from error
+    _check_end(handle, where, end, count)
+    return members
+
+
+def _check_end(handle: IO[bytes], where: str, end: int, count: int) -> None:
+    # tarfile ends silently at whatever is no header: only the end-of-archive marker, a block of
+    # zeros, tells a whole tar from one cut between two members.
+    handle.seek(end)
+    block = handle.read(_BLOCK)
+    if block != bytes(_BLOCK):
+        found = "the file ends" if not block else "bytes that are no member"
+        raise ShardError(
+            where,
+            f"{found} at {end} after {count} members",
+            "an end-of-archive marker",
+            "It is truncated or damaged. " + _REMEDY,
+        )
+    # What follows is padding, or what some program appended, and no reader looks at it; but
+    # `cat a.tar b.tar` must not lose b.
+    rest = handle.read(_TAIL)
+    for start in range(0, len(rest) - _BLOCK + 1, _BLOCK):
+        block = rest[start : start + _BLOCK]
+        if block != bytes(_BLOCK):
+            if _is_header(block):
+                raise ShardError(
+                    where,
+                    f"another archive at {end + _BLOCK + start}, behind the end of the first",
+                    "one archive per object",
+                    "Join tars with `tar --concatenate`, not with cat; the other shards go on.",
+                )
+            return
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _name(member: tarfile.TarInfo) -> str:
+    """The name below the tar's root; what is no UTF-8 in it with backslashes, as no key has."""
+    name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name.removeprefix("./")

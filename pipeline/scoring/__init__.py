@@ -1,0 +1,1 @@
+"""What `fcnseg evaluate` found."""

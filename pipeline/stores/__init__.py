@@ -1,0 +1,1 @@
+"""Where objects lie: a module per kind of store, retries, and what a server really guarantees."""

@@ -1,0 +1,110 @@
+"""Checkpoints: all that a training needs to go on, as one safetensors object. No pickles."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fcn_core.errors import WeightsError
+from fcn_core.safetensors_header import read_header
+from pipeline.errors import MissingError
+from pipeline.store import Store
+from pipeline.training.data import Cursor
+from pipeline.training.prepare import CHECKPOINTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_KEY = "fcn_training"
+_REMEDY = "Remove it: the training goes on from the one before it."
+log = logging.getLogger("fcnseg")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training after some step.
+
+    Attributes:
+        step: of all stages together.
+        cursor: the place in the stream of samples.
+        model: state dict.
+        optimizer: see `Learner.optimizer_tensors`.
+    """
+
+    step: int
+    cursor: Cursor
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+
+def path_of(step: int) -> str:
+    """Where the checkpoint of a step is."""
+    return f"{CHECKPOINTS}/step-{step:08d}.safetensors"
+
+
+def write_checkpoint(output: Store, checkpoint: Checkpoint, keep: int) -> None:
+    """Put a checkpoint, whole or not at all; then remove those older than the newest `keep`.
+
+    Raises:
+        StoreError: the store refuses.
+    """
+    import safetensors.torch
+
+    tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
+    tensors = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    document = {"step": checkpoint.step, "cursor": asdict(checkpoint.cursor)}
+    data = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(document, sort_keys=True)})
+    output.write(path_of(checkpoint.step), bytes(data))
+    for path in _paths(output)[keep:]:
+        output.delete(path)
+
+
+def latest_checkpoint(output: Store) -> Checkpoint | None:
+    """The newest one that can be read; None if there is none.
+
+    Raises:
+        StoreError: the store fails.
+    """
+    for path in _paths(output):
+        try:
+            return _read(output.read(path), output.location(path))
+        except (WeightsError, MissingError) as error:
+            log.warning("%s", error)
+    return None
+
+
+def latest_step(output: Store) -> int:
+    """The step of the newest one, by its name; 0 if there is none.
+
+    Raises:
+        StoreError: the store fails.
+    """
+    paths = _paths(output)
+    return int(paths[0].removesuffix(".safetensors").rpartition("-")[2]) if paths else 0
+
+
+def _paths(output: Store) -> list[str]:
+    """Newest first."""
+    found = (info.path for info in output.objects(CHECKPOINTS))
+    return sorted((path for path in found if path.endswith(".safetensors")), reverse=True)
+
+
+def _read(data: bytes, where: str) -> Checkpoint:
+    import safetensors.torch
+
+    try:
+        document: dict[str, Any] = json.loads(read_header(data, where, _REMEDY).metadata[_KEY])
+        cursor = Cursor(**document["cursor"])
+        tensors = safetensors.torch.load(data)
+    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        expected = "a checkpoint of fcnseg train"
+        raise WeightsError(where, f"unreadable ({error})", expected, _REMEDY) from error
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    return Checkpoint(int(document["step"]), cursor, parts["model"], parts["optimizer"])

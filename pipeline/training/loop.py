@@ -1,0 +1,304 @@
+"""A training from its last checkpoint to its end, within one process or one of several."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fcn_core.checkpoint import WeightsFile, WeightsInfo, build, save_weights
+from fcn_core.errors import TrainingError
+from fcn_core.model import FCN
+from fcn_core.predictor import Predictor
+from fcn_core.training_init import from_nothing, transplant
+from fcn_core.training_learner import Course, Group, Learner, Lesson
+from pipeline.store import Store
+from pipeline.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
+from pipeline.training.data import Cursor, Share, Step, steps, stream
+from pipeline.training.eval import Question, evaluate
+from pipeline.training.log import TrainLog
+from pipeline.training.prepare import PreparedTraining
+from pipeline.training.progress import Outcome, TrainProgress
+from pipeline.training.source import BadSamples
+
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+_NAMED = 20
+_CURVES_SECONDS = 60.0
+log = logging.getLogger("fcnseg")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a training runs.
+
+    Attributes:
+        output: its directory; written by the first process alone.
+        group: of processes that train together.
+        device: "cpu", "cuda", "cuda:1".
+        stop: whether to stop after the step that is on.
+        on_progress: called after each line of metrics and each evaluation.
+    """
+
+    output: Store
+    group: Group
+    device: str
+    stop: Callable[[], bool]
+    on_progress: Callable[[TrainProgress], None] = lambda _: None
+
+
+class TrainingLoop:
+    """The work; `run` does it."""
+
+    def __init__(
+        self, prepared: PreparedTraining, around: Surroundings, bad: BadSamples | None = None
+    ) -> None:
+        self.prepared, self.around = prepared, around
+        self.config = prepared.config.train
+        self.recipe = prepared.config.recipe()
+        self.is_first = around.group.rank == 0
+        checkpoint = latest_checkpoint(around.output)
+        self.step = checkpoint.step if checkpoint else 0
+        self.cursor = checkpoint.cursor if checkpoint else Cursor()
+        self.stage = max(self.step - 1, 0) // prepared.stage_steps
+        self.learner = self._learner(checkpoint)
+        self.log = TrainLog(around.output, self.step, prepared.labels) if self.is_first else None
+        self.bad = bad or BadSamples(prepared.data.where, prepared.data.limits)
+        self.started, self.first = time.monotonic(), self.step
+
+    def run(self) -> Outcome:
+        """Train until the end, or until told to stop.
+
+        Raises:
+            TrainingError: the training diverged.
+            LabelError, LimitsError, InputError, ShardError: the data cannot be learnt from.
+            StoreError: a store fails; run again to resume.
+        """
+        try:
+            is_stopped = self._evaluate_if_due()
+            while not is_stopped and self.step < self.prepared.total_steps:
+                if self.step and self.step % self.prepared.stage_steps == 0:
+                    self._next_stage()
+                is_stopped = self._run_stage()
+        finally:
+            self._end_log()
+        is_finished = self.step == self.prepared.total_steps and not is_stopped
+        if is_finished and self.step == self.first and self.is_first:
+            self._write_weights(LAST, {})  # who died behind the last checkpoint may not have
+        return Outcome(self.step, is_finished, tuple(self.bad.failures.values()))
+
+    def _end_log(self) -> None:
+        """However it ends: what a diverging training told of itself is what one looks at."""
+        if self.log is not None:
+            self._end_line()
+            self.log.write()
+            self.log.write_curves()
+            self.log.close()
+
+    def _run_stage(self) -> bool:
+        """Until its end, or until told to stop: whether it was."""
+        around, config = self.around, self.config
+        samples = stream(self.prepared.data, config.seed, config.shuffle_samples, self.cursor)
+        share = Share(
+            self.recipe, self.prepared.preprocessing, config.seed, around.group.rank,
+            around.group.size, self.prepared.config.compute.loaders,
+        )  # fmt: skip
+        work = steps(self.prepared.data, samples, share, self.step + 1)
+        moment = time.monotonic()
+        with closing(samples), closing(work):
+            for step in work:
+                lesson = self._learn(step)
+                self._note(step, lesson, time.monotonic() - moment)
+                is_stopped = around.group.sum([float(around.stop())])[0] > 0
+                is_end = self.step % self.prepared.stage_steps == 0
+                is_mark = is_end or self.step % config.checkpoint_every == 0
+                if is_stopped or is_mark:
+                    self._save()
+                if not is_stopped and self._evaluate_if_due():
+                    is_stopped = True
+                    if not is_mark:
+                        self._save()
+                moment = time.monotonic()
+                if is_stopped or is_end:
+                    return is_stopped
+        raise AssertionError("a stream of steps has no end")
+
+    def _learn(self, step: Step) -> Lesson:
+        number = step.number - self.stage * self.prepared.stage_steps
+        try:
+            lesson = self.learner.learn(number, step.batches)
+        except TrainingError as error:
+            keys = ", ".join(step.keys[:_NAMED]) + (", …" if len(step.keys) > _NAMED else "")
+            where = f"training, step {step.number}, samples {keys}"
+            raise error.at(where) from error
+        self.step, self.cursor = step.number, step.cursor
+        for failure in step.failures:
+            self._warn_once(failure.location, failure.reason)
+            self.bad.add(failure)
+        self.bad.seen = max(self.bad.seen, step.number * self.recipe.batch_size)
+        self.bad.check()
+        return lesson
+
+    def _warn_once(self, location: str, reason: str) -> None:
+        if not any(failure.location == location for failure in self.bad.failures.values()):
+            log.warning("skipped %s: %s", location, reason)
+
+    def _note(self, step: Step, lesson: Lesson, seconds: float) -> None:
+        if self.log is None:
+            return
+        size = self.around.group.size
+        self.log.add_lesson(lesson, self.recipe.batch_size, step.pixels * size, seconds)
+        if self.log.waiting >= self.config.log_every:
+            self._end_line()
+
+    def _end_line(self) -> None:
+        assert self.log is not None
+        variant = self.prepared.config.variants()[self.stage]
+        line = self.log.end_line(self.step, variant=variant, epoch=self.cursor.epoch)
+        if line is not None:
+            self._tell(line)
+
+    def _tell(self, line: Mapping[str, Any]) -> None:
+        elapsed = time.monotonic() - self.started
+        done, left = self.step - self.first, self.prepared.total_steps - self.step
+        eta = elapsed / done * left if done else None
+        bad = len(self.bad.failures)
+        self.around.on_progress(TrainProgress(line, self.prepared.total_steps, eta, bad))
+
+    def _save(self) -> None:
+        """The log, the checkpoint, and the weights as they are: in this order."""
+        self.learner.check_is_finite(self.step)
+        if self.log is None:
+            return
+        self._end_line()
+        self.log.write()
+        model = self.learner.model
+        state = Checkpoint(
+            self.step, self.cursor, model.state_dict(), self.learner.optimizer_tensors()
+        )
+        write_checkpoint(self.around.output, state, self.config.keep_checkpoints)
+        self._write_weights(LAST, {})
+
+    def _write_weights(self, path: str, about: Mapping[str, Any]) -> None:
+        info = self._info(about)
+        self.around.output.write(path, save_weights(self.learner.model, info))
+
+    def _info(self, about: Mapping[str, Any]) -> WeightsInfo:
+        """What the weights say of themselves: neither time nor place."""
+        prepared = self.prepared
+        names = ("recipe", "variants", "init_sha256", "seed", "precision")
+        origin = {
+            "by": "fcnseg train",
+            "step": self.step,
+            **{name: prepared.parts[name] for name in names},
+            **about,
+        }
+        network = self.learner.model.architecture
+        return WeightsInfo(network, prepared.labels, prepared.preprocessing, origin)
+
+    def _evaluate_if_due(self) -> bool:
+        """Score the weights, unless that was done before: whether it was interrupted."""
+        prepared, step = self.prepared, self.step
+        is_due = step % self.config.eval_every == 0 or step % prepared.stage_steps == 0
+        if prepared.val is None or not step or not is_due:
+            return False
+        done = self.log is not None and any(e["step"] == step for e in self.log.evaluations())
+        if self.around.group.sum([float(done)])[0]:
+            return False
+        question = Question(self.config.eval_images, self.config.overlays)
+        # The very network that is trained, in its place; `learn` turns it back to training.
+        predictor = Predictor(self.learner.model, self._info({}), device=self.around.device)
+        answer = evaluate(predictor, prepared.val, question, self.around.group, self.around.stop)
+        if answer is None:
+            return True
+        for failure in answer.failures:
+            log.warning("not scored: %s: %s", failure.location, failure.reason)
+        for number, (_, picture) in enumerate(answer.pictures):
+            rank = self.around.group.rank + number * self.around.group.size
+            self.around.output.write(f"overlays/step-{step:08d}/{rank:02d}.jpg", picture)
+        if self.log is not None:
+            self._end_line()
+            variant = prepared.config.variants()[self.stage]
+            scores = answer.scores
+            line = self.log.add_evaluation(step, scores, variant=variant, images=answer.images)
+            self._keep_best(line)
+            self.log.write()
+            self.log.write_curves(_CURVES_SECONDS)
+            self._tell(line)
+        return False
+
+    def _keep_best(self, line: Mapping[str, Any]) -> None:
+        """Of this stage: a later one begins anew."""
+        assert self.log is not None
+        first = self.stage * self.prepared.stage_steps
+        earlier = [
+            _quality(other) for other in self.log.evaluations()
+            if first < other["step"] < line["step"]
+        ]  # fmt: skip
+        if _quality(line) > max(earlier, default=-1.0):
+            why = "the highest mean_iou on VAL of its stage up to its step"
+            self._write_weights(BEST, {"best": why, "val": line["evaluation"]})
+
+    def _next_stage(self) -> None:
+        """The network of the next stage, from the weights of this one."""
+        name = f"stage-{self.prepared.config.variants()[self.stage]}.safetensors"
+        if self.is_first:
+            self._write_weights(name, {})
+        old, info = self.learner.model, self._info({})
+        self.stage += 1
+        network = self.prepared.architecture(self.stage)
+        start = transplant(old, info, network, self.prepared.labels, name)
+        self.learner = self._teach(start.model)
+
+    def _learner(self, checkpoint: Checkpoint | None) -> Learner:
+        network = self.prepared.architecture(self.stage)
+        if checkpoint is None:
+            return self._teach(self._first_model())
+        where = f"checkpoint of step {checkpoint.step}"
+        learner = self._teach(build(network, checkpoint.model, where))
+        learner.load_optimizer(checkpoint.optimizer, where)
+        return learner
+
+    def _first_model(self) -> FCN:
+        network, init = self.prepared.architecture(0), self.prepared.init
+        if init is None:
+            return from_nothing(network, self.config.seed)
+        start = transplant(init.load(), init.info, network, self.prepared.labels, init.where)
+        if self.is_first:
+            log.warning("%s", describe_start(init, start.copied, start.extended, start.fresh))
+        return start.model
+
+    def _teach(self, model: FCN) -> Learner:
+        course = Course(
+            self.recipe, self.prepared.stage_steps, self.config.seed, self.config.precision
+        )
+        return Learner(model, course, self.around.device, self.around.group)
+
+
+def _quality(line: Mapping[str, Any]) -> float:
+    found = line["evaluation"]["mean_iou"]
+    return -1.0 if found is None else float(found)
+
+
+def describe_start(
+    init: WeightsFile, copied: tuple[str, ...], extended: tuple[str, ...], fresh: tuple[str, ...]
+) -> str:
+    """What of the initial weights is used, in a line."""
+    parts = [f"{len(copied)} layers copied"]
+    if extended:
+        parts.append(f"classes added to {', '.join(extended)}")
+    if fresh:
+        parts.append(f"new: {', '.join(fresh)}")
+    return f"{init.where}: {'; '.join(parts)}"
+
+
+def device_of(wanted: str) -> str:
+    """The device that `auto` means here."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,239 @@
+"""From the configuration of a training to things that exist, and whose directory it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fcn_core.architecture import Architecture
+from fcn_core.checkpoint import WeightsFile
+from fcn_core.labels import LabelSet
+from fcn_core.preprocessing import CENTRED_RGB, PREPROCESSINGS, Preprocessing
+from pipeline.bookkeeping.identity import PATH as RUN_PATH
+from pipeline.config import InputConfig
+from pipeline.errors import ConfigError, MissingError, OutputError
+from pipeline.prepare import load_weights, read_label_set, refuse_overlap
+from pipeline.store import Store
+from pipeline.training.config import SCRATCH, TrainConfig
+from pipeline.training.source import Source, list_source
+
+PATH = "_train.json"
+FORMAT = 1
+CHECKPOINTS = "checkpoints"
+log = logging.getLogger("fcnseg")
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """A training whose every part has been found and checked, before anything is written.
+
+    Attributes:
+        config: as given.
+        output: its directory.
+        labels: the classes.
+        data: what is learnt from.
+        val: what is scored, if anything.
+        init: the weights that it starts from, if any.
+        preprocessing: goes into the weights.
+        parts: all that decides the weights, JSON-able.
+    """
+
+    config: TrainConfig
+    output: Store
+    labels: LabelSet
+    data: Source
+    val: Source | None
+    init: WeightsFile | None
+    preprocessing: Preprocessing
+    parts: Mapping[str, Any]
+
+    def architecture(self, stage: int) -> Architecture:
+        """The network of a stage."""
+        return _architecture(self.config, stage, self.labels)
+
+    @property
+    def stages(self) -> int:
+        """How many there are."""
+        return len(self.config.variants())
+
+    @property
+    def stage_steps(self) -> int:
+        """Steps of each stage."""
+        return self.config.recipe().max_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Of all stages."""
+        return self.stages * self.stage_steps
+
+
+def prepare_training(config: TrainConfig) -> PreparedTraining:
+    """Find everything a training needs. Lists the inputs; writes nothing.
+
+    Raises:
+        ConfigError, LabelSetError: no label set, or places that overlap.
+        WeightsError: the initial weights are none, or cannot start this network.
+        InputError: nothing to learn from.
+        StoreError: a store cannot be read.
+    """
+    init = None
+    if config.model.init != SCRATCH:
+        init = load_weights(config.model.init, config.input.store)
+    labels = _labels(config.input, init)
+    output = Store(config.output.url, config.output.store)
+    sources = {"input": config.input, "val": config.val}
+    for source in sources.values():
+        if source is not None:
+            refuse_overlap(Store(source.url, source.store), output)
+    data = list_source(config.input, labels, config.limits)
+    val = None
+    if config.val is not None:
+        val = list_source(config.val, _val_labels(config.val, labels), config.limits)
+    _architecture(config, 0, labels)
+    _advise(config, init)
+    preprocessing = _preprocessing(config.model.preprocessing, init)
+    parts = {
+        "recipe": asdict(config.recipe()),
+        "variants": list(config.variants()),
+        "width": config.model.width,
+        "upsampling": config.model.upsampling,
+        "init_sha256": init.sha256 if init else None,
+        "preprocessing": preprocessing.to_dict(),
+        "labels": labels.to_dict(),
+        **{name: getattr(config.train, name)
+           for name in ("seed", "precision", "shuffle_samples", "eval_every", "eval_images")},
+        "chunks": [config.limits.chunk_images, config.limits.chunk_bytes],
+        "input": data.digest,
+        "val": val.digest if val else None,
+    }  # fmt: skip
+    # Through JSON, so that what is compared later is what was written.
+    parts = json.loads(json.dumps(parts))
+    return PreparedTraining(config, output, labels, data, val, init, preprocessing, parts)
+
+
+def _architecture(config: TrainConfig, stage: int, labels: LabelSet) -> Architecture:
+    network = Architecture(
+        config.variants()[stage],
+        labels.num_classes,
+        config.model.width,
+        upsampling=config.model.upsampling,
+    )
+    if network.input_channels != 3:
+        raise ConfigError(
+            "--variant", f"{network.variant}, of {network.input_channels} channels",
+            "a network for RGB pictures, which is all that an input holds", "Choose another.",
+        )  # fmt: skip
+    return network
+
+
+def _labels(config: InputConfig, init: WeightsFile | None) -> LabelSet:
+    if config.label_set is not None:
+        return read_label_set(config.label_set, config.store)
+    if init is None:
+        raise ConfigError(
+            "--label-set", "nothing", "what the values of the labels mean",
+            "Name it: --label-set voc, or a YAML file (docs/label-sets.md).",
+        )  # fmt: skip
+    return init.info.labels
+
+
+def _val_labels(config: InputConfig, labels: LabelSet) -> LabelSet:
+    own = labels if config.label_set is None else read_label_set(config.label_set, config.store)
+    if own.classes != labels.classes:
+        raise ConfigError(
+            "val.label_set", f"classes {', '.join(own.classes)}",
+            f"those of the training: {', '.join(labels.classes)}", "Name a set of these classes.",
+        )  # fmt: skip
+    return own
+
+
+def _preprocessing(name: str | None, init: WeightsFile | None) -> Preprocessing:
+    if name is None:
+        return init.info.preprocessing if init else CENTRED_RGB
+    return CENTRED_RGB if name == "centred" else PREPROCESSINGS[name]
+
+
+def _advise(config: TrainConfig, init: WeightsFile | None) -> None:
+    """What often goes wrong with the authors' recipes, said before it does."""
+    recipe, variant = config.recipe(), config.variants()[0]
+    if recipe.loss != "sum" or config.train.learning_rate is not None:
+        return
+    if init is None:
+        log.warning(
+            "recipe %s is made for weights that know ImageNet (fcnseg weights convert --from "
+            "vgg-caffe-pth); from scratch its rates learn next to nothing: --recipe modern does",
+            recipe.name,
+        )
+    elif variant in recipe.stage_rates and init.info.is_initialisation:
+        log.warning(
+            "recipe %s trains %s as a later stage, at a rate of %g: from VGG-16 take --stages "
+            "32s,16s,8s, or --variant fcn8s-atonce",
+            recipe.name,
+            variant,
+            recipe.stage_rates[variant],
+        )
+
+
+def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
+    """Refuse a directory that belongs to something else. Writes nothing.
+
+    One without a checkpoint belongs to nobody.
+
+    Raises:
+        OutputError: naming the first difference.
+    """
+    if _read(output, RUN_PATH) is not None:
+        raise OutputError(
+            output.location(RUN_PATH), "the output of fcnseg run", "a directory of its own",
+            "Choose another --output.",
+        )  # fmt: skip
+    data = _read(output, PATH)
+    if data is None or not output.objects(CHECKPOINTS):
+        return
+    where = output.location(PATH)
+    try:
+        document = json.loads(data)
+        theirs, form = dict(document["parts"]), document["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            where, f"unreadable ({error})", "the _train.json of a training",
+            "Use a new directory.",
+        ) from error  # fmt: skip
+    if form != FORMAT:
+        raise OutputError(where, f"format {form}", f"format {FORMAT}", "Use a new directory.")
+    for name, value in mine.items():
+        if theirs.get(name) != value:
+            raise OutputError(
+                where, f"a training with {name} {_short(theirs.get(name))}",
+                f"{name} {_short(value)}, as it was asked for now",
+                "Use a new --output (--init can start from the weights of this one), or the "
+                "settings and data of this one to resume it.",
+            )  # fmt: skip
+
+
+def claim_directory(output: Store, mine: Mapping[str, Any]) -> None:
+    """Make a directory ours. Only the holder of the lease may call this.
+
+    Raises:
+        OutputError: see `check_directory`.
+    """
+    check_directory(output, mine)
+    document = {"format": FORMAT, "parts": dict(mine)}
+    data = json.dumps(document, indent=1, sort_keys=True).encode()
+    if _read(output, PATH) != data:
+        output.write(PATH, data)
+
+
+def _read(output: Store, path: str) -> bytes | None:
+    try:
+        return output.read(path)
+    except MissingError:
+        return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,1 @@
+"""Processes that hold a network and may be killed by a picture."""
