@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass, replace
 
@@ -213,11 +212,7 @@ def refuse_overlap(images: Store, output: Store) -> None:
     Raises:
         ConfigError: naming both.
     """
-    source, target = (
-        f"{os.path.realpath(store.url) if store.is_local else store.url}/"
-        for store in (images, output)
-    )
-    if source.startswith(target) or target.startswith(source):
+    if images.overlaps(output):
         raise ConfigError(
             output.url,
             f"OUTPUT and INPUT ({images.url}) lie inside one another",

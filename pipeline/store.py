@@ -83,6 +83,14 @@ class Store:
         """Whether objects are files of this machine."""
         return bool(get_protocol(self.url) == "file")
 
+    def overlaps(self, other: Store) -> bool:
+        """Whether one of the two places lies within the other (links followed), or is it."""
+        here, there = (
+            f"{os.path.realpath(store.url) if store.is_local else store.url}/"
+            for store in (self, other)
+        )
+        return here.startswith(there) or there.startswith(here)
+
     def location(self, path: str) -> str:
         """The full address of an object, for people; without credentials."""
         return masked(f"{self.url}/{path}" if path else self.url)

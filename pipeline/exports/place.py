@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -98,11 +97,7 @@ def refuse_overlap(dest: Store, other: Store, what: str) -> None:
     Raises:
         ConfigError: they overlap.
     """
-    here, there = (
-        f"{os.path.realpath(store.url) if store.is_local else store.url}/"
-        for store in (dest, other)
-    )
-    if here.startswith(there) or there.startswith(here):
+    if dest.overlaps(other):
         raise ConfigError(
             dest.url,
             f"DEST and {what} ({other.location('')}) lie inside one another",
