@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from typing import Any, NoReturn
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -41,6 +42,12 @@ class _Commands(TyperGroup):
             raise
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        console.out.print(f"fcnseg {version('fcn-pipeline')}", markup=False)
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=_Commands,
     help="Label image datasets with FCN-8s: exactly once, resumable, on a laptop or a Ray cluster.",
@@ -51,6 +58,17 @@ app = typer.Typer(
 )
 _LABEL = (demo, shard, plan, run, submit, predict, evaluate, train)
 _LOOK = (status, report, history, verify, failed, gc, export, doctor)
+
+
+@app.callback()
+def _main(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show it, exit."),
+    ] = False,
+) -> None: ...
+
+
 for command in (*_LABEL, *_LOOK):
     app.command()(command)
 app.add_typer(cli_weights.app, name="weights")

@@ -38,7 +38,8 @@ class RunResult:
         committed: shards of the input that are done.
         done_now: shards committed by this run.
         failed: shards that this run could not finish, with reasons.
-        over_limit: whether the run's bad-fraction limit was exceeded.
+        bad, seen: images that could not be labelled, of all; those of failed shards included.
+        over_limit: whether `bad` of `seen` exceed the run's bad-fraction limit.
         vanished, vanished_names, unpacked: see `Plan`.
         passed_over: see `Listing`.
         empty: shards committed by this run that hold no sample.
@@ -57,6 +58,8 @@ class RunResult:
     committed: int
     done_now: int
     failed: tuple[ShardFailure, ...]
+    bad: int
+    seen: int
     over_limit: bool
     vanished: int
     passed_over: tuple[str, ...]

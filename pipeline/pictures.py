@@ -52,7 +52,9 @@ def find_pictures(asked: Sequence[str], output: Store) -> list[Picture]:
         if not pictures:
             raise InputError(
                 one,
-                "no pictures",
+                f"no pictures but those below --output {output.location('')}"
+                if _holds_results(one, output)
+                else "no pictures",
                 "a file, or a folder or glob of jpg, jpeg, png or webp files",
                 "Check the address; names beginning with '_' or '.' are not looked at in folders.",
             )
@@ -113,6 +115,10 @@ def _split(pattern: str) -> tuple[str, str]:
 
 def _is_no_result(address: str, output: Store) -> bool:
     return not address_of(address).startswith(f"{output.location('').rstrip('/')}/")
+
+
+def _holds_results(folder: str, output: Store) -> bool:
+    return not _MAGIC.search(folder) and output.overlaps(Store(folder))
 
 
 def address_of(picture: str) -> str:

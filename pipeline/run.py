@@ -212,6 +212,8 @@ def _result(prepared: Prepared, todo: Plan, collector: Collector, ending: Ending
         committed=todo.done + collector.committed,
         done_now=collector.committed,
         failed=tuple(collector.failed[shard] for shard in sorted(collector.failed)),
+        bad=bad,
+        seen=total,
         over_limit=is_over(bad, total, prepared.config.limits.max_bad_fraction),
         vanished=todo.vanished,
         vanished_names=todo.vanished_names,

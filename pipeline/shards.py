@@ -40,7 +40,8 @@ class Listing:
         images: of a folder of images, by path.
         labels: of a folder of images: label objects by key.
         image_root: "images" for a folder that holds `images/` and `labels/`, else "".
-        passed_over: objects that are no part of the input: "3 .tif", most frequent first.
+        passed_over: objects that are no part of the input: "3 .tif", most frequent first, then
+            those with hidden names: "2 named _…".
         split: which of the images a dataset's split names; "" for all there are.
     """
 
@@ -66,8 +67,8 @@ def list_input(source: Store, labels: Store | None) -> Listing:
         InputError: nothing to label, several kinds in one place, or colliding shard ids.
         StoreError: the input cannot be listed.
     """
-    found = _Found()
-    for info in _visible(source):
+    found, hidden = _Found(), Counter[str]()
+    for info in _visible(source, hidden):
         found.add(info)
     kind = _only_kind(source.url, found.kinds(), found.suffixes)
     taken = IMAGE_SUFFIXES if kind == "folder" else (f".{kind}",)
@@ -75,7 +76,7 @@ def list_input(source: Store, labels: Store | None) -> Listing:
         f"{count} {suffix or 'without extension'}"
         for suffix, count in found.suffixes.most_common()
         if suffix not in taken
-    )
+    ) + tuple(f"{count} named {first}…" for first, count in hidden.most_common())
     if kind == "folder":
         return replace(_folder(source, labels, found.images), passed_over=passed_over)
     if labels is not None:
@@ -179,9 +180,13 @@ def split_suffix(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _visible(source: Store) -> Iterator[ObjectInfo]:
+def _visible(source: Store, hidden: Counter[str] | None = None) -> Iterator[ObjectInfo]:
+    """Objects that may be data; the others are counted by the character that hides them."""
     for info in source.listing():
         if not is_visible(info.path):
+            if hidden is not None:
+                parts = info.path.split("/")
+                hidden[next(part[0] for part in parts if part.startswith(("_", ".")))] += 1
             continue
         if not is_text(info.path):
             name = info.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -58,6 +58,10 @@ class Store:
     _guard: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not self.url:
+            raise ConfigError(
+                "an address", "nothing", "a path or URL", "If it is from a variable, that is empty."
+            )
         protocol = get_protocol(self.url)
         if protocol in ("file", "local"):
             path = self.url.removeprefix(f"{protocol}://")

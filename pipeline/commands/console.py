@@ -263,8 +263,8 @@ def _print_outcome(result: RunResult) -> None:
         err.print("interrupted: run the same command again to resume", markup=False)
     if result.over_limit:
         err.print(
-            f"limits exceeded: {result.failures} of {result.images + result.failures} committed "
-            "images are quarantined (limits.max_bad_fraction); fcnseg failed lists them",
+            f"limits exceeded: {result.bad} of {result.seen} images could not be labelled "
+            "(limits.max_bad_fraction); fcnseg failed lists them",
             markup=False,
         )
 

@@ -185,6 +185,7 @@ def failed(
         console.out.print(f"failed: {reason}", markup=False)
     console.err.print(
         f"{count} images quarantined, {len(shards)} shards failed"
+        + (", whose bad images are listed too" if shards and images else "")
         + (f"; the first {limit} images are listed (--limit)" if len(images) == limit else ""),
         markup=False,
     )

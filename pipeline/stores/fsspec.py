@@ -37,7 +37,10 @@ class FsspecObjects:
 
         def find() -> dict[str, Any]:
             try:
-                return dict(self.fs.find(base, detail=True))
+                below = dict(self.fs.find(base, detail=True))
+                if not below:  # a walk passes over errors: no connection is no empty folder
+                    self.fs.ls(base)
+                return below
             except FileNotFoundError:
                 return {}
 

@@ -168,7 +168,7 @@ def test_run_over_its_limit_exits_4_with_every_shard_committed(
         (shards / f"s{shard}.tar").write_bytes(world.tar(members))
     out = tmp_path / "out"
     code, _, stderr = fcnseg("run", shards, out, "--weights", weights)
-    assert code == 4 and "limits exceeded" in stderr
+    assert code == 4 and "limits exceeded: 3 of 15 images could not be labelled" in stderr
     assert len(list((out / "_commits").iterdir())) == 3
     relaxed = ("--set", "limits.max_bad_fraction=0.5")
     assert fcnseg("run", shards, out, "--weights", weights, *relaxed)[0] == 3
@@ -388,8 +388,30 @@ def test_files_that_nobody_looks_at_are_counted(
 ) -> None:
     (shards / "notes.txt").write_text("x")
     (shards / "old.tif").write_bytes(b"x")
+    for name in ("_one.tar", "_two.tar", ".hidden.jpg"):
+        (shards / name).write_bytes(b"x")
     _, _, stderr = fcnseg("run", shards, tmp_path / "out", "--weights", weights)
     assert "passed over: 1 .txt, 1 .tif" in stderr or "1 .tif, 1 .txt" in stderr
+    assert "2 named _…, 1 named .…" in stderr
+
+
+@pytest.mark.parametrize("empty", ["input", "output"])
+def test_an_empty_address_is_not_this_folder(
+    empty: str, shards: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
+) -> None:
+    places = ("", tmp_path / "out") if empty == "input" else (shards, "")
+    code, _, stderr = fcnseg("run", *places, "--weights", weights)
+    assert code == 2 and "an address: nothing; a path or URL" in stderr
+
+
+def test_a_server_that_nobody_runs_is_no_empty_folder(
+    weights: Path, tmp_path: Path, fcnseg: Fcnseg
+) -> None:
+    quick = ("--set", "input.store.attempts=1")
+    code, _, stderr = fcnseg(
+        "run", "http://127.0.0.1:9/x", tmp_path / "out", "--weights", weights, *quick
+    )
+    assert code == 1 and "127.0.0.1" in stderr and "no such prefix" not in stderr
 
 
 def test_packing_never_overwrites_other_shards(tmp_path: Path, fcnseg: Fcnseg) -> None:

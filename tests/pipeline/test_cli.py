@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,11 @@ Fcnseg = Callable[..., tuple[int, str, str]]
 def labelled(shards: Path, weights: Path, tmp_path: Path) -> Path:
     run(world.config(shards, tmp_path / "out", weights))
     return tmp_path / "out"
+
+
+def test_the_version_is_that_of_the_package(fcnseg: Fcnseg) -> None:
+    code, stdout, _ = fcnseg("--version")
+    assert (code, stdout) == (0, f"fcnseg {version('fcn-pipeline')}\n")
 
 
 def test_plan_says_what_is_there_and_writes_nothing(

@@ -61,7 +61,7 @@ def test_the_command_lists_images_and_failed_shards(output: Store, fcnseg) -> No
     assert code == 0 and lines[0].split("\t") == ["shard", "key", "error", "reason", "location"]
     assert [line.split("\t")[1] for line in lines[1:4]] == ["b [red]é", "x/bad 1", "~"]
     assert lines[4].startswith("failed: ") and "s2.tar" in lines[4] and len(lines) == 5
-    assert stderr == "3 images quarantined, 1 shards failed\n"
+    assert stderr == ("3 images quarantined, 1 shards failed, whose bad images are listed too\n")
     code, stdout, stderr = fcnseg("failed", output.url, "--limit", 2)
     assert len(stdout.splitlines()) == 4 and "the first 2 images are listed" in stderr
     code, stdout, _ = fcnseg("failed", output.url, "--json", "--limit", 1)

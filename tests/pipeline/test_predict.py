@@ -88,6 +88,8 @@ def test_nothing_and_shared_names_are_said(photos: Path, tmp_path: Path) -> None
     for nothing in (tmp_path / "empty", photos / "*.gif"):
         with pytest.raises(InputError, match="no pictures"):
             names(nothing)
+    with pytest.raises(InputError, match="no pictures but those below --output"):
+        names(photos / "sub", output=photos)
     with pytest.raises(InputError, match="has the same name"):
         names(photos / "a.jpg", photos / "sub/a.jpg")
 
