@@ -123,7 +123,7 @@ def _not_connected(address: str, error: Exception) -> ClusterError:
             where,
             found,
             "an embedded Ray",
-            "Try again; on a busy machine RAY_raylet_start_wait_time_s=180 gives it the time.",
+            "Try again: Ray gives its own processes 30 s to start, which a busy machine may not do.",
         )
     return ClusterError(
         where,

@@ -39,7 +39,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("address", "hint"),
-    [(None, "RAY_raylet_start_wait_time_s"), ("10.0.0.1:6379", "Check --address")],
+    [(None, "Try again"), ("10.0.0.1:6379", "Check --address")],
 )
 def test_a_ray_that_does_not_start_is_one_line(
     monkeypatch: pytest.MonkeyPatch, address: str | None, hint: str
