@@ -123,7 +123,7 @@ def _not_connected(address: str, error: Exception) -> ClusterError:
             where,
             found,
             "an embedded Ray",
-            "Try again: Ray gives its own processes 30 s to start, which a busy machine may not do.",
+            "Try again: Ray gives its processes 30 s to start; a busy machine may need longer.",
         )
     return ClusterError(
         where,
