@@ -15,10 +15,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any, ClassVar
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -332,42 +330,6 @@ def test_a_job_over_its_hours_is_stopped(plant: Plant) -> None:
     assert state["name"] == "Failed" and "stopped; run again to resume" in state["message"]
     [job] = until("the job is over", lambda: _over(plant.jobs("hours")))
     assert job.status.value == "STOPPED"
-
-
-class _Ear(BaseHTTPRequestHandler):
-    """A webhook that keeps what it hears."""
-
-    heard: ClassVar[list[str]] = []
-
-    def do_POST(self) -> None:
-        self.heard.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Nothing on stderr."""
-
-
-_BLOCK = """
-from prefect.blocks.notifications import CustomWebhookNotificationBlock
-words = {"text": "{{subject}} {{body}}"}
-CustomWebhookNotificationBlock(name="ear", url="URL", json_data=words).save("ear", overwrite=True)
-"""
-
-
-def test_somebody_is_told_of_a_run_that_failed(plant: Plant) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Ear) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        code = _BLOCK.replace("URL", f"http://127.0.0.1:{server.server_port}/")
-        words = [sys.executable, "-c", code]
-        subprocess.run(words, env=plant.site.environment, check=True, timeout=300)
-        _automations(plant, "--notify", "custom-webhook/ear")
-        run = plant.site.run("on-demand", plant.config("told", model={"weights": "nothing"}))
-        state = plant.site.ended(run)
-        assert state["name"] == "Failed" and "\n" not in state["message"]
-        [heard] = until("it is told", lambda: [told for told in _Ear.heard if run in told])
-        assert "label-dataset: Failed" in heard and state["message"] in heard
-        server.shutdown()
 
 
 def test_three_nights_and_one_without_new_shards(plant: Plant) -> None:
