@@ -101,7 +101,7 @@ def _ending(state: State[Any], config: RunConfig) -> Ending:
         return found
     if state.name == "TimedOut":
         return Ending(
-            143, f"not done after {config.limits.max_hours} h: stopped; run again to resume"
+            143, f"not done after {config.limits.max_hours:g} h: stopped; run again to resume"
         )
     return Ending(1, one_line(state.message))
 
