@@ -37,7 +37,7 @@ class Relay:
         self.logger = get_run_logger()
         self._artifact: UUID | None = None
         self._progress_told = -SECONDS
-        self._last = (-1, -1, -1)
+        self._last = ""
         self._lines: deque[str] = deque(maxlen=LINES)
         self._left_out = 0
         self._lines_told = time.monotonic()
@@ -45,19 +45,22 @@ class Relay:
 
     def progress(self, progress: Progress) -> None:
         """A line in the log and the bar on the flow run's page, if it is time or at the end."""
-        now = time.monotonic()
-        is_end = progress.shards_done == progress.shards_pending
-        news = (progress.shards_done, progress.images, progress.failures)
-        if news == self._last or (now - self._progress_told < SECONDS and not is_end):
-            return
-        self._last = news
-        self._progress_told = now
         told = (
             f"{progress.shards_done} of {progress.shards_pending} shards, "
             f"{progress.images} images, {progress.failures} quarantined"
         )
+        self.step(progress.shards_done, progress.shards_pending, told)
+
+    def step(self, done: int, of: int, told: str, *, at_once: bool = False) -> None:
+        """The same for any work of so many steps; the end, and what is to be told at once, is."""
+        now = time.monotonic()
+        is_due = at_once or done == of or now - self._progress_told >= SECONDS
+        if told == self._last or not is_due:
+            return
+        self._last = told
+        self._progress_told = now
         self.logger.info(told)
-        self._bar(100.0 * progress.shards_done / max(1, progress.shards_pending), told)
+        self._bar(100.0 * done / max(1, of), told)
 
     def done(self) -> None:
         """The work is done: whoever follows a job from outside never sees the last of it."""

@@ -7,45 +7,62 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from fcn_core.errors import FcnError
+from flows.publish import artifact_key, plain
+from flows.relay import Relay, quietly
+from flows.states import one_line
 from pipeline.commands.train import describe
+from pipeline.reporting.page import shown
 from pipeline.training.config import TrainConfig
 from pipeline.training.progress import TrainProgress, TrainResult
 
 
 @task(name="train", cache_policy=NO_CACHE, persist_result=False)
 def train_network(config: TrainConfig) -> TrainResult:
-    """Train in this process, or with Ray's workers, relaying every line of the log."""
+    """Train in this process, or with Ray's workers; progress and scores are passed on."""
     # torch, which serving a flow does not need
     from pipeline.train import train
 
-    logger = get_run_logger()
+    relay = Relay(artifact_key("train-progress", config.output.url))
 
-    def relay(progress: TrainProgress) -> None:
-        logger.info("%s", describe(progress))
+    def tell(progress: TrainProgress) -> None:
+        has_scores = "evaluation" in progress.line
+        step, of = progress.line["step"], progress.total_steps
+        relay.step(step, of, describe(progress), at_once=has_scores)
 
-    return train(config, relay)
+    return train(config, tell)
 
 
 @task(name="publish", cache_policy=NO_CACHE, persist_result=False)
-def publish(result: TrainResult) -> None:
-    """The best scores as artifacts: a table of classes and a summary in words."""
+def publish(result: TrainResult, series: str) -> None:
+    """The best scores as artifacts: a table of classes and a summary in words.
+
+    Args:
+        result: of the training.
+        series: what all runs on one directory share.
+    """
     if result.best is not None:
         iou = result.best["evaluation"]["iou"]
         rows = [{"class": n, "IU": v} for n, v in zip(result.classes, iou, strict=True)]
         mean = {"class": "mean IU", "IU": result.best["evaluation"]["mean_iou"]}
-        create_table_artifact(
+        quietly(
+            create_table_artifact,
             table=[*rows, mean],
-            key="fcnseg-train-class-iou",
-            description=f"IU per class on VAL of {result.output}",
+            key=artifact_key("train-classes", series),
+            description=f"IU per class on VAL of {plain(shown(result.output))}",
         )
-    create_markdown_artifact(markdown=summary(result), key="fcnseg-train-summary")
+    quietly(
+        create_markdown_artifact,
+        markdown=summary(result),
+        key=artifact_key("train-summary", series),
+        description=f"What this training did: {plain(shown(result.output))}",
+    )
 
 
 @flow(name="train-network", persist_result=False)
@@ -54,8 +71,8 @@ def train_dataset(config: TrainConfig) -> State[Any]:
     try:
         result = train_network(config)
     except FcnError as error:
-        return Failed(message=str(error))
-    publish(result)
+        return Failed(message=one_line(error))
+    publish(result, config.output.url)
     return Completed(message=message(result))
 
 

@@ -101,7 +101,7 @@ def _ending(state: State[Any], config: RunConfig) -> Ending:
         return found
     if state.name == "TimedOut":
         return Ending(
-            143, f"not done after {config.limits.max_hours} h: stopped; run again to resume"
+            143, f"not done after {config.limits.max_hours:g} h: stopped; run again to resume"
         )
     return Ending(1, one_line(state.message))
 
@@ -200,8 +200,9 @@ def _stop(address: str, job: Submitted) -> None:
 
 
 def stop_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Stop the job of a flow run that was cancelled or has crashed.
+    """Stop the job of a flow run that was cancelled or has crashed, and no other one.
 
+    A run that waits for a job of another configuration on its output has none of its own.
     Prefect calls this, by these names: in the worker, after the flow run's process is gone, and
     after a crash in that process itself, which has decided already.
     """
@@ -213,8 +214,8 @@ def stop_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None
     if address is None:
         return
     from pipeline.cluster.ray_follow import stop
-    from pipeline.ray_submit import running_job
+    from pipeline.ray_submit import job_of
 
-    job = running_job(config.output.url, address)
+    job = job_of(config, address)
     if job is not None:
         stop(address, job.submission_id)

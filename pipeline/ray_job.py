@@ -84,7 +84,7 @@ def connected(address: str | None) -> Iterator[None]:
     """A Ray to work on: the caller's, the surrounding job's, the one at the address, or a new one.
 
     Raises:
-        StoreError: it cannot be reached.
+        ClusterError: it cannot be reached, or does not start.
     """
     if ray.is_initialized():  # the caller's Ray (a test session, a notebook): left as it is
         yield
@@ -108,17 +108,29 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         with own_sigterm_handler():  # Ray's would skip the release of the lease
             ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ClusterError(
-            f"ray {address or 'local'}",
-            f"{error}",
-            "a reachable Ray cluster of the same versions",
-            "Check --address (and RAY_AUTH_TOKEN for a cluster with tokens).",
-        ) from error
+    except Exception as error:  # a bare one where a node does not start in time
+        raise _not_connected(options["address"], error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _not_connected(address: str, error: Exception) -> ClusterError:
+    where, found = f"ray {address}", " ".join(str(error).split())
+    if address == "local":
+        return ClusterError(
+            where,
+            found,
+            "an embedded Ray",
+            "Try again: Ray gives its processes 30 s to start; a busy machine may need longer.",
+        )
+    return ClusterError(
+        where,
+        found,
+        "a reachable Ray cluster of the same versions",
+        "Check --address (and RAY_AUTH_TOKEN for a cluster with tokens).",
+    )
 
 
 def _dataset(job: Job, weights: Any, shards: Sequence[Shard]) -> Any:

@@ -133,6 +133,21 @@ def running_job(output: str, address: str | None = None) -> Submitted | None:
     return _submitted(jobs, running[-1], output, attached=True) if running else None
 
 
+def job_of(config: RunConfig, address: str | None = None) -> Submitted | None:
+    """The job of this cluster that does this very run: one that `submit_or_attach` attaches to.
+
+    Raises:
+        ConfigError: the configuration holds a secret.
+        ClusterError: see `Jobs`.
+    """
+    tree = travelling(config)
+    jobs, output = Jobs(address), str(tree["output"]["url"])
+    running = [job for job in _of_output(jobs.all(), output) if job.status.value in _RUNNING]
+    if not running or _difference(running[-1], tree) is not None:
+        return None
+    return _submitted(jobs, running[-1], output, attached=True)
+
+
 def entrypoint(config: RunConfig, python: str = "python") -> str:
     """The driver's command line, for a shell: what a person could have typed.
 
@@ -216,18 +231,27 @@ def _submitted(jobs: Jobs, job: JobDetails, output: str, *, attached: bool) -> S
 
 
 def _check_same(job: JobDetails, tree: Mapping[str, Any], jobs: Jobs) -> None:
+    difference = _difference(job, tree)
+    if difference is not None:
+        name, *values = difference
+        then, now = map(_short, values)
+        raise LeaseError(
+            str(tree["output"]["url"]),
+            f"job {job.submission_id} works on it with {name} = {then}",
+            f"the same configuration, to attach to it; here {name} = {now}",
+            f"Wait for it ({jobs.page(job.submission_id or '')}), or stop it: the same command "
+            "with --stop.",
+        )
+
+
+def _difference(job: JobDetails, tree: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """(a field, its value in the job, in the tree) of the first one that differs."""
     theirs = dict(_flat(json.loads((job.metadata or {}).get(CONFIG_KEY) or "{}")))
     mine = dict(_flat(json.loads(_canonical(tree))))
     for name in sorted({*theirs, *mine}):
         if theirs.get(name) != mine.get(name):
-            then, now = (_short(values.get(name)) for values in (theirs, mine))
-            raise LeaseError(
-                str(tree["output"]["url"]),
-                f"job {job.submission_id} works on it with {name} = {then}",
-                f"the same configuration, to attach to it; here {name} = {now}",
-                f"Wait for it ({jobs.page(job.submission_id or '')}), or stop it: the same command "
-                "with --stop.",
-            )
+            return name, theirs.get(name), mine.get(name)
+    return None
 
 
 def _runtime_env(options: JobOptions) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import yaml
 
 from flows.label import label_dataset
 from flows.serve import deployments, main
+from flows.train import train_dataset
 from pipeline.config import RunConfig, load_config
 from tests.flows.site import ROOT
 
@@ -26,6 +27,22 @@ def test_a_deployment_starts_our_flow_with_a_configuration_of_ours(name: str) ->
     assert config.input.url == "FCNSEG_INPUT" and config.output.url == "FCNSEG_OUTPUT"
     assert config.compute.ray_address == "FCNSEG_RAY"
     assert found["enforce_parameter_schema"] is True
+
+
+@pytest.mark.parametrize("flow", [label_dataset, train_dataset])
+def test_every_field_of_the_form_says_what_it_is_and_holds_its_default(flow: Any) -> None:
+    schema = flow.parameters.model_dump()
+    assert list(schema["properties"]) == ["config"]
+    fields = 0
+    for section in schema["definitions"].values():
+        assert section["additionalProperties"] is False
+        for name, field in section["properties"].items():
+            # A section's own description stands with the section.
+            assert field.get("description") or "$ref" in field, name
+            assert "default" in field or name in section["required"], name
+            fields += 1
+        assert section["description"]
+    assert fields > 40
 
 
 def test_one_night_at_a_time() -> None:

@@ -294,6 +294,45 @@ def test_a_server_that_is_away_for_a_minute_is_not_missed(plant: Plant, tmp_path
     assert plant.tree("away") == plant.undisturbed("away", tmp_path)
 
 
+def test_two_at_once_and_a_killed_flow_end_no_job_but_their_own(
+    plant: Plant, tmp_path: Path
+) -> None:
+    config = plant.slow("twice")
+    first = plant.site.run("nightly", config)
+    plant.paused("twice")
+    second = plant.site.ended(plant.site.run("nightly", config))
+    assert (second["name"], "limit reached" in second["message"]) == ("Cancelled", True)
+    # Another configuration on the same output waits; who cancels that run cancels only that.
+    other = {**config, "compute": {**config["compute"], "workers": 2}}
+    third = plant.site.run("on-demand", other)
+    until("it waits", lambda: "works on it with compute.workers" in plant.site.messages(third))
+    plant.site.prefect("flow-run", "cancel", third)
+    assert plant.site.ended(third)["name"] == "Cancelled"
+    [job] = plant.jobs("twice")
+    assert job.status.value == "RUNNING"
+    # The flow's process is killed and its worker lives: that is no wish to go on.
+    for engine in plant.site.processes("prefect.engine", first):
+        os.kill(engine, signal.SIGKILL)
+    assert plant.site.ended(first)["name"] == "Crashed"
+    [job] = until("the job is over", lambda: _over(plant.jobs("twice")))
+    assert job.status.value == "STOPPED"
+    again = plant.site.run("nightly", config)
+    assert plant.site.ended(again)["name"] == "Completed"
+    assert plant.tree("twice") == plant.undisturbed("twice", tmp_path)
+
+
+def test_a_job_over_its_hours_is_stopped(plant: Plant) -> None:
+    hours = 60 / 3600
+    run = plant.site.run("on-demand", {**plant.slow("hours"), "limits": {"max_hours": hours}})
+    # On a busy machine its time may be over before it began.
+    until("it works or is over", lambda: plant.networks() or _over(plant.jobs("hours")))
+    plant.signal(signal.SIGSTOP)
+    state = plant.site.ended(run)
+    assert state["name"] == "Failed" and "stopped; run again to resume" in state["message"]
+    [job] = until("the job is over", lambda: _over(plant.jobs("hours")))
+    assert job.status.value == "STOPPED"
+
+
 def test_three_nights_and_one_without_new_shards(plant: Plant) -> None:
     source = Store(f"{plant.base}/nightly/in")
     ends = []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.publish import artifact_key
 from flows.train import message, summary, train_dataset
 from pipeline.training.config import TrainConfig, load_train_config
 from pipeline.training.progress import TrainResult
@@ -70,8 +71,12 @@ def test_flow_trains_publishes_and_leaves_a_finished_training_alone(
     assert (tmp_path / "out" / "last.safetensors").exists()
     with get_client(sync_client=True) as client:
         artifacts = {artifact.key: artifact for artifact in client.read_artifacts()}
-    assert '"mean IU"' in str(artifacts["fcnseg-train-class-iou"].data)
-    assert "last.safetensors" in str(artifacts["fcnseg-train-summary"].data)
+    classes, summed, bar = (
+        artifacts[artifact_key(f"train-{name}", wanted.output.url)].data
+        for name in ("classes", "summary", "progress")
+    )
+    assert '"mean IU"' in str(classes) and "last.safetensors" in str(summed)
+    assert float(str(bar)) == 100
     again = train_dataset(wanted, return_state=True)
     assert "finished before" in (again.message or "")
 

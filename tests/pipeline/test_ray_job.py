@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import StoreError
+from pipeline.errors import ClusterError, StoreError
 from pipeline.run import run
 from pipeline.store import Store
 from pipeline.verify import verify
@@ -35,6 +35,33 @@ def cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("address", "hint"),
+    [(None, "Try again"), ("10.0.0.1:6379", "Check --address")],
+)
+def test_a_ray_that_does_not_start_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, hint: str
+) -> None:
+    import ray
+
+    from pipeline.ray_job import connected
+
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out\nduring startup.")  # what Ray itself raises
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(ClusterError) as caught, connected(address):
+        pass
+    message = str(caught.value)
+    assert message.startswith(
+        f"ray {address or 'local'}: The current node timed out during startup"
+    )
+    assert hint in message and "\n" not in message
 
 
 def test_local_and_ray_leave_equal_trees(

@@ -20,7 +20,7 @@ from pipeline.cluster.ray_client import Jobs
 from pipeline.cluster.ray_follow import JobLook, Pace, follow, stop
 from pipeline.errors import LeaseError
 from pipeline.lease import Holder, read_lease
-from pipeline.ray_submit import JobOptions, submit_or_attach
+from pipeline.ray_submit import JobOptions, job_of, submit_or_attach
 from pipeline.run import run
 from pipeline.store import Store
 from pipeline.yaml_text import read_yaml
@@ -96,6 +96,10 @@ def test_two_submit_at_once_a_third_attaches_over_a_bad_line_and_all_see_exit_co
     other = world.config(source, out, weights, compute__workers=2)
     with pytest.raises(LeaseError, match=r"compute\.workers = 1.*here compute\.workers = 2"):
         submit_or_attach(other, head.dashboard)
+    # Whoever ends a run ends its own job, and not that of another configuration.
+    assert job_of(other, head.dashboard) is None
+    mine = job_of(config, head.dashboard)
+    assert mine is not None and mine.submission_id == both[0].submission_id
     with Relay(head.dashboard) as relay:
         words = command("submit", source, out, *flags(weights), "--address", relay.url, "--json")
         third = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
