@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-all check bench demo-weights lock vendor-charts sbom audit format
+.PHONY: help setup demo test test-all check bench demo-weights lock docs vendor-charts sbom audit format
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -58,6 +58,10 @@ lock: setup  ## Write both lock files anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --extra aws --extra gcp --extra gcs --extra azure --constraint requirements.lock \
 	  -o deploy/requirements.lock pyproject.toml
+
+# NO_MKDOCS_2_WARNING: Material 9 is maintained until May 2027; its advertisement is no warning of ours.
+docs: setup  ## The documentation as a site, in build/site (strict: a broken link is an error)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # What stands in pipeline/reporting/assets, byte for byte: npm only fetches it, nothing is built.
 ECHARTS := 6.1.0
