@@ -1,7 +1,8 @@
 """What the site needs beside docs/: files of the project that its pages link to, below project/.
 
 Pages are written to be read on a code host, where a link may lead out of docs/. In the site,
-such a link leads to a copy of the file; Markdown becomes a page like any other.
+such a link leads to a copy of the file; Markdown becomes a page like any other. Diagrams become
+part of their page, so that they follow its colours.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("CHANGELOG.md", "SECURITY.md", "deploy/README.md")
+_DIAGRAM = re.compile(r'<img alt="[^"]*" src="(?:[^"]*/)?(\w+)\.svg" ?/?>')
 _LINK = re.compile(r"(\]\()([^)#\s:]+)")
 
 
@@ -44,6 +46,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         )
 
     return _LINK.sub(turned, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put diagrams into their page."""
+    images = Path(config.docs_dir, "images")
+    return _DIAGRAM.sub(lambda match: (images / f"{match[1]}.svg").read_text(), html)
 
 
 def _target(page: str, link: str) -> str:
