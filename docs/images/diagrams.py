@@ -46,9 +46,8 @@ class Drawing:
 
     def text(self, x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> None:
         """One line of words; y is the baseline."""
-        self.parts.append(
-            f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
-        )
+        where = f'x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}"'
+        self.parts.append(f"<text {where}>{escape(words)}</text>")
 
     def box(self, where: tuple[float, float, float, float], lines: list[str], kind: str) -> None:
         """A box (x, y, width, height) with a name and smaller lines."""
@@ -110,7 +109,9 @@ def flow(path: Path) -> None:
     d.arrow([(middle, 426), (middle, 476)])
     d.text(middle + 12, 462, "receipts: counts, SHA-256", "small")
     d.box(
-        (left, 476, width, 54), ["commit (driver)", "all of a shard in: one create-only object"], "box"
+        (left, 476, width, 54),
+        ["commit (driver)", "of a whole shard: one create-only object"],
+        "box",
     )
     d.arrow([(middle, 530), (middle, 556)])
     d.box((left, 556, width, 54), ["finish (driver)", "scores, drift, report, _SUCCESS"], "box")
