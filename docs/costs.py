@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -53,6 +54,7 @@ GPUS = (
 )
 
 
+@cache
 def gflop(height: int, width: int) -> tuple[float, float]:
     """1e9 operations for a picture, FCN-8s: of all layers, and of the pass that is taken."""
     with torch.device("meta"):
