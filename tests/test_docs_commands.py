@@ -77,13 +77,13 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shell(folder: Path, script: str) -> str:
-    """What commands print; they must not fail."""
+    """What commands print, on both streams; they must not fail."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-ec", script], cwd=folder, env={**os.environ, "PATH": path},
-        capture_output=True, text=True, timeout=500, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, (script, done.stdout, done.stderr)
+    assert done.returncode == 0, (script, done.stdout)
     return done.stdout
 
 
