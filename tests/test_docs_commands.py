@@ -24,7 +24,7 @@ PARSED = "A test parses every `fcnseg` line."
 
 def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
     """(what stands in a block, the line after it)."""
-    form = rf"(?ms)^```(?:{'|'.join(languages)})\n(.*?)^```\n+([^\n]*)"
+    form = rf"(?ms)^```(?:{'|'.join(languages)})\n(.*?)^```\n+(?=([^\n]*))"
     return re.findall(form, (DOCS / page).read_text() + "\n\n")
 
 
