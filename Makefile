@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-all check bench demo-weights lock vendor-charts sbom audit format
+.PHONY: help setup demo test test-all check bench demo-weights lock docs vendor-charts sbom audit format
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -37,7 +37,8 @@ test-all: setup  ## Every test (at most 45 minutes on 2 cores)
 # Left to `make test`: whole processes, and networks that train.
 E2E := tests/pipeline/test_kill.py tests/pipeline/test_export_readers.py tests/test_readme.py \
   tests/test_real_images.py tests/fcn_core/test_training.py tests/pipeline/test_train.py \
-  tests/pipeline/test_train_kill.py tests/pipeline/test_train_group.py
+  tests/pipeline/test_train_kill.py tests/pipeline/test_train_group.py \
+  tests/test_site.py tests/test_costs.py
 
 check: setup  ## Format, lint, types and unit tests (one to two minutes)
 	$(BIN)/ruff format --check .
@@ -58,6 +59,10 @@ lock: setup  ## Write both lock files anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --extra aws --extra gcp --extra gcs --extra azure --constraint requirements.lock \
 	  -o deploy/requirements.lock pyproject.toml
+
+# NO_MKDOCS_2_WARNING: Material 9 is maintained until May 2027; its advertisement is no warning of ours.
+docs: setup  ## The documentation as a site, in build/site (strict: a broken link is an error)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # What stands in pipeline/reporting/assets, byte for byte: npm only fetches it, nothing is built.
 ECHARTS := 6.1.0

@@ -1,12 +1,12 @@
 """The errors of the science.
 
-FcnError                 everything this project raises on purpose
-├── ImageError           bytes that are no readable image
-├── LabelError           a ground-truth label that does not fit its image or its label set
-├── LabelSetError        an unknown or malformed label set
-├── MissingPackageError  an optional package that is needed and not installed
-├── TrainingError        a training that diverged
-└── WeightsError         a weights file that is missing, damaged or of another network
+    FcnError                 everything this project raises on purpose
+    ├── ImageError           bytes that are no readable image
+    ├── LabelError           a ground-truth label that does not fit its image or its label set
+    ├── LabelSetError        an unknown or malformed label set
+    ├── MissingPackageError  an optional package that is needed and not installed
+    ├── TrainingError        a training that diverged
+    └── WeightsError         a weights file that is missing, damaged or of another network
 
 `pipeline.errors` adds those of the factory. Every message has four parts, in this order: where,
 what was found, what was expected, what to do.

@@ -45,8 +45,9 @@ class LabelSet:
         colours: ((R, G, B), class index or 255) pairs of RGB-coded labels; empty where these are
             refused. None stands for those of the built-in set of this name and these classes.
 
-    >>> LabelSet("pets", ("background", "cat")).num_classes
-    2
+    Examples:
+        >>> LabelSet("pets", ("background", "cat")).num_classes
+        2
     """
 
     name: str

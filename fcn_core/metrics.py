@@ -51,12 +51,13 @@ class Scores:
 class ConfusionMatrix:
     """Counts of pixels by true class (row) and predicted class (column), int64.
 
-    >>> a = ConfusionMatrix(2).update(np.array([[0, 1]]), np.array([[0, 0]]))
-    >>> b = ConfusionMatrix(2).update(np.array([[1, 255]]), np.array([[1, 1]]))
-    >>> (a + b).matrix.tolist()
-    [[1, 0], [1, 1]]
-    >>> round((a + b).scores().mean_iou, 3)
-    0.5
+    Examples:
+        >>> a = ConfusionMatrix(2).update(np.array([[0, 1]]), np.array([[0, 0]]))
+        >>> b = ConfusionMatrix(2).update(np.array([[1, 255]]), np.array([[1, 1]]))
+        >>> (a + b).matrix.tolist()
+        [[1, 0], [1, 1]]
+        >>> round((a + b).scores().mean_iou, 3)
+        0.5
     """
 
     def __init__(self, num_classes: int, matrix: Sequence[Sequence[int]] | None = None) -> None:

@@ -58,10 +58,11 @@ class Predictor:
         head: which, or None for the first.
         logits: of preprocessed pictures and a head: the fast forward pass, or the model.
 
-    >>> predictor = Predictor.load("demo")
-    >>> picture = np.zeros((40, 60, 3), np.uint8)
-    >>> predictor.predict([picture])[0].mask.shape
-    (40, 60)
+    Examples:
+        >>> predictor = Predictor.load("demo")
+        >>> picture = np.zeros((40, 60, 3), np.uint8)
+        >>> predictor.predict([picture])[0].mask.shape
+        (40, 60)
     """
 
     def __init__(

@@ -1,19 +1,21 @@
 """The errors of the factory; `fcn_core.errors` draws the rest of the tree.
 
-FcnError
-├── ConfigError          an unknown key, an impossible value, flags that contradict (exit 2)
-├── OutputError          an output that belongs to another input, weights or format (exit 2)
-├── StoreError           an object or prefix that cannot be read or written
-│   └── MissingError     …because it does not exist
-├── InputError           an input that holds nothing to label, or two shards of one name
-├── ShardError           a shard that cannot be read as a whole; the run goes on without it
-├── SampleError          a sample without image, with an impossible or repeated key
-├── PoisonError          a sample that crashes, hangs or starves the process that works on it
-├── WorkerError          a worker process that cannot start, or a fault of its own code
-├── ClusterError         a Ray cluster that cannot be reached, refuses, or lost a job
-├── LeaseError           another driver works on this output (exit 75)
-├── LimitsError          more failures than the limits allow (exit 4)
-└── VerifyError          objects that differ from their commit
+    FcnError
+    ├── ConfigError          an unknown key, an impossible value, flags that contradict (exit 2)
+    ├── OutputError          an output that belongs to another input, weights or format (exit 2)
+    ├── StoreError           an object or prefix that cannot be read or written
+    │   └── MissingError     …because it does not exist
+    ├── InputError           an input that holds nothing to label, or two shards of one name
+    ├── ShardError           a shard that cannot be read as a whole; the run goes on without it
+    ├── SampleError          a sample without image, with an impossible or repeated key
+    ├── PoisonError          a sample that crashes, hangs or starves the process that works on it
+    ├── WorkerError          a worker process that cannot start, or a fault of its own code
+    ├── ClusterError         a Ray cluster that cannot be reached, refuses, or lost a job
+    ├── LeaseError           another driver works on this output (exit 75)
+    ├── LimitsError          more failures than the limits allow (exit 4)
+    └── VerifyError          objects that differ from their commit
+
+All of them have the four parts of `FcnError`.
 """
 
 from __future__ import annotations

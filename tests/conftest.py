@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +69,21 @@ def s3_server() -> Iterator[S3Server]:
         (pytest.fail if os.environ.get("FCNSEG_REQUIRE_S3") else pytest.skip)(reason)
     with S3Server.started() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser; without one, a failure if FCNSEG_REQUIRE_BROWSER is set."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        reason = "no Chromium on this machine: apt-get install chromium"
+        (pytest.fail if os.environ.get("FCNSEG_REQUIRE_BROWSER") else pytest.skip)(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def use_s3(patch: pytest.MonkeyPatch, environment: Mapping[str, str]) -> None:

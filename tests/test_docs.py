@@ -57,7 +57,7 @@ def test_every_documented_fcnseg_line_parses() -> None:
     lines = [line for line in shell_lines(DOCS) if "fcnseg " in line]
     assert len(lines) >= 8
     for line in lines:
-        words = shlex.split(line.split(" | ")[0], comments=True)
+        words = shlex.split(re.split(r" \|\|? ", line)[0], comments=True)
         words = words[[w.rpartition("/")[2] for w in words].index("fcnseg") + 1 :]
         depth = 1 if words[0] in COMMANDS else 2
         command = COMMANDS[" ".join(words[:depth])]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,21 +31,6 @@ _COLOURS = """c => new Set(new Uint32Array(
 _LOADED = "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd / 1000"
 _OPEN_SECONDS = 2.0
 _SHARDS = 100_000
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser; without one, a failure if FCNSEG_REQUIRE_BROWSER is set."""
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        reason = "no Chromium on this machine: apt-get install chromium"
-        (pytest.fail if os.environ.get("FCNSEG_REQUIRE_BROWSER") else pytest.skip)(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @dataclass
