@@ -128,13 +128,11 @@ class Collector:
     def add(self, item: Receipt | ShardFailure) -> None:
         """Take one result of an executor; the same chunk may come twice.
 
-        Waits while too many shards are being committed.
+        Waits while too many shards are being committed; in a local output, for each.
 
         Raises:
             StoreError: a commit cannot be written, or one shard after the other cannot be read.
         """
-        while self._begun and (self._begun[0].done() or len(self._begun) >= MOST_WAITING):
-            self._note(self._begun.popleft().result())
         if isinstance(item, ShardFailure):
             self._fail(item)
             return
@@ -152,6 +150,10 @@ class Collector:
             receipts = list(self._receipts.pop(item.shard).values())
             older = self._older.get(shard.id)
             self._begun.append(self._pool.submit(self._commit, shard, receipts, older))
+        # A file is there in milliseconds: then progress tells of it at once.
+        most = 0 if self.job.output.is_local else MOST_WAITING
+        while self._begun and (self._begun[0].done() or len(self._begun) > most):
+            self._note(self._begun.popleft().result())
 
     def settle(self) -> None:
         """Wait until every complete shard is committed, or listed as failed.
