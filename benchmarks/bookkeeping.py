@@ -221,6 +221,7 @@ def resume(folder: Path) -> str:
                 dict(made.seconds),
             )
         )
+    collector.settle()
     return f"{collector.committed} committed, {_finish(found, output)}"
 
 

@@ -107,7 +107,8 @@ def run(
         is_local = config.resolved_executor() == "local"
         with finish_on_ctrl_c(wanted=finish_on_interrupt and is_local) as is_stopping, record:
             reporter = _Reporter(collector, started, record)
-            stopped = _label(prepared, collector, lease, reporter, is_stopping)
+            with collector:
+                stopped = _label(prepared, collector, lease, reporter, is_stopping)
         lease.check()
         share = RunShare(run_name, prepared.job.labels, config.drift.review_images)
         summary = write_table(output, todo.ledger, prepared.job.labels, share)
@@ -142,6 +143,8 @@ def _label(
             lease.check()
             collector.add(item)
             report()
+        collector.settle()
+        report()
     # Workers that died in the middle of a put, now or in the run that this one resumes.
     prepared.job.output.sweep()
     return is_stopping() and collector.finished < len(pending)

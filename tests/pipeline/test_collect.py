@@ -1,0 +1,90 @@
+"""Laws of the collector's threads: as many commits at once as wait, none after a failure."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import collect
+from pipeline.bookkeeping.ledger import Ledger
+from pipeline.collect import COMMITTERS, MOST_WAITING, Collector
+from pipeline.commits import Author
+from pipeline.config import LimitsConfig
+from pipeline.errors import StoreError
+from pipeline.shards import Shard
+from pipeline.store import Store
+from tests.pipeline.test_commits import receipt
+
+SHARDS = [Shard(f"s{n:03d}", "tar", f"s{n:03d}.tar", 9, "tag") for n in range(200)]
+
+
+def collector(url: str | None = None) -> Collector:
+    output = Store(url or f"memory://{uuid.uuid4().hex}")
+    job: Any = SimpleNamespace(output=output, sources=SimpleNamespace(images=Store("memory://in")))
+    plan: Any = SimpleNamespace(ledger=Ledger(), redo={})
+    made = Collector(plan, job, Author("f", "r", ("parquet",)), LimitsConfig())
+    made.expect(SHARDS)
+    return made
+
+
+def feed(collector: Collector) -> None:
+    for shard in SHARDS:
+        collector.add(receipt(0, 1, shard=shard.id))
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, then: Callable[[str], None]) -> list[int]:
+    """Commits that take a while; how many were under way at the start of each."""
+    original, lock, now, seen = collect.write_commit, threading.Lock(), [0], []
+
+    def write(output: Store, commit: Any, **more: Any) -> str:
+        with lock:
+            now[0] += 1
+            seen.append(now[0])
+        time.sleep(0.01)
+        then(commit.shard)
+        with lock:
+            now[0] -= 1
+        return original(output, commit, **more)
+
+    monkeypatch.setattr(collect, "write_commit", write)
+    return seen
+
+
+def test_threads_commit_every_shard_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = slow(monkeypatch, lambda _: None)
+    with collector() as made:
+        feed(made)
+        made.settle()
+    assert made.committed == len(made.plan.ledger) == len(seen) == len(SHARDS)
+    assert len(made.job.output.objects("_commits")) == len(SHARDS)
+    assert 2 <= max(seen) <= COMMITTERS
+
+
+def test_a_commit_that_fails_is_told_and_few_more_are_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(shard: str) -> None:
+        if shard == "s003":
+            raise StoreError("here", "no", "yes", "Try.")
+
+    slow(monkeypatch, fail)
+    with pytest.raises(StoreError), collector() as made:
+        feed(made)
+        made.settle()
+    there = made.job.output.objects("_commits")
+    assert len(there) <= MOST_WAITING + 4 < len(SHARDS)
+    time.sleep(0.05)
+    assert made.job.output.objects("_commits") == there
+
+
+def test_in_a_local_output_progress_tells_of_a_commit_at_once(tmp_path: Any) -> None:
+    with collector(str(tmp_path)) as made:
+        for number, shard in enumerate(SHARDS[:5]):
+            made.add(receipt(0, 1, shard=shard.id))
+            assert made.finished == number + 1
