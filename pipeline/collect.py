@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline import logs
 from pipeline.bookkeeping.shard_table import Entry
 from pipeline.commits import (
     Author,
@@ -21,6 +23,8 @@ from pipeline.job import Job, ShardFailure
 from pipeline.plan import Plan
 from pipeline.samples import Failure
 from pipeline.writers import Receipt
+
+log = logging.getLogger(logs.LOGGER)
 
 NEVER_FEWER = 3
 """A bad fraction counts from this many images on: one bad image of ten breaks no dataset."""
@@ -49,7 +53,8 @@ class Collector:
         limits: the per-shard bad fraction.
         failed: shards that were not committed.
         empty: shards that were committed and hold no sample at all.
-        images, failures: of this run's finished chunks.
+        images, failures, chunks: of this run's finished chunks.
+        seconds: by stage, of these.
         store_retries: of its workers.
         committed: shards that this run committed; the ledger of the plan grows by them.
         redone: of these, the ones that the plan names in `redo`.
@@ -64,6 +69,8 @@ class Collector:
     empty: list[str] = field(default_factory=list)
     images: int = 0
     failures: int = 0
+    chunks: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     store_retries: int = 0
     committed: int = 0
     redone: set[str] = field(default_factory=set)
@@ -101,6 +108,10 @@ class Collector:
         if item.seq not in received:
             self.images += item.images
             self.failures += len(item.failures)
+            self.chunks += 1
+            for stage, seconds in item.seconds.items():
+                self.seconds[stage] += seconds
+            _log_chunk(item)
         received[item.seq] = item
         if len(received) == item.count:
             self._complete(self._shards.pop(item.shard), list(received.values()))
@@ -110,6 +121,8 @@ class Collector:
         self._shards.pop(failure.shard, None)
         self._receipts.pop(failure.shard, None)
         self.failed[failure.shard] = failure
+        with logs.about(shard=failure.shard):
+            log.info("shard failed: %s", failure.reason)
         self._unreachable = self._unreachable + 1 if failure.error == StoreError.__name__ else 0
         if self._unreachable >= MOST_UNREACHABLE:
             raise StoreError(
@@ -140,6 +153,17 @@ class Collector:
         if good + len(bad) == 0:
             self.empty.append(shard.id)
         self.plan.ledger.add(Entry.of(commit, tag))
+        with logs.about(shard=shard.id):
+            log.info("shard committed: %d images, %d quarantined", good, len(bad))
+
+
+def _log_chunk(receipt: Receipt) -> None:
+    """What happened to a chunk on its way, if it was more than work."""
+    with logs.about(shard=receipt.shard, chunk=receipt.seq):
+        if receipt.store_retries:
+            log.info("requests to stores were tried again: %d", receipt.store_retries)
+        for failure in receipt.failures:
+            log.info("quarantined: %s: %s", failure.location, failure.reason)
 
 
 def _over_limit(shard: Shard, bad: Sequence[Failure], total: int, fraction: float) -> ShardFailure:
