@@ -24,8 +24,6 @@ from pipeline.plan import Plan
 from pipeline.samples import Failure
 from pipeline.writers import Receipt
 
-log = logging.getLogger(logs.LOGGER)
-
 NEVER_FEWER = 3
 """A bad fraction counts from this many images on: one bad image of ten breaks no dataset."""
 
@@ -122,7 +120,7 @@ class Collector:
         self._receipts.pop(failure.shard, None)
         self.failed[failure.shard] = failure
         with logs.about(shard=failure.shard):
-            log.info("shard failed: %s", failure.reason)
+            logs.event(logging.ERROR, "shard failed: %s", failure.reason)
         self._unreachable = self._unreachable + 1 if failure.error == StoreError.__name__ else 0
         if self._unreachable >= MOST_UNREACHABLE:
             raise StoreError(
@@ -154,16 +152,18 @@ class Collector:
             self.empty.append(shard.id)
         self.plan.ledger.add(Entry.of(commit, tag))
         with logs.about(shard=shard.id):
-            log.info("shard committed: %d images, %d quarantined", good, len(bad))
+            logs.event(logging.INFO, "shard committed: %d images, %d quarantined", good, len(bad))
 
 
 def _log_chunk(receipt: Receipt) -> None:
     """What happened to a chunk on its way, if it was more than work."""
     with logs.about(shard=receipt.shard, chunk=receipt.seq):
         if receipt.store_retries:
-            log.info("requests to stores were tried again: %d", receipt.store_retries)
+            text = "requests to stores were tried again: %d"
+            logs.event(logging.WARNING, text, receipt.store_retries)
         for failure in receipt.failures:
-            log.info("quarantined: %s: %s", failure.location, failure.reason)
+            text = "quarantined: %s: %s"
+            logs.event(logging.WARNING, text, failure.location, failure.reason)
 
 
 def _over_limit(shard: Shard, bad: Sequence[Failure], total: int, fraction: float) -> ShardFailure:

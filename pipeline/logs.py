@@ -82,6 +82,12 @@ def _log_fault(
     )
 
 
+def event(level: int, text: str, *values: object) -> None:
+    """What only machines are told: where logs are text, people hear of it in other words."""
+    if is_json():
+        logging.getLogger(LOGGER).log(level, text, *values)
+
+
 def words(text: str) -> bytes:
     """What a signal handler may write to stderr at once: a text, or a warning as JSON."""
     if not is_json():
