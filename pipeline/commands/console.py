@@ -27,7 +27,6 @@ from pipeline import logs
 from pipeline.outcome import Progress, RunResult
 
 if TYPE_CHECKING:  # numpy and pyarrow, which most commands do not need here
-    from pipeline.gc import Garbage
     from pipeline.progress import Look
     from pipeline.verify import Verification
 
@@ -184,27 +183,6 @@ class VerifyLines:
         if time.monotonic() - self.last >= LINE_SECONDS:
             self.last = time.monotonic()
             err.print(f"verifying: {describe_verification(found)}", markup=False)
-
-
-class GarbageLines:
-    """What gc finds, a line each; rows for --json."""
-
-    def __init__(self, verb: str, *, quiet: bool) -> None:
-        self.verb, self.quiet = verb, quiet
-        self.count = self.bytes = 0
-        self.rows: list[dict[str, Any]] = []
-
-    def __call__(self, garbage: Garbage) -> None:
-        """For each."""
-        self.count += 1
-        self.bytes += garbage.size
-        if self.quiet:
-            row = {"path": garbage.path, "bytes": garbage.size, "seconds_old": round(garbage.age)}
-            self.rows.append(row | {"unfinished": garbage.leftover is not None})
-            return
-        what = "an unfinished write" if garbage.leftover else size(garbage.size)
-        hours = garbage.age / 3600
-        out.print(f"{self.verb} {garbage.path} ({what}, {hours:.1f} h old)", markup=False)
 
 
 def describe_verification(found: Verification) -> str:
