@@ -83,7 +83,7 @@ sbom: setup  ## Bill of materials (CycloneDX) of the image's packages, and licen
 	  --output-file build/licences.md
 
 audit: setup  ## Known vulnerabilities of the image's packages (asks pypi.org or osv.dev)
-	$(BIN)/pip-audit --disable-pip --require-hashes --requirement deploy/requirements.lock
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement deploy/requirements.lock
 
 format: setup  ## Format the code
 	$(BIN)/ruff format .

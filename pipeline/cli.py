@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
@@ -31,14 +32,14 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except FcnError as error:
-            console.err.print(f"error: {error}", markup=False)
+            console.say(f"error: {error}", logging.ERROR)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            console.err.print("interrupted: run the same command again to resume", markup=False)
+            console.say("interrupted: run the same command again to resume", logging.WARNING)
             raise typer.Exit(130) from None
         except SystemExit as end:
             if end.code == _TERMINATED:
-                console.err.print("terminated: run the same command again to resume", markup=False)
+                console.say("terminated: run the same command again to resume", logging.WARNING)
             raise
 
 

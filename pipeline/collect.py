@@ -6,12 +6,14 @@ each one shard at a time. Everything else is for the driver's own thread, the le
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from pipeline import logs
 from pipeline.bookkeeping.shard_table import Entry
 from pipeline.commits import (
     Author,
@@ -75,7 +77,8 @@ class Collector:
         limits: the per-shard bad fraction.
         failed: shards that were not committed.
         empty: shards that were committed and hold no sample at all.
-        images, failures: of this run's finished chunks.
+        images, failures, chunks: of this run's finished chunks.
+        seconds: by stage, of these.
         store_retries: of its workers.
         committed: shards that this run committed; the ledger of the plan grows by them.
         redone: of these, the ones that the plan names in `redo`.
@@ -90,6 +93,8 @@ class Collector:
     empty: list[str] = field(default_factory=list)
     images: int = 0
     failures: int = 0
+    chunks: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     store_retries: int = 0
     committed: int = 0
     redone: set[str] = field(default_factory=set)
@@ -144,6 +149,10 @@ class Collector:
         if item.seq not in received:
             self.images += item.images
             self.failures += len(item.failures)
+            self.chunks += 1
+            for stage, seconds in item.seconds.items():
+                self.seconds[stage] += seconds
+            _log_chunk(item)
         received[item.seq] = item
         if len(received) == item.count:
             shard = self._shards.pop(item.shard)
@@ -168,6 +177,8 @@ class Collector:
         self._shards.pop(failure.shard, None)
         self._receipts.pop(failure.shard, None)
         self.failed[failure.shard] = failure
+        with logs.about(shard=failure.shard):
+            logs.event(logging.ERROR, "shard failed: %s", failure.reason)
         self._unreachable = self._unreachable + 1 if failure.error == StoreError.__name__ else 0
         if self._unreachable >= MOST_UNREACHABLE:
             raise StoreError(
@@ -206,6 +217,20 @@ class Collector:
         if settled.good + settled.bad == 0:
             self.empty.append(settled.shard)
         self.plan.ledger.add(settled.entry)
+        with logs.about(shard=settled.shard):
+            text = "shard committed: %d images, %d quarantined"
+            logs.event(logging.INFO, text, settled.good, settled.bad)
+
+
+def _log_chunk(receipt: Receipt) -> None:
+    """What happened to a chunk on its way, if it was more than work."""
+    with logs.about(shard=receipt.shard, chunk=receipt.seq):
+        if receipt.store_retries:
+            text = "requests to stores were tried again: %d"
+            logs.event(logging.WARNING, text, receipt.store_retries)
+        for failure in receipt.failures:
+            text = "quarantined: %s: %s"
+            logs.event(logging.WARNING, text, failure.location, failure.reason)
 
 
 def _over_limit(shard: Shard, bad: Sequence[Failure], total: int, fraction: float) -> ShardFailure:

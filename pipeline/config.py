@@ -144,6 +144,28 @@ class DriftConfig(Section):
     """Images of a run put into review/ for a person to look at, the worst first."""
 
 
+class MonitoringConfig(Section):
+    """How a run is watched by machines. Nothing here changes a result."""
+
+    log_format: Literal["text", "json"] = "text"
+    """json: every line on stderr is an object with time, level, logger, message, and ids."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port at which the driver serves metrics to Prometheus while it runs; 0: none."""
+    metrics_host: str = "127.0.0.1"
+    """Address that it listens on; 0.0.0.0 lets other machines ask, and they need no password."""
+    metrics_file: str | None = None
+    """Local file of metrics, for node_exporter's textfile collector; its name ends in .prom."""
+    metrics_name: str = "run"
+    """Label `name` of every metric: tells apart what one Prometheus sees of several outputs."""
+
+    @field_validator("metrics_file")
+    @classmethod
+    def _is_collected(cls, path: str | None) -> str | None:
+        if path is not None and ("://" in path or not path.endswith(".prom")):
+            raise ValueError("a local path that ends in .prom, or nobody collects it")
+        return path
+
+
 class RunConfig(Section):
     """A labelling run."""
 
@@ -153,6 +175,7 @@ class RunConfig(Section):
     compute: ComputeConfig = ComputeConfig()
     limits: LimitsConfig = LimitsConfig()
     drift: DriftConfig = DriftConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
 
     def resolved_executor(self) -> Literal["local", "ray"]:
         """`local` unless the config, RAY_ADDRESS or a surrounding Ray job says otherwise."""

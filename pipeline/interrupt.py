@@ -8,7 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_WORDS = b"\nstopping: what is being labelled is finished first; Ctrl-C again stops at once\n"
+from pipeline import logs
+
+_WORDS = "stopping: what is being labelled is finished first; Ctrl-C again stops at once"
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def finish_on_ctrl_c(*, wanted: bool) -> Iterator[Callable[[], bool]]:
         pressed.set()
         signal.signal(signum, signal.default_int_handler)
         # Not through Python's buffers, which this may have interrupted.
-        os.write(2, _WORDS)
+        os.write(2, logs.words(_WORDS))
 
     signal.signal(signal.SIGINT, press)
     try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fcn_core.errors import FcnError
 from fcn_core.labels import LabelSet
 from pipeline.chunks import ChunkLimits, Sources
-from pipeline.config import ComputeConfig, LimitsConfig
+from pipeline.config import ComputeConfig, LimitsConfig, MonitoringConfig
 from pipeline.store import Store
 
 
@@ -25,6 +25,8 @@ class Job:
         chunk_limits: where shards are split.
         max_image_pixels: larger pictures are quarantined.
         limits: of a worker process, and of bad images in a shard.
+        monitoring: how workers on other machines log.
+        run: its name in the history, for logs.
     """
 
     sources: Sources
@@ -36,6 +38,8 @@ class Job:
     chunk_limits: ChunkLimits
     max_image_pixels: int
     limits: LimitsConfig
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+    run: str = ""
 
 
 @dataclass(frozen=True)

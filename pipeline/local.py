@@ -17,6 +17,7 @@ from fcn_core.checkpoint import WeightsFile
 from pipeline.chunks import Chunk, read_chunks
 from pipeline.errors import ShardError, StoreError
 from pipeline.job import Job, ShardFailure
+from pipeline.monitoring import Driver
 from pipeline.results import Segmented
 from pipeline.shards import Shard
 from pipeline.workers.isolation import IsolatedSegmenter
@@ -36,6 +37,7 @@ _MEMORY = 0.9
 _READERS = 2
 _WRITERS = 2
 _END = object()
+_NOBODY = Driver()
 
 
 def run_local(
@@ -43,7 +45,7 @@ def run_local(
     weights: WeightsFile,
     shards: Iterable[Shard],
     *,
-    is_stopping: Callable[[], bool] = lambda: False,
+    driver: Driver = _NOBODY,
 ) -> Iterator[Receipt | ShardFailure]:
     """Receipts of all chunks, in the order they are finished.
 
@@ -51,7 +53,7 @@ def run_local(
         job: of the run.
         weights: of the network.
         shards: what to label.
-        is_stopping: once it says so, only chunks that the network has are finished.
+        driver: whoever wants the receipts.
 
     Raises:
         StoreError: a store fails; whatever else a stage raises ends the run as well.
@@ -59,10 +61,12 @@ def run_local(
     yield from run_around_network(
         job,
         weights,
-        takewhile(lambda _: not is_stopping(), shards),
-        read=lambda shard: _until(is_stopping, read_chunks(shard, job.sources, job.chunk_limits)),
+        takewhile(lambda _: not driver.is_stopping(), shards),
+        read=lambda shard: _until(
+            driver.is_stopping, read_chunks(shard, job.sources, job.chunk_limits)
+        ),
         finish=lambda segmented: write_chunk(segmented, job),
-        is_stopping=is_stopping,
+        driver=driver,
     )
 
 
@@ -77,7 +81,7 @@ def run_around_network(
     *,
     read: Callable[[Shard], Iterator[Chunk]],
     finish: Callable[[Segmented], Finished],
-    is_stopping: Callable[[], bool] = lambda: False,
+    driver: Driver = _NOBODY,
 ) -> Generator[Finished | ShardFailure, None, None]:
     """The network between any two ends: `run` writes masks, `evaluate` counts pixels.
 
@@ -87,7 +91,7 @@ def run_around_network(
         shards: what to read, in order.
         read: the chunks of a shard; called in threads of this process.
         finish: what becomes of a chunk's masks; called in threads of this process.
-        is_stopping: once it says so, the network is given nothing more.
+        driver: of the run; once it is stopping, the network is given nothing more.
 
     Raises:
         FcnError: whatever a stage raises, but for shards that cannot be read.
@@ -101,14 +105,16 @@ def run_around_network(
             yield ShardFailure.of(shard.id, error)
 
     def segment(item: Item) -> Iterator[Item]:
-        if not is_stopping():
+        if not driver.is_stopping():
             yield item if isinstance(item, ShardFailure) else crew.segment(item)
 
     def end(item: Item) -> Iterator[Item]:
         yield item if isinstance(item, ShardFailure) else finish(item)
 
     try:
-        stages = [(chunks, _READERS), (segment, crew.size()), (end, _WRITERS)]
+        copies = crew.size()
+        driver.on_copies(copies)
+        stages = [(chunks, _READERS), (segment, copies), (end, _WRITERS)]
         yield from run_stages(shards, stages, crew.stop)
     finally:
         crew.close()

@@ -68,6 +68,7 @@ def prepare(config: RunConfig) -> Prepared:
         chunk_limits=limits,
         max_image_pixels=config.limits.max_image_pixels,
         limits=config.limits,
+        monitoring=config.monitoring,
     )
     return Prepared(config, weights, mine, job, replace(request, fingerprint=mine.fingerprint))
 

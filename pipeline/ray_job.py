@@ -17,11 +17,13 @@ from typing import Any
 
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import FcnError
+from pipeline import logs
 from pipeline.chunks import read_chunks
 from pipeline.cluster.ray_client import check_token
 from pipeline.cluster.ray_signals import own_sigterm_handler
 from pipeline.errors import ClusterError, ShardError, StoreError
 from pipeline.job import Job, ShardFailure
+from pipeline.monitoring import Driver
 from pipeline.shards import Shard
 from pipeline.workers.isolation import IsolatedSegmenter
 from pipeline.workers.process import machine_memory
@@ -36,6 +38,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 import ray.data
 import ray.exceptions
+
+from pipeline.cluster.ray_metrics import RayMetrics  # imports ray, too
 
 Row = dict[str, Any]
 
@@ -52,17 +56,25 @@ _WAVE_SHARDS = 50_000
 _WAVE_TASKS = 5_000
 """Read tasks of one Ray dataset; where there are more shards, a task reads several in turn."""
 
+_NOBODY = Driver()
+
 _MEMORY = 0.9
 """Share of the memory that Ray sees on a node for all worker processes there."""
 
 
 def run_ray(
-    job: Job, weights: WeightsFile, shards: Iterable[Shard]
+    job: Job, weights: WeightsFile, shards: Iterable[Shard], *, driver: Driver = _NOBODY
 ) -> Iterator[Receipt | ShardFailure]:
     """Receipts of all chunks, in the order they are finished.
 
     Connects to `job.compute.ray_address` or RAY_ADDRESS, uses the surrounding Ray job, or starts an
     embedded Ray and stops it afterwards.
+
+    Args:
+        job: of the run.
+        weights: of the network.
+        shards: what to label.
+        driver: whoever wants the receipts.
 
     Raises:
         StoreError: a store fails in a worker.
@@ -70,6 +82,8 @@ def run_ray(
     """
     with connected(job.compute.ray_address):
         kept = ray.put(weights)
+        driver.on_copies(_resources(job)[0])
+        metrics = RayMetrics(job.monitoring.metrics_name)
         waiting = iter(shards)
         while wave := list(islice(waiting, _WAVE_SHARDS)):
             for row in _dataset(job, kept, wave).iter_rows():
@@ -77,6 +91,8 @@ def run_ray(
                 if isinstance(item, FcnError):
                     raise item
                 yield item
+                metrics.tell(driver.samples())
+        metrics.tell(driver.samples(), at_once=True)
 
 
 @contextmanager
@@ -184,6 +200,13 @@ def _resources(job: Job) -> tuple[int, float, float]:
 _PASSED_ON = (ShardFailure, FcnError)
 
 
+def _log_as(job: Job) -> None:
+    """Worker processes of Ray log to files of Ray's, `worker-….err`, in the form of the run."""
+    logs.set_run(job.run)
+    if job.monitoring.log_format == "json" and not logs.is_json():
+        logs.use_json()
+
+
 class _Read:
     """CPU task: the chunks of some shards."""
 
@@ -191,6 +214,7 @@ class _Read:
         self.job = job
 
     def __call__(self, row: Row) -> Iterator[Row]:
+        _log_as(self.job)
         shards: Sequence[Shard] = pickle.loads(row["item"])
         for shard in shards:
             try:
@@ -206,6 +230,7 @@ class _SegmentActor:
     """Actor that owns a worker process with the network: a chunk in, its masks out."""
 
     def __init__(self, job: Job, weights: Any, workers: int) -> None:
+        _log_as(job)
         self.segmenter = IsolatedSegmenter(job, ray.get(weights), _memory_share(workers))
         with suppress(FcnError):  # comes again with the first chunk, and goes to the driver
             self.segmenter.worker.start()
@@ -239,6 +264,7 @@ class _Write:
         self.job = job
 
     def __call__(self, row: Row) -> Row:
+        _log_as(self.job)
         item = pickle.loads(row["item"])
         if isinstance(item, _PASSED_ON):
             return row

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from fcn_core.checkpoint import WeightsFile
+from pipeline import logs
 from pipeline.bookkeeping.finish import remove_markers, write_results, write_table
 from pipeline.bookkeeping.history import RunRecord, begin_run, cancel_run, opened_run
 from pipeline.bookkeeping.identity import check, claim
@@ -21,6 +22,7 @@ from pipeline.inputs.virtual import freeze
 from pipeline.interrupt import finish_on_ctrl_c
 from pipeline.job import Job, ShardFailure
 from pipeline.lease import Lease
+from pipeline.monitoring import Driver, Monitor
 from pipeline.outcome import Progress, RunResult
 from pipeline.plan import Plan, make_plan, subtract, survey
 from pipeline.prepare import Prepared, plan_request, prepare
@@ -87,7 +89,7 @@ def run(
     check(output, mine)
     reference = find_reference(config.drift, mine, config.output.store)
     preflight(output)
-    with Lease(output) as lease:
+    with Lease(output) as lease, Monitor(config.monitoring) as monitor:
         output = output.guarded(lease.check)
         prepared = replace(prepared, job=replace(prepared.job, output=output))
         claim(output, mine)
@@ -103,12 +105,15 @@ def run(
         if todo.packing is not None:
             freeze(todo.packing, output)
         run_name = opened_run(output) or (begin_run(output) if todo.pending else "")
+        prepared = replace(prepared, job=replace(prepared.job, run=run_name))
         collector = _collector(prepared, todo, run_name)
+        monitor.begin(collector, run_name)
         is_local = config.resolved_executor() == "local"
-        with finish_on_ctrl_c(wanted=finish_on_interrupt and is_local) as is_stopping, record:
-            reporter = _Reporter(collector, started, record)
-            with collector:
-                stopped = _label(prepared, collector, lease, reporter, is_stopping)
+        interruptible = finish_on_ctrl_c(wanted=finish_on_interrupt and is_local)
+        with logs.of_run(run_name), interruptible as is_stopping, record, collector:
+            reporter = _Reporter(collector, started, (record, monitor.on_progress))
+            driver = Driver(is_stopping, monitor.on_copies, monitor.samples)
+            stopped = _label(prepared, collector, lease, reporter, driver)
         lease.check()
         share = RunShare(run_name, prepared.job.labels, config.drift.review_images)
         summary = write_table(output, todo.ledger, prepared.job.labels, share)
@@ -120,6 +125,7 @@ def run(
         redone = collector.redone
         write_redo(output, {s: tag for s, tag in todo.redo.items() if s not in redone})
         write_results(output, summary, result)
+        monitor.end(result.exit_code)
     return replace(result, store_retries=collector.store_retries + retries.drain())
 
 
@@ -128,14 +134,14 @@ def _label(
     collector: Collector,
     lease: Lease,
     report: Callable[[], None],
-    is_stopping: Callable[[], bool],
+    driver: Driver,
 ) -> bool:
     """Everything that is pending, in waves; whether some of it was left, because of Ctrl-C."""
     report()
     pending = collector.plan.pending
     if not pending:
         return False
-    execute = _executor(prepared.config, is_stopping)
+    execute = _executor(prepared.config, driver)
     for start in range(0, len(pending), WAVE):
         wave = list(pending[start : start + WAVE])
         collector.expect(wave)
@@ -147,7 +153,7 @@ def _label(
         report()
     # Workers that died in the middle of a put, now or in the run that this one resumes.
     prepared.job.output.sweep()
-    return is_stopping() and collector.finished < len(pending)
+    return driver.is_stopping() and collector.finished < len(pending)
 
 
 def _collector(prepared: Prepared, todo: Plan, run_name: str) -> Collector:
@@ -169,26 +175,29 @@ def _tell_history(
     return finish_run(output, share, ending, prepared.config.drift, reference)
 
 
-def _executor(config: RunConfig, is_stopping: Callable[[], bool]) -> Execute:
+def _executor(config: RunConfig, driver: Driver) -> Execute:
     # Imported where they are chosen: the local executor must start without Ray.
     if config.resolved_executor() == "local":
         from pipeline.local import run_local
 
-        return partial(run_local, is_stopping=is_stopping)
+        return partial(run_local, driver=driver)
     from pipeline.ray_job import run_ray
 
-    return run_ray
+    return partial(run_ray, driver=driver)
 
 
 class _Reporter:
     """Tells whoever wants to know how far the run is."""
 
     def __init__(
-        self, collector: Collector, started: float, tell: Callable[[Progress], None]
+        self,
+        collector: Collector,
+        started: float,
+        listeners: Sequence[Callable[[Progress], None]],
     ) -> None:
         self.collector = collector
         self.started = started
-        self.tell = tell
+        self.listeners = listeners
 
     def __call__(self) -> None:
         progress = Progress(
@@ -198,7 +207,8 @@ class _Reporter:
             failures=self.collector.failures,
             seconds=time.monotonic() - self.started,
         )
-        self.tell(progress)
+        for tell in self.listeners:
+            tell(progress)
 
 
 def _result(prepared: Prepared, todo: Plan, collector: Collector, ending: Ending) -> RunResult:

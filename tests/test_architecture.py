@@ -74,3 +74,34 @@ def test_modules_stay_small(path: Path) -> None:
 def test_every_package_is_typed_and_shipped() -> None:
     for package in PACKAGES:
         assert (ROOT / package / "py.typed").exists()
+
+
+def calls(path: Path) -> Iterator[str]:
+    """What a module calls, as it is written: "torch.load", with the names of its arguments."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield f"{ast.unparse(node.func)}({', '.join(str(k.arg) for k in node.keywords)})"
+
+
+def test_pickles_travel_between_our_own_processes_alone() -> None:
+    pickling = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    found = {dotted(path) for path in MODULES if pickling & set(imports(path))}
+    assert found == {
+        "fcn_core.statedict",  # to know pickle's errors: torch reads, with weights_only
+        "pipeline.ray_job",
+        "pipeline.workers.inside",
+        "pipeline.workers.process",
+    }
+    assert not any(call.startswith("pickle.load") for call in calls(ROOT / "fcn_core/statedict.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_nothing_that_comes_from_a_store_is_executed(path: Path) -> None:
+    for call in calls(path):
+        name = call.partition("(")[0]
+        assert name not in ("eval", "exec", "os.system", "yaml.unsafe_load", "yaml.full_load"), call
+        assert "allow_pickle" not in call and "shell" not in call, call
+        if name == "torch.load":
+            assert "weights_only" in call
+        if name == "yaml.load":
+            assert dotted(path) == "pipeline.yaml_text"  # whose loader is a SafeLoader

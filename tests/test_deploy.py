@@ -32,6 +32,12 @@ MANIFESTS = sorted([*DEPLOY.glob("*.yaml"), *DEPLOY.glob("kube*/*.yaml")])
 CLUSTERS = ["ray-cluster.yaml", "ray-cluster.gcp.yaml"]
 
 COMING = {"prefect.yaml"}
+TEXTS = {".md", ".yaml", ".json", ".py", ".example", ".lock", ""}
+SHIPPED = [ROOT / "README.md", ROOT / "Makefile", ROOT / ".ci/run", *(ROOT / "docs").rglob("*")]
+SHIPPED = [
+    path for path in [*SHIPPED, *DEPLOY.rglob("*"), *(ROOT / "flows").glob("*.py")]
+    if path.is_file() and path.suffix in TEXTS
+]  # fmt: skip
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -286,6 +292,23 @@ def test_no_file_switches_tokens_off() -> None:
     said = [found for text in (*texts, DOCKERFILE) for found in mode.findall(text)]
     assert len(said) >= 4 and set(said) == {"token"}
     assert mode.findall("RAY_AUTH_MODE: disabled RAY_AUTH_MODE=disabled") == ["disabled"] * 2
+
+
+def test_nothing_shipped_opens_the_dashboard_to_others() -> None:
+    opened = re.compile(r"dashboard[-_]host[\"']?[=:,\s]+[\"']?([\w.]+|::)")
+    assert opened.findall("--dashboard-host=1.2.3.4 dashboard_host: '::'") == ["1.2.3.4", "::"]
+    found = set()
+    for path in SHIPPED:
+        hosts = set(opened.findall(path.read_text()))
+        found |= {(path.name, host) for host in hosts - {"127.0.0.1"}}
+    # Inside the network of the compose file alone; the test below holds its ports and its token.
+    assert found == {("compose.yaml", "0.0.0.0")}
+
+
+def test_no_page_tells_anybody_to_do_without_tokens() -> None:
+    off = re.compile(r"^\s*(?:export\s.*)?RAY_AUTH_MODE=disabled", re.MULTILINE)
+    assert off.search("export A=1 RAY_AUTH_MODE=disabled") and len(SHIPPED) > 40
+    assert [path.name for path in SHIPPED if off.search(path.read_text())] == []
 
 
 def test_compose_publishes_on_loopback_alone_and_ray_has_its_token() -> None:

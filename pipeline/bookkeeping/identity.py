@@ -138,8 +138,9 @@ def portable(config: RunConfig) -> dict[str, Any]:
     of a configuration.
     """
     tree: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
-    names = (("input", "url"), ("input", "labels"), ("input", "label_set"), ("model", "weights"))
-    for section, name in (*names, ("output", "url"), ("drift", "reference")):
+    inputs = (("input", "url"), ("input", "labels"), ("input", "label_set"), ("model", "weights"))
+    others = (("output", "url"), ("drift", "reference"), ("monitoring", "metrics_file"))
+    for section, name in (*inputs, *others):
         value = tree.get(section, {}).get(name)
         if value is not None:
             tree[section][name] = anywhere(value)

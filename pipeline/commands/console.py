@@ -23,10 +23,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fcn_core.labels import LabelSet
+from pipeline import logs
 from pipeline.outcome import Progress, RunResult
 
 if TYPE_CHECKING:  # numpy and pyarrow, which most commands do not need here
-    from pipeline.gc import Garbage
     from pipeline.progress import Look
     from pipeline.verify import Verification
 
@@ -37,16 +37,43 @@ out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
-def set_up_logging() -> None:
-    """Warnings of this project to stderr, one line each."""
-    if err.is_terminal:
-        handler: logging.Handler = RichHandler(console=err, show_path=False, show_time=False)
+def set_up_logging(log_format: str = "text") -> None:
+    """Warnings of this project to stderr, one line each; or all that goes there, as JSON."""
+    if log_format == "json":
+        logs.use_json()
+    elif err.is_terminal:
+        logs.use_text(RichHandler(console=err, show_path=False, show_time=False))
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    logger = logging.getLogger("fcnseg")
-    logger.handlers = [handler]
-    logger.propagate = False
+        logs.use_text(handler)
+
+
+def use_log_format(log_format: str) -> None:
+    """Log like that from now on."""
+    if (log_format == "json") != logs.is_json():
+        set_up_logging(log_format)
+
+
+def say(text: str, level: int = logging.INFO) -> None:
+    """A line to stderr: for people, or a record where logs are JSON."""
+    if logs.is_json():
+        logging.getLogger(logs.LOGGER).log(level, "%s", text)
+    else:
+        err.print(text, markup=False)
+
+
+def relay(line: str) -> None:
+    """A line of somebody else's log: an object stays the object that it is."""
+    if logs.is_json() and line.startswith("{") and line.endswith("}"):
+        sys.stderr.write(f"{line}\n")
+    else:
+        say(line)
+
+
+def is_watched() -> bool:
+    """Whether stderr is a terminal, and text goes there: then progress is a live bar."""
+    return err.is_terminal and not logs.is_json()
 
 
 def print_json(document: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -67,7 +94,7 @@ class ProgressLines:
         is_end = progress.shards_done == progress.shards_pending
         if progress.shards_pending and (now - self.last >= LINE_SECONDS or is_end):
             self.last = now
-            err.print(describe(progress, self.doing), markup=False)
+            say(describe(progress, self.doing))
 
 
 class ProgressBar:
@@ -90,7 +117,7 @@ class ProgressBar:
 @contextmanager
 def progress_display(doing: str = "labelling") -> Iterator[ProgressLines | ProgressBar]:
     """A live bar on a terminal, plain lines elsewhere."""
-    if not err.is_terminal:
+    if not is_watched():
         yield ProgressLines(doing)
         return
     columns = (
@@ -156,27 +183,6 @@ class VerifyLines:
         if time.monotonic() - self.last >= LINE_SECONDS:
             self.last = time.monotonic()
             err.print(f"verifying: {describe_verification(found)}", markup=False)
-
-
-class GarbageLines:
-    """What gc finds, a line each; rows for --json."""
-
-    def __init__(self, verb: str, *, quiet: bool) -> None:
-        self.verb, self.quiet = verb, quiet
-        self.count = self.bytes = 0
-        self.rows: list[dict[str, Any]] = []
-
-    def __call__(self, garbage: Garbage) -> None:
-        """For each."""
-        self.count += 1
-        self.bytes += garbage.size
-        if self.quiet:
-            row = {"path": garbage.path, "bytes": garbage.size, "seconds_old": round(garbage.age)}
-            self.rows.append(row | {"unfinished": garbage.leftover is not None})
-            return
-        what = "an unfinished write" if garbage.leftover else size(garbage.size)
-        hours = garbage.age / 3600
-        out.print(f"{self.verb} {garbage.path} ({what}, {hours:.1f} h old)", markup=False)
 
 
 def describe_verification(found: Verification) -> str:
@@ -253,19 +259,19 @@ def _print_outcome(result: RunResult) -> None:
     out.print(line, markup=False)
     print_passed_over(result.passed_over)
     if result.empty:
-        err.print(f"warning: no images in {named(result.empty)}", markup=False)
+        say(f"warning: no images in {named(result.empty)}", logging.WARNING)
     print_vanished(result.vanished, result.vanished_names)
     if result.store_retries:
-        err.print(f"{result.store_retries} requests to stores were tried again", markup=False)
+        say(f"{result.store_retries} requests to stores were tried again")
     for failure in result.failed:
-        err.print(f"failed: {failure.reason}", markup=False)
+        say(f"failed: {failure.reason}", logging.ERROR)
     if result.interrupted:
-        err.print("interrupted: run the same command again to resume", markup=False)
+        say("interrupted: run the same command again to resume", logging.WARNING)
     if result.over_limit:
-        err.print(
+        say(
             f"limits exceeded: {result.bad} of {result.seen} images could not be labelled "
             "(limits.max_bad_fraction); fcnseg failed lists them",
-            markup=False,
+            logging.ERROR,
         )
 
 
@@ -273,17 +279,17 @@ def print_vanished(count: int, names: Sequence[str]) -> None:
     """Say what the input no longer holds."""
     if count:
         more = ", …" if count > len(names) else ""
-        err.print(
+        say(
             f"{count} shards or images vanished from the input ({', '.join(names)}{more}); what "
             "is committed of them stays until their shard is labelled again",
-            markup=False,
+            logging.WARNING,
         )
 
 
 def print_passed_over(passed_over: Sequence[str]) -> None:
     """Say which files and columns of the input nobody looks at."""
     if passed_over:
-        err.print(f"passed over: {', '.join(passed_over)}", markup=False)
+        say(f"passed over: {', '.join(passed_over)}", logging.WARNING)
 
 
 def named(names: Sequence[str], most: int = 10) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,11 +17,12 @@ from pipeline.commands.options import (
     Labels,
     LabelSetName,
     Layout,
+    LogFormat,
     PlainForward,
     Sets,
     Split,
     Weights,
-    load_run_config,
+    load_logged_config,
     run_flags,
 )
 from pipeline.errors import ConfigError
@@ -67,6 +69,7 @@ def evaluate(
     plain_forward: PlainForward = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    log_format: LogFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a network on labelled images, or what coarse masks could reach. Writes nothing."""
@@ -82,8 +85,8 @@ def evaluate(
     )
     flags = run_flags(input, work.NOWHERE, weights, labels, label_set, None)
     flags |= {"input.layout": layout, "input.split": split, "model.precision": precision}
-    flags |= {"compute.plain_forward": plain_forward}
-    loaded = load_run_config(config, sets, flags)
+    flags |= {"compute.plain_forward": plain_forward, "monitoring.log_format": log_format}
+    loaded = load_logged_config(config, sets, flags)
     with console.progress_display("scoring") as progress:
         score = work.upper_bound if upper_bound else work.evaluate
         found = score(loaded, question, progress)
@@ -246,16 +249,14 @@ def _with_interval(row: dict[str, Any], name: str) -> str:
 def _print_bad(found: Evaluation) -> None:
     console.print_passed_over(found.passed_over)
     for shard, failure in found.failures[:BAD_SHOWN]:
-        console.err.print(
-            f"bad: {failure.location}: {failure.reason} (shard {shard})", markup=False
-        )
+        console.say(f"bad: {failure.location}: {failure.reason} (shard {shard})", logging.WARNING)
     if len(found.failures) > BAD_SHOWN:
         more = len(found.failures) - BAD_SHOWN
-        console.err.print(f"…and {more} more bad samples; --json lists all", markup=False)
+        console.say(f"…and {more} more bad samples; --json lists all", logging.WARNING)
     for failed in found.failed:
-        console.err.print(f"failed: {failed.reason}", markup=False)
+        console.say(f"failed: {failed.reason}", logging.ERROR)
     if found.over_limit:
-        console.err.print(
+        console.say(
             f"limits exceeded: {len(found.failures)} samples are bad (limits.max_bad_fraction)",
-            markup=False,
+            logging.ERROR,
         )

@@ -18,6 +18,7 @@ from pipeline.commands.options import (
     LabelSetName,
     Layout,
     LimitShards,
+    LogFormat,
     Masks,
     Output,
     PlainForward,
@@ -26,6 +27,7 @@ from pipeline.commands.options import (
     Since,
     Split,
     Weights,
+    load_logged_config,
     load_run_config,
     run_flags,
     selected,
@@ -154,6 +156,10 @@ def run(
     shard_size: ShardSize = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    log_format: LogFormat = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, help="Serve metrics to Prometheus there meanwhile.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only plan.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -167,11 +173,13 @@ def run(
         "model.precision": precision,
         "compute.plain_forward": plain_forward,
         "input.shard_size": shard_size,
+        "monitoring.log_format": log_format,
+        "monitoring.metrics_port": metrics_port,
         "input.layout": layout,
         "input.split": split,
         **selected(limit_shards, include, exclude, since),
     }
-    loaded = load_run_config(config, sets, flags)
+    loaded = load_logged_config(config, sets, flags)
     if dry_run:
         _print_plan(loaded, as_json)
     else:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from pipeline.commands import console
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.store import Store, read_url
+
+
+def chosen_log_format(value: str | None) -> str | None:
+    """Log like that from now on."""
+    if value is not None:
+        console.use_log_format(value)
+    return value
+
 
 Input = Annotated[str, typer.Argument(help="Tars, Parquet files or a folder of images; any URL.")]
 Output = Annotated[str, typer.Argument(help="Where the results are; any URL.")]
@@ -46,6 +55,15 @@ PlainForward = Annotated[
     bool | None,
     typer.Option("--plain-forward", help="Compute all of the padded canvas: to compare with."),
 ]
+LogFormat = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option(
+        help="Of stderr: text for people, json for machines: an object per line.",
+        # At once, so that errors in all other options are told in that form.
+        is_eager=True,
+        callback=chosen_log_format,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -78,6 +96,19 @@ def selected(
         "input.exclude": exclude or None,
         "input.since": since,
     }
+
+
+def load_logged_config(
+    config: str | None, sets: list[str] | None, flags: dict[str, Any]
+) -> RunConfig:
+    """As `load_run_config`; and from then on this process logs as the configuration says.
+
+    Raises:
+        ConfigError: unknown key, missing key or impossible value.
+    """
+    loaded = load_run_config(config, sets, flags)
+    console.use_log_format(loaded.monitoring.log_format)
+    return loaded
 
 
 def load_run_config(config: str | None, sets: list[str] | None, flags: dict[str, Any]) -> RunConfig:

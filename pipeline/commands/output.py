@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from pipeline.commands.options import (
     read_text,
 )
 from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.gc import Garbage
 
 
 def status(
@@ -205,7 +208,7 @@ def gc(
     from pipeline.gc import collect_garbage, find_garbage, parse_age
 
     store, age = output_store(output, config, sets), parse_age(older_than)
-    lines = console.GarbageLines("deleted" if delete else "would delete", quiet=as_json)
+    lines = GarbageLines("deleted" if delete else "would delete", quiet=as_json)
     if delete:
         collect_garbage(store, age, lines)
     else:
@@ -219,3 +222,24 @@ def gc(
         + ("" if delete or not lines.count else "; nothing was deleted: add --delete"),
         markup=False,
     )
+
+
+class GarbageLines:
+    """What gc finds, a line each; rows for --json."""
+
+    def __init__(self, verb: str, *, quiet: bool) -> None:
+        self.verb, self.quiet = verb, quiet
+        self.count = self.bytes = 0
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, garbage: Garbage) -> None:
+        """For each."""
+        self.count += 1
+        self.bytes += garbage.size
+        if self.quiet:
+            row = {"path": garbage.path, "bytes": garbage.size, "seconds_old": round(garbage.age)}
+            self.rows.append(row | {"unfinished": garbage.leftover is not None})
+            return
+        what = "an unfinished write" if garbage.leftover else console.size(garbage.size)
+        hours = garbage.age / 3600
+        console.out.print(f"{self.verb} {garbage.path} ({what}, {hours:.1f} h old)", markup=False)

@@ -20,6 +20,7 @@ from pipeline.commands.options import (
     LabelSetName,
     Layout,
     LimitShards,
+    LogFormat,
     Masks,
     Output,
     Sets,
@@ -27,7 +28,7 @@ from pipeline.commands.options import (
     Since,
     Split,
     Weights,
-    load_run_config,
+    load_logged_config,
     read_text,
     run_flags,
     selected,
@@ -74,6 +75,7 @@ def submit(
     stop: Annotated[
         bool, typer.Option("--stop", help="Stop the job that works on OUTPUT instead.")
     ] = False,
+    log_format: LogFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Have a Ray cluster label INPUT into OUTPUT, as a job; attach to it if it runs already.
@@ -86,11 +88,12 @@ def submit(
         "compute.gpus_per_worker": gpus_per_worker,
         "model.precision": precision,
         "input.shard_size": shard_size,
+        "monitoring.log_format": log_format,
         "input.layout": layout,
         "input.split": split,
         **selected(limit_shards, include, exclude, since),
     }
-    loaded = load_run_config(config, sets, flags)
+    loaded = load_logged_config(config, sets, flags)
     address = address or loaded.compute.ray_address
     if stop:
         _stop(loaded.output.url, address, as_json=as_json)
@@ -99,7 +102,7 @@ def submit(
     environment = _runtime_env(runtime_env, working_dir)
     job = submit_or_attach(loaded, address, JobOptions(python, environment))
     verb = "attached to" if job.attached else "submitted"
-    console.err.print(f"{verb} job {job.submission_id}: {job.page}", markup=False)
+    console.say(f"{verb} job {job.submission_id}: {job.page}")
     if wait:
         _follow(job, address, as_json=as_json)
     if as_json:
@@ -122,16 +125,15 @@ def _follow(job: Submitted, address: str | None, *, as_json: bool) -> NoReturn:
     with _detaching(job):
         for look in follow(address, job.submission_id):
             if look.left_out:
-                console.err.print(f"({look.left_out} more lines)", markup=False)
+                console.say(f"({look.left_out} more lines)")
             for line in look.lines:
-                console.err.print(line, markup=False)
+                console.relay(line)
             if look.is_reachable != was_reachable:
                 was_reachable = look.is_reachable
-                console.err.print(
+                console.say(
                     "the cluster answers again"
                     if was_reachable
-                    else "the cluster does not answer; the job may go on. Trying again",
-                    markup=False,
+                    else "the cluster does not answer; the job may go on. Trying again"
                 )
     code = 1 if look.exit_code is None else look.exit_code
     if as_json:
@@ -148,10 +150,9 @@ def _detaching(job: Submitted) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console.err.print(
+        console.say(
             f"no longer following job {job.submission_id}, which goes on: the same command attaches"
-            " to it again, with --stop it stops it",
-            markup=False,
+            " to it again, with --stop it stops it"
         )
         raise typer.Exit(130) from None
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.commands import console
-from pipeline.commands.options import AsJson, Labels, Layout, Sets, Split, read_text
+from pipeline.commands.options import AsJson, Labels, Layout, LogFormat, Sets, Split, read_text
 
 if TYPE_CHECKING:
     from pipeline.training.progress import TrainProgress, TrainResult
@@ -69,11 +69,13 @@ def train(
     address: Annotated[str | None, typer.Option(help="Ray cluster to train on.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    log_format: LogFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a network on INPUT. Running the same command again resumes."""
     from pipeline.training.config import load_train_config
 
+    console.use_log_format(log_format or "text")
     has_val = val is not None or val_split is not None
     flags: dict[str, Any] = {
         "input.url": input,
@@ -108,7 +110,7 @@ def train(
 @contextmanager
 def _display() -> Iterator[_Lines]:
     """A live line on a terminal, plain ones elsewhere."""
-    if not console.err.is_terminal:
+    if not console.is_watched():
         yield _Lines(None)
         return
     with Live(console=console.err, transient=True, auto_refresh=False) as live:
@@ -126,12 +128,12 @@ class _Lines:
         """After each line of metrics."""
         text = describe(progress)
         if "evaluation" in progress.line:
-            console.err.print(text, markup=False)
+            console.say(text)
         elif self.live is not None:
             self.live.update(Text(text), refresh=True)
         elif time.monotonic() - self.last >= console.LINE_SECONDS:
             self.last = time.monotonic()
-            console.err.print(text, markup=False)
+            console.say(text)
 
 
 def describe(progress: TrainProgress) -> str:

@@ -124,6 +124,11 @@ def drain() -> int:
     return _COUNTER.drain()
 
 
+def count() -> int:
+    """How many since then; the next `drain` says them all the same."""
+    return _COUNTER.count()
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: throttling, resets, timeouts, 5xx, truncation.
 
@@ -198,6 +203,10 @@ class _Counter:
     def add(self) -> None:
         with self._lock:
             self._count += 1
+
+    def count(self) -> int:
+        with self._lock:
+            return self._count
 
     def drain(self) -> int:
         with self._lock:

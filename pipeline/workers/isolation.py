@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.metrics import ConfusionMatrix
+from pipeline import logs
 from pipeline.chunks import Chunk
 from pipeline.collect import is_over
 from pipeline.errors import PoisonError, WorkerError
@@ -73,6 +74,10 @@ class IsolatedSegmenter:
             WorkerError: the worker process cannot start, or fails through a fault of its own.
             FcnError: the network cannot be built.
         """
+        with logs.about(shard=chunk.shard, chunk=chunk.seq):
+            return self._segment(chunk)
+
+    def _segment(self, chunk: Chunk) -> Segmented | ShardFailure:
         search = Search(self.worker.run, lambda bad: self._is_too_much(chunk, bad))
         pieces = list(search.pieces(chunk.samples))
         if search.gave_up:

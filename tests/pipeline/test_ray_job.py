@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.errors import ClusterError, StoreError
+from pipeline.monitoring import METRICS
 from pipeline.run import run
 from pipeline.store import Store
 from pipeline.verify import verify
@@ -95,6 +101,64 @@ def test_folder_with_labels_gives_equal_trees(cluster: None, weights: Path, tmp_
         flags = {"compute__executor": name, "input__shard_size": 3}
         assert run(world.config(tmp_path / "in", tmp_path / name, weights, **flags)).images == 7
     assert world.tree(tmp_path / "local") == world.tree(tmp_path / "ray")
+
+
+def test_rays_own_exporter_has_the_metrics_of_a_run(
+    cluster: None, shards: Path, weights: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    flags = {"compute__executor": "ray", "monitoring__metrics_name": "nights"}
+    assert run(world.config(shards, tmp_path / "out", weights, **flags)).images == 12
+    (node,) = ray.nodes()
+    address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    found: dict[tuple[str, str], float] = {}
+    deadline = time.monotonic() + 150  # an overloaded machine starts the exporter late
+    done = False
+    while not done and time.monotonic() < deadline:
+        time.sleep(1)
+        with suppress(OSError), urllib.request.urlopen(address, timeout=10) as answer:
+            for family in text_string_to_metric_families(answer.read().decode()):
+                for sample in family.samples:
+                    if sample.labels.get("name") == "nights":
+                        own = sample.labels.get("stage") or sample.labels.get("state") or ""
+                        found[sample.name, own] = sample.value
+        # What was told in the middle may be passed on first.
+        done = found.get(("ray_fcnseg_shards", "committed")) == 3
+        done &= found.get(("ray_fcnseg_images_total", "")) == 12
+    assert found["ray_fcnseg_images_total", ""] == 12
+    assert found["ray_fcnseg_shards", "committed"] == found["ray_fcnseg_chunks_total", ""] == 3
+    assert found["ray_fcnseg_stage_seconds_total", "forward"] > 0
+    at_the_end = {"fcnseg_run_end_time_seconds", "fcnseg_run_exit_code"}
+    # What is zero was never told: Ray's counters begin with the first of what they count.
+    never = {"fcnseg_quarantined_images_total", "fcnseg_store_retries_total"}
+    wanted = {metric.name for metric in METRICS} - at_the_end - never
+    assert {name.removeprefix("ray_") for name, _ in found} == wanted
+
+
+def test_workers_of_ray_log_as_the_run_does(cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    from pipeline.prepare import prepare
+    from pipeline.ray_job import _log_as
+
+    source = world.write_shards(tmp_path / "in", shards=1)
+    config = world.config(source, tmp_path / "out", "demo", monitoring__log_format="json")
+    job = replace(prepare(config).job, run="r")
+
+    @ray.remote
+    def said() -> str:
+        import contextlib
+        import io
+        import logging
+
+        with contextlib.redirect_stderr(io.StringIO()) as stderr:
+            _log_as(job)
+            logging.getLogger("fcnseg").info("x")
+        return stderr.getvalue()
+
+    line = json.loads(ray.get(said.remote()))
+    assert (line["run"], line["message"], line["level"]) == ("r", "x", "info")
 
 
 def test_many_shards_are_read_in_waves_and_by_several(
