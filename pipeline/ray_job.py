@@ -37,9 +37,10 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 import ray.data
+import ray.data.exceptions
 import ray.exceptions
 
-from pipeline.cluster.ray_nodes import live_nodes, nodes_to_come
+from pipeline.cluster.ray_nodes import live_nodes, nodes_to_come, watched
 
 Row = dict[str, Any]
 log = logging.getLogger("fcnseg")
@@ -68,17 +69,31 @@ def run_ray(
 
     Raises:
         StoreError: a store fails in a worker.
-        ClusterError: the cluster cannot be reached.
+        ClusterError: the cluster cannot be reached, or no node of it can hold a network.
     """
     with connected(job.compute.ray_address):
         kept = ray.put(weights)
         waiting = iter(shards)
         while wave := list(islice(waiting, _WAVE_SHARDS)):
-            for row in _dataset(job, kept, wave).iter_rows():
-                item = pickle.loads(row["item"])
-                if isinstance(item, FcnError):
-                    raise item
-                yield item
+            pool = _plan_pool(job)
+            with watched(job.compute, pool):
+                for row in _rows(_dataset(job, kept, wave, pool)):
+                    item = pickle.loads(row["item"])
+                    if isinstance(item, FcnError):
+                        raise item
+                    yield item
+
+
+def _rows(dataset: Any) -> Iterator[Row]:
+    try:
+        yield from dataset.iter_rows()
+    except ray.data.exceptions.ExecutionTimeoutError as error:
+        raise ClusterError(
+            "cluster",
+            str(error).partition("\n")[0].rstrip("."),
+            "chunks that come and go",
+            "Look for lost nodes (ray status); then run again to resume.",
+        ) from error
 
 
 @contextmanager
@@ -138,11 +153,10 @@ def _plan_pool(job: Job) -> Pool:
     return pool
 
 
-def _dataset(job: Job, weights: Any, shards: Sequence[Shard]) -> Any:
+def _dataset(job: Job, weights: Any, shards: Sequence[Shard], pool: Pool) -> Any:
     # Ray logs every start and end of a plan, and warns that its bars are off; set here, because its
     # own set-up comes late.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    pool = _plan_pool(job)
     _set_context(pool)
     several = math.ceil(len(shards) / _WAVE_TASKS)
     rows = [

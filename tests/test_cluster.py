@@ -6,7 +6,6 @@ The first test needs a cluster without w2, which joins in it; the last ones kill
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import ray
 import ray._private.state
 
-from pipeline.cluster.placement import Node
+from pipeline.cluster.placement import Node, Pool, lack
+from pipeline.config import ComputeConfig
+
+log = logging.getLogger("fcnseg")
+
+WATCH_SECONDS = 20.0
+"""How often a run looks whether the nodes that it needs are still there."""
 
 
 def live_nodes() -> list[Node]:
@@ -30,3 +41,31 @@ def nodes_to_come() -> list[Node]:
         for group in groups
         if group.resources and group.max_count != 0
     ]
+
+
+@contextmanager
+def watched(compute: ComputeConfig, pool: Pool) -> Iterator[None]:
+    """Say in the log when no node is left that can hold a copy of the network, and when one is.
+
+    Ray itself waits without a word: a node may come back, or an autoscaler may bring one.
+    """
+    if pool.gpus:  # with device auto, a cluster that lost its GPUs would look like one of CPUs
+        asked = {"device": "cuda", "gpus_per_worker": pool.gpus}
+        compute = compute.model_copy(update=asked)
+    stop = threading.Event()
+    thread = threading.Thread(target=_watch, args=(compute, stop), name="nodes", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(10)  # longer only where Ray itself has lost its head
+
+
+def _watch(compute: ComputeConfig, stop: threading.Event) -> None:
+    told: str | None = None
+    while not stop.wait(WATCH_SECONDS):
+        missing = lack(compute, live_nodes())
+        if missing != told:
+            log.warning("%s", f"{missing}: waiting for a node" if missing else "a node has come")
+        told = missing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Any
 
 import pytest
@@ -101,3 +103,21 @@ def test_nodes_with_gpus_are_left_alone_only_where_there_are_others() -> None:
     assert plan_pool(ComputeConfig(), cluster(GPU8, CPU8)).avoid_gpu_nodes
     assert not plan_pool(ComputeConfig(), cluster(GPU8, GPU8)).avoid_gpu_nodes
     assert not plan_pool(ComputeConfig(device="cpu"), cluster(GPU8, CPU8)).avoid_gpu_nodes
+
+
+def test_a_run_says_when_its_last_host_is_lost_and_when_one_comes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pipeline.cluster import ray_nodes
+
+    seen = [cluster(GPU8), cluster(CPU8), cluster(CPU8), cluster(GPU8)]
+    monkeypatch.setattr(ray_nodes, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(ray_nodes, "live_nodes", lambda: seen.pop(0) if seen else cluster(GPU8))
+    caplog.set_level(logging.WARNING, "fcnseg")
+    compute = ComputeConfig()
+    with ray_nodes.watched(compute, plan_pool(compute, cluster(GPU8))):
+        while seen:
+            time.sleep(0.01)
+    assert [record.getMessage() for record in caplog.records] == [
+        "asks for 1 GPU per worker, the cluster has none: waiting for a node", "a node has come",
+    ]  # fmt: skip
