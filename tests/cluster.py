@@ -160,6 +160,21 @@ def _sweep() -> None:
             _remove(name)
 
 
+def _announce_agents(namespace: str) -> None:
+    """Write down the port of each node's agent, as the agent does when it has started.
+
+    The node waits 15 seconds for that and then aborts; on a busy machine the agent needs longer.
+    """
+    for pid in pids(namespace):
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+            if words[0].endswith("/raylet"):
+                flags = dict(w[2:].split("=", 1) for w in words if w.startswith("--") and "=" in w)
+                name = f"dashboard_agent_listen_port_{flags['node_id']}"
+                if not (path := Path(flags["session_dir"], name)).exists():
+                    path.write_text("52365")
+
+
 @dataclass
 class Cluster:
     """A head, workers, a store.
@@ -279,6 +294,7 @@ class Cluster:
     def _until_known(self, name: str, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while self.addresses[name] not in self.alive():
+            _announce_agents(self.namespace(name))
             if self.nodes[name].poll() is not None or time.monotonic() > deadline:
                 said = (self.folder / f"{name}.log").read_text(errors="replace")
                 raise RuntimeError(f"node {name} does not start: {said[-3000:]}")

@@ -30,7 +30,7 @@ CHUNKS = SHARDS * IMAGES // CHUNK
 PAUSE = 0.6
 """Seconds that a network waits per chunk."""
 
-RUN_SECONDS = 400
+RUN_SECONDS = 600
 Fault = Callable[[], None]
 
 
