@@ -10,39 +10,33 @@ store is a proxy in front of a real S3 server: it listens inside a namespace and
 can be done to a node: `die` (its link and all its processes at once, as with a pulled plug),
 `part` (the answers of the store no longer reach it), `heal`.
 
-Needs root and iproute2 (`is_possible`). All processes are killed by namespace, and namespaces bear
-the pid of whoever made them: those that a killed test left are removed by the next.
+Needs root and iproute2 (`namespaces.is_possible`). On leaving, every process of every namespace is
+killed; what a killed test left is removed by the next.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tests.faulty_proxy import FaultyProxy
+from tests.namespaces import Network, inside, ip, kill_all, namespace, pids
 from tests.ray_head import BIN, ROOT
 from tests.s3_server import S3Server
 
-T = TypeVar("T")
-
 NETWORK = "10.213.7"
 STORE, HEAD = f"{NETWORK}.2", f"{NETWORK}.10"
-_NEWNET = 0x40000000
 
 # A node that is silent is dead after some 20 seconds; Ray's own default is about 30.
 _HEALTH = {
@@ -59,113 +53,12 @@ _PATIENCE = {
 }
 
 
-def ip(*words: str) -> str:
-    """Run iproute2."""
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
-    return done.stdout
-
-
-@cache
-def is_possible() -> bool:
-    """Whether this process may make network namespaces."""
-    name = f"fcn{os.getpid()}-try"
-    if os.geteuid() or not shutil.which("ip"):
-        return False
-    with suppress(RuntimeError):
-        ip("netns", "add", name)
-        ip("netns", "del", name)
-        return True
-    return False
-
-
-def inside(namespace: str, action: Callable[[], T]) -> T:
-    """What an action gives in a namespace. Sockets that it opens stay there."""
-
-    def entered() -> T:
-        descriptor = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
-        try:
-            if ctypes.CDLL(None, use_errno=True).setns(descriptor, _NEWNET):
-                raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
-        finally:
-            os.close(descriptor)
-        return action()
-
-    with ThreadPoolExecutor(1) as thread:  # a namespace belongs to a thread; this one ends with it
-        return thread.submit(entered).result()
-
-
-class Network:
-    """A bridge and what hangs on it, as a context manager."""
-
-    def __init__(self) -> None:
-        self._prefix = f"fcn{os.getpid()}"
-        self._hub = f"{self._prefix}-hub"
-        self.namespaces: list[str] = []
-
-    def __enter__(self) -> Network:
-        _sweep()
-        self._add(self._hub)
-        ip("-n", self._hub, "link", "add", "bridge", "type", "bridge")
-        ip("-n", self._hub, "link", "set", "bridge", "up")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for namespace in reversed(self.namespaces):
-            _remove(namespace)
-
-    def attach(self, name: str, address: str) -> str:
-        """A new namespace with an address, reachable from all others; its name."""
-        namespace = f"{self._prefix}-{name}"
-        self._add(namespace)
-        ip("link", "add", "eth0", "netns", namespace, "type", "veth",
-           "peer", "name", name, "netns", self._hub)  # fmt: skip
-        ip("-n", self._hub, "link", "set", name, "master", "bridge", "up")
-        ip("-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
-        ip("-n", namespace, "link", "set", "eth0", "up")
-        return namespace
-
-    def _add(self, namespace: str) -> None:
-        ip("netns", "add", namespace)
-        self.namespaces.append(namespace)
-        ip("-n", namespace, "link", "set", "lo", "up")
-
-
-def pids(namespace: str) -> list[int]:
-    """All processes of a namespace."""
-    return [int(word) for word in ip("netns", "pids", namespace).split()]
-
-
-def kill_all(namespace: str) -> None:
-    """SIGKILL to every process of a namespace, until there is none."""
-    while found := pids(namespace):
-        for pid in found:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)
-
-
-def _remove(namespace: str) -> None:
-    kill_all(namespace)
-    ip("netns", "del", namespace)
-
-
-def _sweep() -> None:
-    """Remove the namespaces of test processes that are gone."""
-    for line in ip("netns", "list").splitlines():
-        name = line.split()[0]
-        owner = name.removeprefix("fcn").partition("-")[0]
-        if name.startswith("fcn") and owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            _remove(name)
-
-
-def _announce_agents(namespace: str) -> None:
+def _announce_agents(where: str) -> None:
     """Write down the port of each node's agent, as the agent does when it has started.
 
     The node waits 15 seconds for that and then aborts; on a busy machine the agent needs longer.
     """
-    for pid in pids(namespace):
+    for pid in pids(where):
         with suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
             if words[0].endswith("/raylet"):
@@ -220,11 +113,6 @@ class Cluster:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    @staticmethod
-    def namespace(name: str) -> str:
-        """Of a node, or of the store."""
-        return f"fcn{os.getpid()}-{name}"
-
     @property
     def address(self) -> str:
         """Of Ray's control service."""
@@ -251,7 +139,7 @@ class Cluster:
 
     def _start(self, name: str, words: list[str]) -> None:
         if name in self.addresses:  # it died, and comes back
-            ip("-n", self.namespace(name), "link", "set", "eth0", "up")
+            ip("-n", namespace(name), "link", "set", "eth0", "up")
         else:
             self.addresses[name] = f"{NETWORK}.{10 + len(self.addresses)}"
             self.network.attach(name, self.addresses[name])
@@ -267,7 +155,7 @@ class Cluster:
         """A process on a node (which need not run Ray), with the environment of all."""
         environment = {**self.environment, "FCNSEG_TEST_NODE": name}
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace(name), *command],
+            ["ip", "netns", "exec", namespace(name), *command],
             env=environment, stdin=subprocess.DEVNULL, start_new_session=True, **options,
         )  # fmt: skip
 
@@ -288,13 +176,13 @@ class Cluster:
             ]
 
         with suppress(OSError):
-            return inside(self.namespace("head"), ask)
+            return inside(namespace("head"), ask)
         return []
 
     def _until_known(self, name: str, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while self.addresses[name] not in self.alive():
-            _announce_agents(self.namespace(name))
+            _announce_agents(namespace(name))
             if self.nodes[name].poll() is not None or time.monotonic() > deadline:
                 said = (self.folder / f"{name}.log").read_text(errors="replace")
                 raise RuntimeError(f"node {name} does not start: {said[-3000:]}")
@@ -302,19 +190,19 @@ class Cluster:
 
     def die(self, name: str) -> None:
         """Pull the plug: nothing is sent any more, and nothing lives."""
-        ip("-n", self.namespace(name), "link", "set", "eth0", "down")
-        kill_all(self.namespace(name))
+        ip("-n", namespace(name), "link", "set", "eth0", "down")
+        kill_all(namespace(name))
         self.nodes.pop(name).wait()
 
     def part(self, name: str) -> None:
         """The store's answers no longer reach a node: nothing comes, not even a refusal."""
         route = ("blackhole", f"{self.addresses[name]}/32")
-        ip("-n", self.namespace("store"), "route", "add", *route)
+        ip("-n", namespace("store"), "route", "add", *route)
 
     def heal(self, name: str) -> None:
         """They do again."""
         route = ("blackhole", f"{self.addresses[name]}/32")
-        ip("-n", self.namespace("store"), "route", "del", *route)
+        ip("-n", namespace("store"), "route", "del", *route)
 
 
 def main() -> None:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests import networks
-from tests.cluster import ROOT, Cluster, is_possible
+from tests.cluster import ROOT, Cluster
 from tests.cluster_faults import CHUNKS, PAUSE, Figures, Scenarios
 from tests.cluster_trace import Trace, places, redone
 from tests.conftest import use_s3
+from tests.namespaces import is_possible
 from tests.s3_server import S3Server
 
 pytestmark = [
