@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,11 +213,19 @@ def main() -> None:
         with Cluster.started(server, more) as cluster:
             cluster.join("w1")
             scenarios = Scenarios(server, cluster, trace, weights)
-            found = []
+            bad = 0
             for fault in faults(scenarios):
-                found.append(fault())
-                print(found[-1].line(), flush=True)
-    sys.exit(any(figures.differences for figures in found))
+                try:
+                    figures = fault()
+                except Exception:  # the next ones may be well
+                    bad += 1
+                    traceback.print_exc()
+                    continue
+                print(figures.line(), flush=True)
+                if figures.differences or figures.exit_codes[-1]:
+                    bad += 1
+                    print(figures.differences[:5], figures.said[-4000:], flush=True)
+    sys.exit(min(1, bad))
 
 
 def faults(scenarios: Scenarios) -> list[Callable[[], Figures]]:

@@ -67,23 +67,23 @@ def plan_pool(compute: ComputeConfig, nodes: Sequence[Node], to_come: Sequence[N
         to_come: one of each kind that the cluster's autoscaler may add.
 
     Raises:
-        ClusterError: no node, present or to come, can hold a copy; in words.
+        ClusterError: no node, present or to come, can hold a copy, or read and write; in words.
     """
     gpus = gpu_share(compute, [*nodes, *to_come])
     hosts = [node for node in nodes if _may_hold(node, gpus, compute.worker_labels)]
-    if not hosts:
-        # Which labels a node will bear that is not there yet, nobody tells.
+    room = sum(_slots(node, gpus, compute.threads_per_worker) for node in hosts)
+    if hosts:
+        room = max(1, room)  # one that is slow, rather than none
+    else:  # which labels a node will bear that is not there yet, nobody tells
         hosts = [node for node in to_come if _may_hold(node, gpus, ())]
-        room = 0
-        if not hosts:
-            raise ClusterError(
-                "cluster",
-                lack(compute, nodes) or "no node that can hold one",
-                "a node that can hold a copy of the network",
-                REMEDY,
-            )
-    else:
-        room = max(1, sum(_slots(node, gpus, compute.threads_per_worker) for node in hosts))
+    missing = lack(compute, nodes)
+    if not hosts or (missing and not to_come):
+        raise ClusterError(
+            "cluster",
+            missing or "no node that can hold a copy of the network",
+            "nodes that can do the work",
+            REMEDY,
+        )
     start = compute.workers or _within(compute, max(1, room))
     grows = gpus > 0 or compute.max_workers is not None
     return Pool(
@@ -117,6 +117,9 @@ def lack(compute: ComputeConfig, nodes: Sequence[Node]) -> str | None:
     if not any(_may_hold(node, gpus, compute.worker_labels) for node in nodes):
         wanted = ", ".join(compute.worker_labels)
         return f"asks for a node labelled {wanted}, and there is none"
+    if not any(matches(compute.io_labels, node.labels) for node in nodes):
+        wanted = ", ".join(compute.io_labels)
+        return f"reads and writes on nodes labelled {wanted}, and there is none"
     return None
 
 

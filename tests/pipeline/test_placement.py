@@ -71,6 +71,7 @@ def test_every_cluster_is_asked_for_what_it_has(
         ({"device": "cpu", "gpus_per_worker": 1.0}, [CPU8], "the cluster has none"),
         ({"gpus_per_worker": 2.0}, [GPU8, GPU8], "no node has more than 1"),
         ({"worker_labels": ["zone=a"]}, [GPU8], "a node labelled zone=a, and there is none"),
+        ({"io_labels": ["zone=a"]}, [GPU8], "reads and writes on nodes labelled zone=a"),
     ],
 )
 def test_a_cluster_that_can_hold_no_network_is_refused_in_words(
