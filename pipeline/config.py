@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.errors import ConfigError
 from pipeline.stores.options import StoreOptions, masked
@@ -94,14 +102,38 @@ class ComputeConfig(Section):
     """auto: cuda where a worker sees a device."""
     workers: int | None = Field(default=None, ge=1)
     """Copies of the network; default: one per GPU, else cores / threads_per_worker."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """On Ray: ask for so many at the start, though there is room for fewer (autoscaling)."""
+    max_workers: int | None = Field(default=None, ge=1)
+    """On Ray: the pool grows up to here when nodes join; default: GPUs no bound, CPUs no growth."""
     threads_per_worker: int = Field(default=2, ge=1)
     """CPU threads of one copy; the same number gives the same bytes."""
-    gpus_per_worker: float = Field(default=1.0, gt=0)
-    """GPU share of one copy on Ray, when the device is cuda."""
+    gpus_per_worker: float | None = Field(default=None, gt=0)
+    """Ray's GPUs of one copy; default 1 where it computes on GPUs. With device cpu: a place."""
+    worker_labels: tuple[str, ...] = ()
+    """On Ray: labels of the nodes for copies of the network, like ray.io/accelerator-type=L4."""
+    io_labels: tuple[str, ...] = ()
+    """On Ray: labels of the nodes for reading and writing, like ray.io/market-type=on-demand."""
     batch_size: int | None = Field(default=None, ge=1)
     """Images of one shape per forward pass; default 1 on a CPU, 8 on a GPU."""
     plain_forward: bool = False
     """Compute the whole padded canvas of every picture: slower, equal but for rounding."""
+
+    @field_validator("worker_labels", "io_labels")
+    @classmethod
+    def _have_values(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if not all("=" in label for label in labels):
+            raise ValueError("key=value each, as in Ray's label selectors (a, !a, in(a,b), !in(a))")
+        return labels
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> ComputeConfig:
+        least, most = self.min_workers, self.max_workers
+        if self.workers is not None and (least or most):
+            raise ValueError("workers, or min_workers and max_workers: not both")
+        if least and most and least > most:
+            raise ValueError("min_workers that is no larger than max_workers")
+        return self
 
 
 class LimitsConfig(Section):

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pickle
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -19,6 +20,7 @@ from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import FcnError
 from pipeline import logs
 from pipeline.chunks import read_chunks
+from pipeline.cluster.placement import IO_CPUS, Pool, plan_pool, selector
 from pipeline.cluster.ray_client import check_token
 from pipeline.cluster.ray_signals import own_sigterm_handler
 from pipeline.errors import ClusterError, ShardError, StoreError
@@ -37,14 +39,15 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 import ray.data
+import ray.data.exceptions
 import ray.exceptions
 
 from pipeline.cluster.ray_metrics import RayMetrics  # imports ray, too
+from pipeline.cluster.ray_nodes import live_nodes, nodes_to_come, watched
+
 
 Row = dict[str, Any]
-
-_IO_CPUS = 0.25
-"""Logical CPUs of a read or write task: they wait for the store more than they compute."""
+log = logging.getLogger("fcnseg")
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 """Of an embedded Ray. A few chunks in flight fit; the default would take 30 % of the memory."""
@@ -78,21 +81,35 @@ def run_ray(
 
     Raises:
         StoreError: a store fails in a worker.
-        ClusterError: the cluster cannot be reached.
+        ClusterError: the cluster cannot be reached, or no node of it can hold a network.
     """
     with connected(job.compute.ray_address):
         kept = ray.put(weights)
-        driver.on_copies(_resources(job)[0])
         metrics = RayMetrics(job.monitoring.metrics_name)
         waiting = iter(shards)
         while wave := list(islice(waiting, _WAVE_SHARDS)):
-            for row in _dataset(job, kept, wave).iter_rows():
-                item = pickle.loads(row["item"])
-                if isinstance(item, FcnError):
-                    raise item
-                yield item
-                metrics.tell(driver.samples())
+            pool = _plan_pool(job)
+            driver.on_copies(pool.start)
+            with watched(job.compute, pool):
+                for row in _rows(_dataset(job, kept, wave, pool)):
+                    item = pickle.loads(row["item"])
+                    if isinstance(item, FcnError):
+                        raise item
+                    yield item
+                    metrics.tell(driver.samples())
         metrics.tell(driver.samples(), at_once=True)
+
+
+def _rows(dataset: Any) -> Iterator[Row]:
+    try:
+        yield from dataset.iter_rows()
+    except ray.data.exceptions.ExecutionTimeoutError as error:
+        raise ClusterError(
+            "cluster",
+            str(error).partition("\n")[0].rstrip("."),
+            "chunks that come and go",
+            "Look for lost nodes (ray status); then run again to resume.",
+        ) from error
 
 
 @contextmanager
@@ -149,50 +166,61 @@ def _not_connected(address: str, error: Exception) -> ClusterError:
     )
 
 
-def _dataset(job: Job, weights: Any, shards: Sequence[Shard]) -> Any:
+def _plan_pool(job: Job) -> Pool:
+    """What this cluster is asked for; says what it lacks.
+
+    Raises:
+        ClusterError: no node can hold a copy of the network.
+    """
+    pool = plan_pool(job.compute, live_nodes(), nodes_to_come())
+    if pool.start > pool.room:
+        log.warning(
+            "asks for %d copies of the network, the cluster has room for %d now: the others wait "
+            "for nodes that join", pool.start, pool.room,
+        )  # fmt: skip
+    return pool
+
+
+def _dataset(job: Job, weights: Any, shards: Sequence[Shard], pool: Pool) -> Any:
     # Ray logs every start and end of a plan, and warns that its bars are off; set here, because its
     # own set-up comes late.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    # One chunk is one block: finer streaming, and nothing waits for 128 MiB to gather.
-    context.target_max_block_size = 1
-    context.actor_init_retry_on_errors = True  # a weights download may hiccup
-    context.enable_progress_bars = False
-    workers, cpus, gpus = _resources(job)
+    _set_context(pool)
     several = math.ceil(len(shards) / _WAVE_TASKS)
     rows = [
         {"item": pickle.dumps(shards[start : start + several])}
         for start in range(0, len(shards), several)
     ]
+    compute = job.compute
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .flat_map(_Read(job), num_cpus=_IO_CPUS)
+        .flat_map(_Read(job), num_cpus=IO_CPUS, label_selector=selector(compute.io_labels) or None)
         .map(
             _SegmentActor,  # type: ignore[arg-type]  # Ray's stub wants the method, not the class
-            fn_constructor_kwargs={"job": job, "weights": weights, "workers": workers},
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=cpus,
-            num_gpus=gpus,
+            fn_constructor_kwargs={"job": job, "weights": weights, "most": pool.most},
+            # It never shrinks while there is work: a copy that is lost is asked for again.
+            compute=ray.data.ActorPoolStrategy(min_size=pool.start, max_size=pool.most),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            label_selector=selector(compute.worker_labels) or None,
         )
-        .map(_Write(job), num_cpus=_IO_CPUS)
+        .map(_Write(job), num_cpus=IO_CPUS, label_selector=selector(compute.io_labels) or None)
     )
 
 
-def _resources(job: Job) -> tuple[int, float, float]:
-    """(workers, logical CPUs of each, GPUs of each).
-
-    Network actors that took every CPU would leave none for reading, and the job would hang.
-    """
-    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, gpus = total.get("CPU", 1.0), total.get("GPU", 0.0)
-    compute = job.compute
-    if gpus and compute.device != "cpu":
-        workers = compute.workers or max(1, math.floor(gpus / compute.gpus_per_worker))
-        return workers, 1.0, compute.gpus_per_worker
-    workers = compute.workers or max(1, math.floor(cpus / compute.threads_per_worker))
-    share = max(0.0, cpus - 4 * _IO_CPUS) / workers
-    # Ray wants whole numbers above one.
-    return workers, float(min(compute.threads_per_worker, math.floor(share))) or share, 0.0
+def _set_context(pool: Pool) -> None:
+    context = ray.data.DataContext.get_current()
+    # One chunk is one block: finer streaming, and nothing waits for 128 MiB to gather.
+    context.target_max_block_size = 1
+    context.actor_init_retry_on_errors = True  # a weights download may hiccup
+    context.enable_progress_bars = False
+    # Ray Data spreads small tasks over all nodes. Ray's own default keeps them off nodes with GPUs
+    # while others have room: their CPUs are to decode for the networks.
+    wanted = "DEFAULT" if pool.avoid_gpu_nodes else "SPREAD"
+    if context.scheduling_strategy != wanted:
+        with warnings.catch_warnings():  # "deprecated": there is no other switch in Ray 2.60
+            warnings.simplefilter("ignore")
+            context.scheduling_strategy = wanted
 
 
 # An error of ours travels as a row and is raised in the driver. Raised in a worker, Ray would wrap
@@ -229,9 +257,9 @@ class _Read:
 class _SegmentActor:
     """Actor that owns a worker process with the network: a chunk in, its masks out."""
 
-    def __init__(self, job: Job, weights: Any, workers: int) -> None:
+    def __init__(self, job: Job, weights: Any, most: int | None) -> None:
         _log_as(job)
-        self.segmenter = IsolatedSegmenter(job, ray.get(weights), _memory_share(workers))
+        self.segmenter = IsolatedSegmenter(job, ray.get(weights), _memory_share(most))
         with suppress(FcnError):  # comes again with the first chunk, and goes to the driver
             self.segmenter.worker.start()
 
@@ -245,8 +273,8 @@ class _SegmentActor:
             return {"item": pickle.dumps(error)}
 
 
-def _memory_share(workers: int) -> int:
-    """Bytes for the worker process of one of `workers` actors, called in the actor."""
+def _memory_share(most: int | None) -> int:
+    """Bytes for the worker process of one of at most so many actors, called in the actor."""
     context = ray.get_runtime_context()
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes()}  # type: ignore[no-untyped-call]
     node = nodes.get(context.get_node_id(), {})
@@ -254,7 +282,8 @@ def _memory_share(workers: int) -> int:
     here = [int(node[name] / mine[name]) for name in ("CPU", "GPU") if mine.get(name)]
     # Ray's memory is without its object store; it kills actors where a node runs short of it.
     memory = min(node.get("memory", math.inf), machine_memory())
-    return int(_MEMORY * memory) // max(1, min([workers, *here]))
+    bounds = here if most is None else [most, *here]
+    return int(_MEMORY * memory) // max(1, min(bounds, default=1))
 
 
 class _Write:

@@ -166,6 +166,7 @@ class FaultyProxy:
         faults: by chance.
         seed: of the chance.
         port: 0 for any.
+        host: address to listen on.
         counters: `requests`, `writes` (PUT, POST, DELETE that were passed on) and one per kind of
             fault that struck; `stalled`: how many requests hang now.
     """
@@ -174,6 +175,7 @@ class FaultyProxy:
     faults: Faults = field(default_factory=Faults)
     seed: int = 0
     port: int = 0
+    host: str = "127.0.0.1"
     counters: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -181,7 +183,7 @@ class FaultyProxy:
         self._lock = threading.Lock()
         self._seen: Counter[str] = Counter()
         self._release = threading.Event()
-        self._server = _Server(("127.0.0.1", self.port), _Handler)
+        self._server = _Server((self.host, self.port), _Handler)
         self._server.proxy = self
         self.port = int(self._server.server_address[1])
         serve = self._server.serve_forever
@@ -190,7 +192,7 @@ class FaultyProxy:
     @property
     def url(self) -> str:
         """What clients take for the store."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def __enter__(self) -> FaultyProxy:
         self._thread.start()

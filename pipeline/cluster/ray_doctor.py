@@ -10,13 +10,13 @@ import os
 import platform
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fcn_core.errors import FcnError
 from pipeline.checks.finding import Finding, fine, plural, problem, warning
 from pipeline.checks.machine import examine_machine, examine_packages
+from pipeline.cluster.placement import REMEDY, Node, gpu_share, lack
 from pipeline.config import ComputeConfig, RunConfig
 from pipeline.doctor import examine_input, examine_weights
 from pipeline.ray_job import connected
@@ -25,24 +25,12 @@ from pipeline.store import Store
 # isort: split
 import ray  # after pipeline.ray_job, which sets what it reads at import
 
+from pipeline.cluster.ray_nodes import live_nodes
+
 NODE_SECONDS = 180.0
 """How long all nodes together have for their looks: the first import on a node takes a while."""
 
-_RESOURCES = "Add nodes that have it, or ask for less (compute.gpus_per_worker, compute.workers)."
 _SCALING = "A cluster that scales from zero shows none before a run asks: start one node of each."
-
-
-@dataclass(frozen=True)
-class Node:
-    """A live node: its address and its logical resources."""
-
-    id: str
-    address: str
-    resources: Mapping[str, float]
-
-    def amount(self, resource: str) -> float:
-        """How much of CPU, GPU, memory… it has."""
-        return self.resources.get(resource, 0.0)
 
 
 def examine_cluster(address: str, config: RunConfig, *, read_input: bool) -> Iterator[Finding]:
@@ -60,7 +48,7 @@ def examine_cluster(address: str, config: RunConfig, *, read_input: bool) -> Ite
         return
     try:
         with connected(address):
-            nodes = _nodes()
+            nodes = live_nodes()
             # Ray itself refuses to connect where Ray or Python are of other versions.
             yield fine(f"ray {address}", f"{plural(len(nodes), 'node')}; Ray {ray.__version__}")
             yield from judge_resources(config.compute, nodes)
@@ -108,39 +96,30 @@ def judge_resources(compute: ComputeConfig, nodes: Iterable[Node]) -> Iterator[F
         nodes: the live ones.
     """
     there = list(nodes)
-    yield _judge_gpus(compute, [node.amount("GPU") for node in there if node.amount("GPU")])
+    yield _judge_gpus(compute, there)
     cpus = sum(node.amount("CPU") for node in there)
     if cpus < 2:
         found = f"{cpus:g} in all: reading, writing and networks take turns"
-        yield warning("CPUs", found, _RESOURCES)
+        yield warning("CPUs", found, REMEDY)
     else:
         yield fine("CPUs", f"{cpus:g} on {plural(len(there), 'node')}")
 
 
-def _judge_gpus(compute: ComputeConfig, gpus: list[float]) -> Finding:
+def _judge_gpus(compute: ComputeConfig, nodes: list[Node]) -> Finding:
     """The GPUs of the nodes that have any, against what is asked for."""
-    share, total = compute.gpus_per_worker, sum(gpus)
-    if compute.device == "cuda" and not gpus:
-        found = f"asks for {share:g} GPU per worker, the cluster has none"
-        return problem("GPUs", found, f"{_RESOURCES} {_SCALING}")
-    if compute.device == "cpu" or not gpus:
-        return fine("GPUs", f"{total:g}; networks run on CPUs")
-    if share > max(gpus):
-        found = f"asks for {share:g} GPUs per worker, no node has more than {max(gpus):g}"
-        return problem("GPUs", found, _RESOURCES)
-    if (compute.workers or 1) * share > total:
-        asked = f"asks for {compute.workers} workers of {share:g} GPU"
-        return warning("GPUs", f"{asked}, the cluster has {total:g}: some wait", _RESOURCES)
-    return fine("GPUs", f"{total:g} on {plural(len(gpus), 'node')}")
-
-
-def _nodes() -> list[Node]:
-    rows = ray.nodes()  # type: ignore[no-untyped-call]
-    return [
-        Node(row["NodeID"], row["NodeManagerAddress"], row["Resources"])
-        for row in rows
-        if row["Alive"]
-    ]
+    share = gpu_share(compute, nodes)
+    gpus = [node.amount("GPU") for node in nodes if node.amount("GPU")]
+    missing = lack(compute, nodes)
+    if missing is not None:
+        remedy = REMEDY if gpus or not share else f"{REMEDY} {_SCALING}"
+        return problem("GPUs" if share else "nodes", missing, remedy)
+    if not share:
+        return fine("GPUs", f"{sum(gpus):g}; networks run on CPUs")
+    wanted = compute.workers or compute.min_workers or 1
+    if wanted * share > sum(gpus):
+        asked = f"asks for {wanted} workers of {share:g} GPU"
+        return warning("GPUs", f"{asked}, the cluster has {sum(gpus):g}: some wait", REMEDY)
+    return fine("GPUs", f"{sum(gpus):g} on {plural(len(gpus), 'node')}")
 
 
 def _examine_nodes(nodes: list[Node], config: RunConfig, read_input: bool) -> Iterator[Finding]:
@@ -210,7 +189,10 @@ def _examine_jobs_api(address: str, config: RunConfig) -> Iterator[Finding]:
             where, lines[0].rstrip("."), "Check the address and the token (~/.ray/auth_token)."
         )
         return
-    nodes = [Node(state.node_id, state.node_ip, state.resources_total) for state in states]
+    nodes = [
+        Node(state.node_id, state.node_ip, state.resources_total, state.labels or {})
+        for state in states
+    ]
     yield fine(where, f"the Jobs API answers; {plural(len(nodes), 'node')}")
     yield from judge_resources(config.compute, nodes)
     yield warning(

@@ -172,9 +172,9 @@ def test_many_shards_are_read_in_waves_and_by_several(
     sizes: list[int] = []
     dataset = ray_job._dataset
 
-    def counted(job: Any, kept: Any, shards: Sequence[Any]) -> Any:
+    def counted(job: Any, kept: Any, shards: Sequence[Any], pool: Any) -> Any:
         sizes.append(len(shards))
-        return dataset(job, kept, shards)
+        return dataset(job, kept, shards, pool)
 
     monkeypatch.setattr(ray_job, "_dataset", counted)
     for name in ("local", "ray"):

@@ -1,0 +1,186 @@
+"""Where the copies of the network go: what each asks for, how many there are, what is missing.
+
+Nothing here knows Ray: nodes come in as plain values, so that every shape of cluster can be tried
+in a test. Ray places by *logical* resources; which device a network computes on is another matter
+(`compute.device`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.config import ComputeConfig
+from pipeline.errors import ClusterError
+
+IO_CPUS = 0.25
+"""Logical CPUs of a read or write task: they wait for the store more than they compute."""
+
+_IO_TASKS = 4
+"""So many of them must always find room, or networks that hold every CPU wait for them forever."""
+
+REMEDY = "Add nodes that have it, or ask for less (compute.gpus_per_worker, compute.workers)."
+
+
+@dataclass(frozen=True)
+class Node:
+    """A live node, or one that an autoscaler could add: its logical resources and Ray labels."""
+
+    id: str
+    address: str
+    resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def amount(self, resource: str) -> float:
+        """How much of CPU, GPU, memory… it has."""
+        return self.resources.get(resource, 0.0)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The copies of the network of one run.
+
+    Attributes:
+        cpus, gpus: logical, of each copy.
+        start: how many are asked for at once.
+        most: how many there may be when nodes join; None: as many as there is room for.
+        room: how many the present nodes can hold.
+        avoid_gpu_nodes: whether reading and writing should leave the nodes with GPUs alone.
+    """
+
+    cpus: float
+    gpus: float
+    start: int
+    most: int | None
+    room: int
+    avoid_gpu_nodes: bool
+
+
+def plan_pool(compute: ComputeConfig, nodes: Sequence[Node], to_come: Sequence[Node] = ()) -> Pool:
+    """What to ask a cluster for.
+
+    Args:
+        compute: of the run.
+        nodes: the live ones.
+        to_come: one of each kind that the cluster's autoscaler may add.
+
+    Raises:
+        ClusterError: no node, present or to come, can hold a copy, or read and write; in words.
+    """
+    gpus = gpu_share(compute, [*nodes, *to_come])
+    hosts = [node for node in nodes if _may_hold(node, gpus, compute.worker_labels)]
+    room = sum(_slots(node, gpus, compute.threads_per_worker) for node in hosts)
+    if hosts:
+        room = max(1, room)  # one that is slow, rather than none
+    else:  # which labels a node will bear that is not there yet, nobody tells
+        hosts = [node for node in to_come if _may_hold(node, gpus, ())]
+    missing = lack(compute, nodes)
+    if not hosts or (missing and not to_come):
+        raise ClusterError(
+            "cluster",
+            missing or "no node that can hold a copy of the network",
+            "nodes that can do the work",
+            REMEDY,
+        )
+    start = compute.workers or _within(compute, max(1, room))
+    grows = gpus > 0 or compute.max_workers is not None
+    return Pool(
+        cpus=_cpus(compute, gpus, hosts, nodes),
+        gpus=gpus,
+        start=start,
+        most=compute.workers or (compute.max_workers if grows else start),
+        room=room,
+        avoid_gpu_nodes=gpus > 0 and any(not node.amount("GPU") for node in nodes),
+    )
+
+
+def gpu_share(compute: ComputeConfig, nodes: Iterable[Node]) -> float:
+    """Logical GPUs of one copy; 0 where networks run on CPUs and ask for nothing else."""
+    if compute.device == "cpu":
+        return compute.gpus_per_worker or 0.0
+    if compute.device == "auto" and not any(node.amount("GPU") for node in nodes):
+        return 0.0
+    return compute.gpus_per_worker or 1.0
+
+
+def lack(compute: ComputeConfig, nodes: Sequence[Node]) -> str | None:
+    """Why no node can hold a copy of the network, as a clause; None where one can."""
+    gpus = gpu_share(compute, nodes)
+    most = max((node.amount("GPU") for node in nodes), default=0.0)
+    unit = f"{gpus:g} GPU{'' if gpus <= 1 else 's'} per worker"
+    if gpus and not most:
+        return f"asks for {unit}, the cluster has none"
+    if gpus > most:
+        return f"asks for {unit}, no node has more than {most:g}"
+    if not any(_may_hold(node, gpus, compute.worker_labels) for node in nodes):
+        wanted = ", ".join(compute.worker_labels)
+        return f"asks for a node labelled {wanted}, and there is none"
+    if not any(matches(compute.io_labels, node.labels) for node in nodes):
+        wanted = ", ".join(compute.io_labels)
+        return f"reads and writes on nodes labelled {wanted}, and there is none"
+    return None
+
+
+def selector(labels: Iterable[str]) -> dict[str, str]:
+    """A label selector as Ray wants it.
+
+    >>> selector(["zone=in(a,b)", "market=!spot"])
+    {'zone': 'in(a,b)', 'market': '!spot'}
+    """
+    return dict(label.split("=", 1) for label in labels)
+
+
+def matches(wanted: Iterable[str], labels: Mapping[str, str]) -> bool:
+    """Whether the labels of a node are those that are wanted, as Ray will judge.
+
+    >>> matches(["zone=in(a,b)", "market=!spot"], {"zone": "b"})
+    True
+    >>> matches(["zone=!in(a,b)"], {"zone": "b"}), matches(["zone=a"], {})
+    (False, False)
+    """
+    for key, text in selector(wanted).items():
+        listed = re.fullmatch(r"!?in\((.*)\)", text)
+        values = listed.group(1).split(",") if listed else [text.removeprefix("!")]
+        has = labels.get(key) in [value.strip() for value in values]
+        if has == text.startswith("!"):
+            return False
+    return True
+
+
+def _may_hold(node: Node, gpus: float, labels: Iterable[str]) -> bool:
+    return node.amount("GPU") >= gpus and matches(labels, node.labels)
+
+
+def _slots(node: Node, gpus: float, threads: int) -> int:
+    """Copies that fit a node."""
+    # Halves and thirds of a GPU are not exact in binary.
+    return (
+        math.floor(node.amount("GPU") / gpus + 1e-6) if gpus else int(node.amount("CPU") // threads)
+    )
+
+
+def _within(compute: ComputeConfig, count: int) -> int:
+    """A number of copies within the bounds of the configuration."""
+    count = max(count, compute.min_workers or 1)
+    return min(count, compute.max_workers or count)
+
+
+def _cpus(
+    compute: ComputeConfig, gpus: float, hosts: Sequence[Node], nodes: Sequence[Node]
+) -> float:
+    """Logical CPUs of one copy: few enough that reading and writing go on."""
+    wanted = 1.0 if gpus else float(compute.threads_per_worker)
+    slots = {node.id: _slots(node, gpus, compute.threads_per_worker) for node in hosts}
+    total = max(1, sum(slots.values()))
+    copies = min(compute.workers or total, total) if gpus else compute.workers or total
+    here = sum(node.amount("CPU") for node in hosts)
+    elsewhere = sum(node.amount("CPU") for node in nodes if node.id not in slots)
+    share = max(0.0, here - max(0.0, _IO_TASKS * IO_CPUS - elsewhere)) / copies
+    if gpus:
+        share = min(share, *(node.amount("CPU") / max(1, slots[node.id]) for node in hosts))
+    else:
+        share = min(share, max(node.amount("CPU") for node in hosts))
+    # Ray wants whole numbers above one.
+    return float(min(wanted, math.floor(share))) or round(share, 4)

@@ -1,0 +1,71 @@
+"""The nodes of the cluster that this process is connected to, and those its autoscaler may add."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray._private.state
+
+from pipeline.cluster.placement import Node, Pool, lack
+from pipeline.config import ComputeConfig
+
+log = logging.getLogger("fcnseg")
+
+WATCH_SECONDS = 20.0
+"""How often a run looks whether the nodes that it needs are still there."""
+
+
+def live_nodes() -> list[Node]:
+    """The nodes that live now."""
+    rows = ray.nodes()  # type: ignore[no-untyped-call]
+    return [
+        Node(row["NodeID"], row["NodeManagerAddress"], row["Resources"], row.get("Labels") or {})
+        for row in rows
+        if row["Alive"]
+    ]
+
+
+def nodes_to_come() -> list[Node]:
+    """One node of each kind that an autoscaler may add; none where there is no autoscaler.
+
+    Autoscalers (KubeRay's, that of `ray up`) report their node types; Ray Data reads them there.
+    """
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config else ()
+    return [
+        Node(group.name, "", dict(group.resources))
+        for group in groups
+        if group.resources and group.max_count != 0
+    ]
+
+
+@contextmanager
+def watched(compute: ComputeConfig, pool: Pool) -> Iterator[None]:
+    """Say in the log when no node is left that can hold a copy of the network, and when one is.
+
+    Ray itself waits without a word: a node may come back, or an autoscaler may bring one.
+    """
+    if pool.gpus:  # with device auto, a cluster that lost its GPUs would look like one of CPUs
+        asked = {"device": "cuda", "gpus_per_worker": pool.gpus}
+        compute = compute.model_copy(update=asked)
+    stop = threading.Event()
+    thread = threading.Thread(target=_watch, args=(compute, stop), name="nodes", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(10)  # longer only where Ray itself has lost its head
+
+
+def _watch(compute: ComputeConfig, stop: threading.Event) -> None:
+    told: str | None = None
+    while not stop.wait(WATCH_SECONDS):
+        missing = lack(compute, live_nodes())
+        if missing != told:
+            log.warning("%s", f"{missing}: waiting for a node" if missing else "a node has come")
+        told = missing

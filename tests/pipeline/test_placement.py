@@ -1,0 +1,124 @@
+"""What a run asks a cluster for, for clusters of every shape; no Ray here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import pytest
+
+from pipeline.cluster.placement import Node, plan_pool
+from pipeline.config import ComputeConfig
+from pipeline.errors import ClusterError
+
+CPU8: dict[str, float] = {"CPU": 8.0}
+GPU8: dict[str, float] = {"CPU": 8.0, "GPU": 1.0}
+
+
+def cluster(*resources: dict[str, float], **labels: str) -> list[Node]:
+    return [Node(str(i), f"10.0.0.{i}", has, labels) for i, has in enumerate(resources)]
+
+
+@pytest.mark.parametrize(
+    ("compute", "nodes", "cpus", "gpus", "start", "most"),
+    [
+        # CPUs: as many as there are cores for; they leave a core for reading and writing.
+        ({}, [{"CPU": 2.0}], 1.0, 0.0, 1, 1),
+        ({}, [{"CPU": 1.0}], 0.0, 0.0, 1, 1),
+        ({}, [CPU8], 1.0, 0.0, 4, 4),
+        ({}, [CPU8, CPU8], 1.0, 0.0, 8, 8),
+        ({"max_workers": 20}, [CPU8, CPU8], 1.0, 0.0, 8, 20),
+        ({"workers": 3}, [CPU8], 2.0, 0.0, 3, 3),
+        # No node has the two cores of a copy: one that is slow, and none that waits for ever.
+        ({}, [{"CPU": 1.0}] * 3, 1.0, 0.0, 1, 1),
+        # GPUs: one each, and more when nodes join.
+        ({}, [GPU8, CPU8], 1.0, 1.0, 1, None),
+        ({"max_workers": 4}, [GPU8, GPU8], 1.0, 1.0, 2, 4),
+        ({"max_workers": 1}, [GPU8, GPU8], 1.0, 1.0, 1, 1),
+        ({"min_workers": 6}, [GPU8, GPU8], 1.0, 1.0, 6, None),
+        ({"workers": 6}, [GPU8, GPU8], 1.0, 1.0, 6, 6),
+        ({"gpus_per_worker": 0.25}, [GPU8], 1.0, 0.25, 4, None),
+        ({"gpus_per_worker": 1 / 3}, [GPU8], 1.0, 1 / 3, 3, None),
+        ({"gpus_per_worker": 2.0}, [GPU8, {"CPU": 8.0, "GPU": 4.0}], 1.0, 2.0, 2, None),
+        # Few cores beside many GPUs are shared, and reading and writing find room.
+        ({}, [{"CPU": 2.0, "GPU": 4.0}], 0.25, 1.0, 4, None),
+        ({}, [{"CPU": 2.0, "GPU": 4.0}, CPU8], 0.5, 1.0, 4, None),
+        ({}, [{"CPU": 1.0, "GPU": 1.0}], 0.0, 1.0, 1, None),
+        # The place of a GPU, for a network that computes on CPUs.
+        ({"device": "cpu"}, [GPU8], 1.0, 0.0, 4, 4),
+        ({"device": "cpu", "gpus_per_worker": 1.0}, [GPU8, CPU8], 1.0, 1.0, 1, None),
+        # A share of GPUs that are not there means nothing, as long as any device will do.
+        ({"gpus_per_worker": 0.5}, [CPU8], 1.0, 0.0, 4, 4),
+    ],
+)
+def test_every_cluster_is_asked_for_what_it_has(
+    compute: dict[str, Any],
+    nodes: list[dict[str, float]],
+    cpus: float,
+    gpus: float,
+    start: int,
+    most: int | None,
+) -> None:
+    pool = plan_pool(ComputeConfig(**compute), cluster(*nodes))
+    assert (pool.cpus, pool.gpus, pool.start, pool.most) == (cpus, gpus, start, most)
+
+
+@pytest.mark.parametrize(
+    ("compute", "nodes", "words"),
+    [
+        ({"device": "cuda"}, [CPU8], "asks for 1 GPU per worker, the cluster has none"),
+        ({"device": "cpu", "gpus_per_worker": 1.0}, [CPU8], "the cluster has none"),
+        ({"gpus_per_worker": 2.0}, [GPU8, GPU8], "no node has more than 1"),
+        ({"worker_labels": ["zone=a"]}, [GPU8], "a node labelled zone=a, and there is none"),
+        ({"io_labels": ["zone=a"]}, [GPU8], "reads and writes on nodes labelled zone=a"),
+    ],
+)
+def test_a_cluster_that_can_hold_no_network_is_refused_in_words(
+    compute: dict[str, Any], nodes: list[dict[str, float]], words: str
+) -> None:
+    with pytest.raises(ClusterError, match=words):
+        plan_pool(ComputeConfig(**compute), cluster(*nodes, zone="b"))
+
+
+def test_what_an_autoscaler_may_add_is_waited_for() -> None:
+    to_come = [Node("gpus", "", GPU8)]
+    for compute in ({}, {"device": "cuda"}, {"worker_labels": ["zone=a"]}):
+        pool = plan_pool(ComputeConfig(**compute), cluster(CPU8), to_come)  # type: ignore[arg-type]
+        assert (pool.gpus, pool.start, pool.most, pool.room) == (1.0, 1, None, 0)
+    with pytest.raises(ClusterError, match="the cluster has none"):
+        plan_pool(ComputeConfig(device="cuda"), cluster(CPU8), [Node("cpus", "", CPU8)])
+
+
+def test_labels_choose_among_nodes() -> None:
+    nodes = [Node("a", "", GPU8, {"market": "spot"}), Node("b", "", GPU8, {"market": "demand"})]
+    for wanted, room in (
+        (["market=spot"], 1),
+        (["market=!spot"], 1),
+        (["market=in(spot,demand)"], 2),
+    ):
+        assert plan_pool(ComputeConfig(worker_labels=tuple(wanted)), nodes).start == room
+
+
+def test_nodes_with_gpus_are_left_alone_only_where_there_are_others() -> None:
+    assert plan_pool(ComputeConfig(), cluster(GPU8, CPU8)).avoid_gpu_nodes
+    assert not plan_pool(ComputeConfig(), cluster(GPU8, GPU8)).avoid_gpu_nodes
+    assert not plan_pool(ComputeConfig(device="cpu"), cluster(GPU8, CPU8)).avoid_gpu_nodes
+
+
+def test_a_run_says_when_its_last_host_is_lost_and_when_one_comes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pipeline.cluster import ray_nodes
+
+    seen = [cluster(GPU8), cluster(CPU8), cluster(CPU8), cluster(GPU8)]
+    monkeypatch.setattr(ray_nodes, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(ray_nodes, "live_nodes", lambda: seen.pop(0) if seen else cluster(GPU8))
+    caplog.set_level(logging.WARNING, "fcnseg")
+    compute = ComputeConfig()
+    with ray_nodes.watched(compute, plan_pool(compute, cluster(GPU8))):
+        while seen:
+            time.sleep(0.01)
+    assert [record.getMessage() for record in caplog.records] == [
+        "asks for 1 GPU per worker, the cluster has none: waiting for a node", "a node has come",
+    ]  # fmt: skip
