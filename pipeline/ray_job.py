@@ -45,7 +45,6 @@ import ray.exceptions
 from pipeline.cluster.ray_metrics import RayMetrics  # imports ray, too
 from pipeline.cluster.ray_nodes import live_nodes, nodes_to_come, watched
 
-
 Row = dict[str, Any]
 log = logging.getLogger("fcnseg")
 
