@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.store import Store
 from pipeline.verify import verify
 from tests import world
 from tests.conftest import use_s3
+from tests.ray_head import ray_head
 from tests.s3_server import S3Server, is_installed
 
 ROOT = Path(__file__).parents[2]
@@ -79,21 +79,9 @@ def crash(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def cluster(crash: Crash) -> Iterator[str]:
     """The address of a Ray node whose workers can be told to die."""
-    from ray._common.network_utils import find_free_port
-
-    port, folder = find_free_port(), f"/tmp/r{uuid.uuid4().hex[:6]}"
     crash.arm("driver", 0)
-    head = subprocess.Popen(
-        [
-            Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={port}",
-            "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}",
-            "--object-store-memory=150000000",
-        ],
-        env=crash.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    yield f"127.0.0.1:{port}"
-    head.terminate()
-    head.wait(60)
+    with ray_head(crash.environment) as head:
+        yield head.address
 
 
 @pytest.fixture(
