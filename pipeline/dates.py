@@ -21,6 +21,22 @@ _NIGHTS = 31
 """How far back an earlier output is looked for: a run every month is the rarest."""
 
 
+def refuse_dates(config: RunConfig) -> None:
+    """Refuse words that nobody resolves here: a folder named `{date}` is not what was meant.
+
+    Raises:
+        ConfigError: naming the URL.
+    """
+    for name, url in (("INPUT", config.input.url), ("OUTPUT", config.output.url)):
+        if any(_KNOWN.fullmatch(word) for word in _WORD.findall(url)):
+            raise ConfigError(
+                f"{name} {url}",
+                "a date that only scheduled runs of Prefect fill in",
+                "the place itself",
+                "Let the shell fill it in: $(date +%F).",
+            )
+
+
 def resolve_dates(config: RunConfig, moment: datetime) -> RunConfig:
     """The configuration with real dates in `input.url`, `input.labels` and `output.url`.
 

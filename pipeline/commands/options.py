@@ -8,6 +8,7 @@ import typer
 
 from pipeline.commands import console
 from pipeline.config import RunConfig, load_config
+from pipeline.dates import refuse_dates
 from pipeline.errors import ConfigError
 from pipeline.store import Store, read_url
 
@@ -117,7 +118,9 @@ def load_run_config(config: str | None, sets: list[str] | None, flags: dict[str,
     Raises:
         ConfigError: unknown key, missing key or impossible value.
     """
-    return load_config(read_text(config), sets or [], flags, config or "--config")
+    loaded = load_config(read_text(config), sets or [], flags, config or "--config")
+    refuse_dates(loaded)
+    return loaded
 
 
 def read_text(config: str | None, option: str = "--config") -> str | None:

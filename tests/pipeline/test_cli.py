@@ -27,6 +27,12 @@ def test_the_version_is_that_of_the_package(fcnseg: Fcnseg) -> None:
     assert (code, stdout) == (0, f"fcnseg {version('fcn-pipeline')}\n")
 
 
+@pytest.mark.parametrize("places", [("in/{date}", "out"), ("in", "out/{yesterday:%Y}")])
+def test_a_date_that_nobody_fills_in_is_refused(places: tuple[str, str], fcnseg: Fcnseg) -> None:
+    code, _, stderr = fcnseg("plan", *places)
+    assert code == 2 and "$(date +%F)" in stderr
+
+
 def test_plan_says_what_is_there_and_writes_nothing(
     shards: Path, tmp_path: Path, fcnseg: Fcnseg
 ) -> None:
