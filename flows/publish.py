@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
@@ -226,7 +228,7 @@ def summary(outcome: Outcome, links: Sequence[tuple[str, str]]) -> str:
         f"- shards: {outcome.committed} of {outcome.shards} done, {done_now} in this run",
         f"- images: {scores['images']}, quarantined: {scores['failures']}",
         f"- mean IU: {_number(scores['mean_iou'])}" + _of_this_run(record, outcome.previous),
-        f"- report: `{_code(outcome.output.location(REPORT_PATH))}`",
+        f"- report: {_link(outcome.output.location(REPORT_PATH))}",
     ]
     lines += [f"- {plain(text)}: [{plain(url)}]({url})" for text, url in links]
     lines += [f"- failed: {plain(shown(reason))}" for reason in outcome.failed.values()][:20]
@@ -235,6 +237,12 @@ def summary(outcome: Outcome, links: Sequence[tuple[str, str]]) -> str:
         if record.comparison.note:
             lines.append(f"- drift: {plain(record.comparison.note)}")
     return "\n".join(lines)
+
+
+def _link(location: str) -> str:
+    """An address as a link; which browsers follow depends on its kind."""
+    url = Path(location).as_uri() if location.startswith("/") else quote(location, safe=":/")
+    return f"[`{_code(location)}`]({url})"
 
 
 def _of_this_run(record: RunRecord | None, previous: RunRecord | None) -> str:

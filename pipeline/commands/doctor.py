@@ -30,7 +30,7 @@ def doctor(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is missing for a run: versions, resources, stores, weights, token."""
+    """Say what is missing for a run. Versions, resources, stores, weights, token."""
     from pipeline.doctor import examine
 
     flags = {

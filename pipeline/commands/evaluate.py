@@ -72,7 +72,7 @@ def evaluate(
     log_format: LogFormat = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a network on labelled images, or what coarse masks could reach. Writes nothing."""
+    """Score a network on labelled images. Or what coarse masks could reach; writes nothing."""
     # Imported here: scipy and torch take their time.
     from fcn_core.tally import Bootstrap
     from pipeline import evaluate as work

@@ -46,7 +46,7 @@ def demo(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Make rendered scenes, label them with the shipped weights, show the scores."""
+    """Label rendered scenes with the shipped weights; show the scores."""
     from pipeline.demo import demo_config, make_scene_shards
 
     make_scene_shards(Store(f"{directory}/shards"))
@@ -69,7 +69,7 @@ def shard(
     shard_size: Annotated[int, typer.Option(min=1, help="Samples per tar.")] = 256,
     as_json: AsJson = False,
 ) -> None:
-    """Pack a folder of images and their labels, or a split of a dataset, into WebDataset tars."""
+    """Pack a folder, or a split of a dataset, into WebDataset tars."""
     from pipeline.inputs.packing import pack_folder
 
     source, target = Store(images), Store(output)
@@ -198,7 +198,7 @@ def predict(
     show: Annotated[bool, typer.Option("--show", help="Draw them in the terminal.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Label single pictures: mask, overlay, and image, mask and overlay side by side."""
+    """Label single pictures: masks, overlays, all side by side."""
     from pipeline.pictures import find_pictures
     from pipeline.predict import predict_files
     from pipeline.prepare import check_reads_pictures, load_weights

@@ -31,7 +31,7 @@ def status(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how an output stands, from its commits alone; works while a run is on."""
+    """Say how an output stands. From its commits alone: works while a run is on."""
     from pipeline.bookkeeping.history import read_history
     from pipeline.commands.console_history import drift_line
     from pipeline.status import read_status
@@ -74,7 +74,7 @@ def _watch(store: Store, interval: float, as_json: bool) -> None:
 def report(
     output: Output, config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False
 ) -> None:
-    """Print merged scores, the per-class table and the worst shards; rewrite report.html."""
+    """Print scores and worst shards. Rewrites report.html."""
     from pipeline.bookkeeping.history import read_history
     from pipeline.commands.console_history import print_drift
     from pipeline.report import REPORT_PATH, write_report
@@ -103,7 +103,7 @@ def history(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what each run did, its scores, and in what it differed from the runs before it."""
+    """List what each run did and scored, and how it drifted."""
     from pipeline.bookkeeping.history import read_history
     from pipeline.bookkeeping.identity import read_identity
     from pipeline.commands.console_history import print_history
@@ -126,7 +126,7 @@ def verify(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Re-read every object against its commit; exit 1 if anything differs."""
+    """Re-read every object against its commit. Exits 1 if one differs."""
     from pipeline.lease import read_lease
     from pipeline.verify import verify as verify_output
 
@@ -159,7 +159,7 @@ def failed(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what was quarantined and why, and the shards that failed; or label them again."""
+    """List what was quarantined and why. Or label it again."""
     from pipeline.failed import find_redo, quarantined, retry_config
     from pipeline.run import run
     from pipeline.status import read_status
@@ -204,7 +204,7 @@ def gc(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """List (or delete) objects that no commit names, and what killed writers left unfinished."""
+    """List what no commit names. With --delete, remove it; also what killed writers left."""
     from pipeline.gc import collect_garbage, find_garbage, parse_age
 
     store, age = output_store(output, config, sets), parse_age(older_than)

@@ -78,7 +78,7 @@ def submit(
     log_format: LogFormat = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have a Ray cluster label INPUT into OUTPUT, as a job; attach to it if it runs already.
+    """Label by a job of a Ray cluster. Attaches to it if it runs already.
 
     Exits as the run does. Ctrl-C stops following, not the job.
     """

@@ -113,6 +113,7 @@ def test_summary_takes_no_markup_from_data(shards: Path, weights: Path) -> None:
     text = summary(found, [("Ray job", "http://h/#/jobs/j")])
     assert "<b>" not in text.replace("\\<", "") and r"\[link\]" in text
     assert "](http://h/#/jobs/j)" in text
+    assert f"]({(shards.parent / 'out/report.html').as_uri()})" in text
     assert plain("a|b") == "a\\|b"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
@@ -67,3 +68,8 @@ def test_help_fits_80_columns(
             app(words)
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) > 10 and max(map(len, lines)) <= 80
+
+
+def test_the_list_of_commands_is_not_cut(fcnseg: Callable[..., tuple[int, str, str]]) -> None:
+    code, stdout, _ = fcnseg("--help")
+    assert code == 0 and stdout.count("\n  ") > 17 and "..." not in stdout.partition("\n")[2]
