@@ -99,7 +99,10 @@ class Identity:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise OutputError(
-                where, f"unreadable ({error})", "the _run.json of a run", "Use a new OUTPUT."
+                where,
+                f"unreadable ({error})",
+                "the _run.json of a run, which is written once, at its start",
+                "Restore it, or use a new OUTPUT.",
             ) from error
 
 
