@@ -164,14 +164,16 @@ class Collector:
         while self._begun and (self._begun[0].done() or len(self._begun) > most):
             self._note(self._begun.popleft().result())
 
-    def settle(self) -> None:
-        """Wait until every complete shard is committed, or listed as failed.
+    def settle(self) -> bool:
+        """Wait until every complete shard is committed, or listed as failed; whether one was not.
 
         Raises:
             StoreError: a commit cannot be written.
         """
+        waited = bool(self._begun)
         while self._begun:
             self._note(self._begun.popleft().result())
+        return waited
 
     def _fail(self, failure: ShardFailure) -> None:
         self._shards.pop(failure.shard, None)

@@ -149,8 +149,8 @@ def _label(
             lease.check()
             collector.add(item)
             report()
-        collector.settle()
-        report()
+        if collector.settle():
+            report()
     # Workers that died in the middle of a put, now or in the run that this one resumes.
     prepared.job.output.sweep()
     return driver.is_stopping() and collector.finished < len(pending)
