@@ -11,7 +11,7 @@ import math
 import os
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
@@ -57,6 +57,9 @@ _WAVE_SHARDS = 50_000
 
 _WAVE_TASKS = 5_000
 """Read tasks of one Ray dataset; where there are more shards, a task reads several in turn."""
+
+_STARTS = 3
+"""Of an embedded Ray: on a busy machine the first may be too slow for Ray."""
 
 _NOBODY = Driver()
 
@@ -137,15 +140,26 @@ def connected(address: str | None) -> Iterator[None]:
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
-    try:
-        with own_sigterm_handler():  # Ray's would skip the release of the lease
-            ray.init(**options)
-    except Exception as error:  # a bare one where a node does not start in time
-        raise _not_connected(options["address"], error) from error
+    _init(options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(options: Mapping[str, Any]) -> None:
+    for left in reversed(range(_STARTS)):
+        try:
+            with own_sigterm_handler():  # Ray's would skip the release of the lease
+                ray.init(**options)
+            return
+        except Exception as error:
+            # Ray raises a bare one where a node is not there in time; what it had begun ends with
+            # this process.
+            too_slow = type(error) is Exception and options["address"] == "local"
+            if not too_slow or not left:
+                raise _not_connected(options["address"], error) from error
+            log.warning("Ray did not start within its 30 s; tried again")
 
 
 def _not_connected(address: str, error: Exception) -> ClusterError:

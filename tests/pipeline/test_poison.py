@@ -18,6 +18,7 @@ from pipeline.run import run
 from pipeline.scoring.evaluation import Question
 from pipeline.workers.template import close_template
 from tests import poison, world
+from tests.ray_head import embedded_ray
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -163,21 +164,13 @@ def test_poison_counts_towards_the_limit_of_the_run(label: Label) -> None:
 def test_ray_finds_the_same_poison(
     label: Label, tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ray
-
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
     full = samples(dict.fromkeys(KEYS, "exit"))
     mixed = samples({"img1": "segv", "img4": "hang"})
     shards = {"a": mixed, "b": samples(shard=1), "c": samples({"img0": "memory"}), "d": full}
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=150 * 2**20,
-        log_to_driver=False,
-    )  # fmt: skip
-    try:
+    with embedded_ray():
         by_ray = label("ray", shards, compute__executor="ray")
-    finally:
-        ray.shutdown()
     by_threads = label("local", shards)
     assert by_ray.exit_code == by_threads.exit_code == 4
     objects = written(tmp_path / "ray")

@@ -23,6 +23,7 @@ from pipeline.run import run
 from pipeline.store import Store
 from pipeline.verify import verify
 from tests import world
+from tests.ray_head import embedded_ray
 
 pytestmark = pytest.mark.ray
 
@@ -30,17 +31,8 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One embedded Ray for all tests of this module; `run` uses what is there."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=150 * 2**20,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+    with embedded_ray():
+        yield
 
 
 @pytest.mark.parametrize(
@@ -54,7 +46,10 @@ def test_a_ray_that_does_not_start_is_one_line(
 
     from pipeline.ray_job import connected
 
+    tried = []
+
     def init(**_: object) -> None:
+        tried.append(address)
         raise Exception("The current node timed out\nduring startup.")  # what Ray itself raises
 
     monkeypatch.setattr(ray, "init", init)
@@ -68,6 +63,7 @@ def test_a_ray_that_does_not_start_is_one_line(
         f"ray {address or 'local'}: The current node timed out during startup"
     )
     assert hint in message and "\n" not in message
+    assert len(tried) == (3 if address is None else 1)
 
 
 def test_local_and_ray_leave_equal_trees(
