@@ -38,7 +38,7 @@ STAGES = ("read", "decode", "forward", "write")
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table in docs/operations.md.
+    """One row of the table in docs/monitoring.md.
 
     Attributes:
         name: with its unit, and `_total` if it only grows.

@@ -101,7 +101,7 @@ class Identity:
             raise OutputError(
                 where,
                 f"unreadable ({error})",
-                "the _run.json of a run, which is written once, at its start",
+                "the _run.json of a run",
                 "Restore it, or use a new OUTPUT.",
             ) from error
 
