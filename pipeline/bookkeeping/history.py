@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-import uuid
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -39,8 +39,8 @@ class RunRecord:
     """What a run did, as its record keeps it.
 
     Attributes:
-        run: its name, "20261123T010203Z-1a2b3c4d": when it began (UTC) and a random number. Names
-            sort by time.
+        run: its name, "20261123T010203Z-1a2b3c4d": the second in which it began (UTC), which
+            65,536th of it, and a random number. Names sort by time.
         ended: when it was finished, ISO 8601, UTC.
         seconds: from start to finish of the driver that finished it.
         fingerprint: of the run.
@@ -214,7 +214,9 @@ def opened_run(output: Store) -> str | None:
 
 def begin_run(output: Store) -> str:
     """Begin a run: its name is in the output before any commit bears it."""
-    run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+    now = datetime.now(UTC)
+    part = now.microsecond * 0x10000 // 1_000_000  # runs of the same second sort by time as well
+    run = f"{now:%Y%m%dT%H%M%SZ}-{part:04x}{secrets.token_hex(2)}"
     output.write(OPEN_PATH, json.dumps({"run": run}).encode())
     return run
 

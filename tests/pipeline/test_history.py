@@ -24,7 +24,15 @@ from fcn_core.labels import SCENES
 from fcn_core.metrics import ConfusionMatrix
 from fcn_core.scenes import render_scene
 from pipeline.bookkeeping import finish
-from pipeline.bookkeeping.history import OPEN_PATH, RunRecord, list_runs, read_history, record_path
+from pipeline.bookkeeping.history import (
+    _NAME,
+    OPEN_PATH,
+    RunRecord,
+    begin_run,
+    list_runs,
+    read_history,
+    record_path,
+)
 from pipeline.bookkeeping.ledger import read_commits
 from pipeline.bookkeeping.review import read_review, review_path
 from pipeline.errors import ConfigError, OutputError
@@ -314,6 +322,13 @@ def test_history_is_printed_for_people_and_for_machines(
     assert code == 0 and "latest run 20" in stdout and "confidence" in stdout
     code, _, stderr = fcnseg("history", nights[0] / "in")
     assert code == 2 and "no _run.json" in stderr
+
+
+def test_runs_that_begin_within_a_second_sort_by_time(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    names = [begin_run(store) for _ in range(50)]
+    assert names == sorted(names) and len(set(names)) == 50
+    assert all(_NAME.fullmatch(record_path(name)) for name in names)
 
 
 def test_gc_keeps_the_review_queues_of_runs_that_are_recorded(
