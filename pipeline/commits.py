@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import chain
 from operator import add, attrgetter
 from typing import Any
 
@@ -23,9 +24,6 @@ from pipeline.writers import FileRecord, Receipt, quarantine_table, record
 
 COMMIT_FORMAT = 2
 """1 lacked `run`, `histograms` and `candidates`."""
-
-MOST_CANDIDATES = 16
-"""Images of one shard that are put forward for review: a single bad one must not fill the queue."""
 
 PREFIX = "_commits"
 
@@ -145,11 +143,13 @@ class Author:
         fingerprint: of the run.
         run: its name in the history.
         masks: the formats it writes.
+        review_images: candidates that a commit keeps, of those with a mean IU and of the others.
     """
 
     fingerprint: str
     run: str
     masks: tuple[str, ...]
+    review_images: int = 16
 
 
 def build_commit(
@@ -162,7 +162,7 @@ def build_commit(
         matrix += ConfusionMatrix(len(receipt.confusion), receipt.confusion)
     columns = zip(*(receipt.class_pixels for receipt in ordered), strict=True)
     stages = {name for receipt in ordered for name in receipt.seconds}
-    candidates = (candidate for receipt in ordered for candidate in receipt.candidates)
+    candidates = [candidate for receipt in ordered for candidate in receipt.candidates]
     return Commit(
         shard=shard.id,
         commit_id=uuid.uuid4().hex,
@@ -182,8 +182,16 @@ def build_commit(
         },
         run=author.run,
         histograms=reduce(add, (receipt.histograms for receipt in ordered)),
-        candidates=tuple(heapq.nsmallest(MOST_CANDIDATES, candidates, key=attrgetter("score"))),
+        candidates=_worst(candidates, author.review_images),
     )
+
+
+def _worst(candidates: Sequence[Candidate], most: int) -> tuple[Candidate, ...]:
+    scored = [candidate for candidate in candidates if candidate.mean_iou is not None]
+    others = [candidate for candidate in candidates if candidate.mean_iou is None]
+    score = attrgetter("score")
+    kept = (heapq.nsmallest(most, kind, key=score) for kind in (scored, others))
+    return tuple(sorted(chain.from_iterable(kept), key=score))
 
 
 def write_quarantine(output: Store, shard: str, failures: Iterable[Failure]) -> FileRecord | None:

@@ -172,8 +172,9 @@ class DriftConfig(Section):
     """Fewer images, now or before, are not compared."""
     false_alarms: float = Field(default=0.01, gt=0, lt=1)
     """About this share of runs without drift may be taken for drifted by chance."""
-    review_images: int = Field(default=32, ge=0, le=256)
-    """Images of a run put into review/ for a person to look at, the worst first."""
+    review_images: int = Field(default=16, ge=0, le=256)
+    """Images of a run put into review/ for a person to look at, the worst; small pictures of as
+    many are kept of every chunk."""
 
 
 class MonitoringConfig(Section):

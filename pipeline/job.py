@@ -27,6 +27,7 @@ class Job:
         limits: of a worker process, and of bad images in a shard.
         monitoring: how workers on other machines log.
         run: its name in the history, for logs.
+        review_images: the review queue's length: so many are put forward by every chunk.
     """
 
     sources: Sources
@@ -40,6 +41,7 @@ class Job:
     limits: LimitsConfig
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
     run: str = ""
+    review_images: int = 16
 
 
 @dataclass(frozen=True)

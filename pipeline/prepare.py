@@ -69,6 +69,7 @@ def prepare(config: RunConfig) -> Prepared:
         max_image_pixels=config.limits.max_image_pixels,
         limits=config.limits,
         monitoring=config.monitoring,
+        review_images=config.drift.review_images,
     )
     return Prepared(config, weights, mine, job, replace(request, fingerprint=mine.fingerprint))
 

@@ -64,8 +64,8 @@ def write_report(output: Store, summary: Summary, failed: Mapping[str, str]) -> 
     intervals = summary.figures.intervals()
     classes = _classes(summary, intervals)
     quarantined = _Quarantined(output, summary)
-    gallery = read_gallery(output, summary)
     runs = runs_of(output)
+    gallery = read_gallery(output, summary, runs.latest)
     identity = _identity(output)
     context = {
         "is_scored": is_scored,

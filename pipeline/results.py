@@ -23,9 +23,31 @@ LOWEST, UNSURE, BY_LOT = "lowest mean IU", "least confident", "drawn by lot"
 """Why a picture has a preview."""
 
 MOST_OF_A_KIND = 3
-"""Previews of a chunk that are chosen for one reason."""
+"""Previews of a chunk that are chosen for one reason, if the review queue needs no more."""
 
 _IMAGES_PER_PREVIEW = 32
+
+
+@dataclass(frozen=True)
+class PreviewCounts:
+    """How many previews are chosen.
+
+    Attributes:
+        review: the images of lowest mean IU, and of those without one the least confident: at least
+            so many of each, or else the review queue of a run would not be its worst images.
+        of_each: for each of the reasons, so that the report has something to show.
+    """
+
+    review: int
+    of_each: int = MOST_OF_A_KIND
+
+    def of_chunk(self, images: int) -> PreviewCounts:
+        """Those of a chunk of so many images.
+
+        >>> [PreviewCounts(16).of_chunk(images).of_each for images in (10, 64, 512)]
+        [1, 2, 3]
+        """
+        return replace(self, of_each=min(self.of_each, max(1, images // _IMAGES_PER_PREVIEW)))
 
 
 @dataclass(frozen=True)
@@ -99,6 +121,8 @@ class Preview:
 class Candidate:
     """An image that a person should perhaps look at; it has a preview.
 
+    Those of a commit are the worst `review_images` with a mean IU and as many without one.
+
     Attributes:
         key: within its shard.
         mean_confidence: 0-1; None where the network gave NaN.
@@ -153,13 +177,16 @@ class Segmented:
     store_retries: int = 0
 
 
-def merge(keys: Sequence[str], pieces: Sequence[Piece], num_classes: int) -> Piece:
+def merge(
+    keys: Sequence[str], pieces: Sequence[Piece], num_classes: int, counts: PreviewCounts
+) -> Piece:
     """One piece of several, as if the samples had never been taken apart.
 
     Args:
         keys: of the chunk's samples, in order; no key twice.
         pieces: each key in at most one of them, in any order.
         num_classes: K.
+        counts: of the previews to keep.
     """
     place = {key: index for index, key in enumerate(keys)}
     images = [image for piece in pieces for image in piece.images]
@@ -172,12 +199,12 @@ def merge(keys: Sequence[str], pieces: Sequence[Piece], num_classes: int) -> Pie
         confusion += piece.confusion
         seconds.update(piece.seconds)  # adds
     previews = [preview for piece in pieces for preview in piece.previews]
-    chosen = choose_previews(images, previews)
+    chosen = choose_previews(images, previews, counts)
     return Piece(tuple(images), tuple(failures), chosen, confusion, dict(seconds))
 
 
 def choose_previews(
-    images: Sequence[ImageResult], previews: Sequence[Preview], of_each: int = MOST_OF_A_KIND
+    images: Sequence[ImageResult], previews: Sequence[Preview], counts: PreviewCounts
 ) -> tuple[Preview, ...]:
     """Previews for each reason there is to look at a picture, in turn, with these reasons.
 
@@ -186,33 +213,25 @@ def choose_previews(
     Args:
         images: in the order of the samples.
         previews: of some of them.
-        of_each: at most so many for one reason.
+        counts: how many to choose.
     """
     by_key = {preview.key: preview for preview in previews}
-    why = _reasons([image for image in images if image.key in by_key], of_each)
+    why = _reasons([image for image in images if image.key in by_key], counts)
     return tuple(replace(by_key[key], why=tuple(reasons)) for key, reasons in why.items())
-
-
-def previews_of_each(images: int) -> int:
-    """How many previews a chunk of so many images leaves for one reason.
-
-    >>> previews_of_each(10), previews_of_each(64), previews_of_each(512)
-    (1, 2, 3)
-    """
-    return min(MOST_OF_A_KIND, max(1, images // _IMAGES_PER_PREVIEW))
 
 
 class PreviewChoice:
     """Keeps, while images pass, what `choose_previews` would choose of them all, and no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: PreviewCounts) -> None:
+        self._counts = counts
         self._images: list[ImageResult] = []
         self._previews: dict[str, Preview] = {}
 
     def consider(self, result: ImageResult, preview: Preview) -> None:
         """One more image, at its full size."""
         images = [*self._images, result]
-        keys = _reasons(images, MOST_OF_A_KIND)
+        keys = _reasons(images, self._counts)
         if result.key in keys:
             # At once: full-size pictures of many megapixels would fill the memory.
             self._previews[result.key] = preview.shrunk()
@@ -221,26 +240,34 @@ class PreviewChoice:
 
     def chosen(self) -> tuple[Preview, ...]:
         """The previews of the choice."""
-        return choose_previews(self._images, list(self._previews.values()))
+        return choose_previews(self._images, list(self._previews.values()), self._counts)
 
 
-def _reasons(images: Sequence[ImageResult], of_each: int) -> dict[str, list[str]]:
+def _reasons(images: Sequence[ImageResult], counts: PreviewCounts) -> dict[str, list[str]]:
     """Reasons by the key of each image that is chosen; the earlier of equals."""
     scored = [image for image in images if image.mean_iou is not None]
+    unscored = [image for image in images if image.mean_iou is None]
+    of_each, worst = counts.of_each, max(counts.of_each, counts.review)
     rankings = {
-        LOWEST: sorted(scored, key=lambda image: image.mean_iou or 0.0),
-        UNSURE: sorted(images, key=_confidence),
-        BY_LOT: sorted(images, key=_lot),
+        LOWEST: sorted(scored, key=lambda image: image.mean_iou or 0.0)[:worst],
+        UNSURE: _union(_unsure(images)[:of_each], _unsure(unscored)[: counts.review]),
+        BY_LOT: sorted(images, key=_lot)[:of_each],
     }
     why: dict[str, list[str]] = defaultdict(list)
-    turns: Iterable[tuple[ImageResult | None, ...]] = zip_longest(
-        *(ranking[:of_each] for ranking in rankings.values())
-    )
+    turns: Iterable[tuple[ImageResult | None, ...]] = zip_longest(*rankings.values())
     for turn in turns:
         for reason, image in zip(rankings, turn, strict=True):
             if image is not None:
                 why[image.key].append(reason)
     return why
+
+
+def _unsure(images: Sequence[ImageResult]) -> list[ImageResult]:
+    return sorted(images, key=_confidence)
+
+
+def _union(some: Sequence[ImageResult], more: Sequence[ImageResult]) -> list[ImageResult]:
+    return list({image.key: image for image in (*some, *more)}.values())
 
 
 def _lot(image: ImageResult) -> bytes:

@@ -158,7 +158,7 @@ def _label(
 
 def _collector(prepared: Prepared, todo: Plan, run_name: str) -> Collector:
     job = replace(prepared.job, masks=needed_masks(todo, prepared.job.masks))
-    author = Author(prepared.identity.fingerprint, run_name, job.masks)
+    author = Author(prepared.identity.fingerprint, run_name, job.masks, job.review_images)
     return Collector(todo, job, author, prepared.config.limits)
 
 

@@ -22,7 +22,7 @@ from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix
 from fcn_core.predictor import Prediction, Predictor
 from pipeline.errors import PoisonError
-from pipeline.results import ImageResult, Piece, Preview, PreviewChoice
+from pipeline.results import ImageResult, Piece, Preview, PreviewChoice, PreviewCounts
 from pipeline.samples import Failure, Sample, decode_truth
 from pipeline.workers.words import NetworkSettings
 
@@ -69,7 +69,7 @@ class Segmenter:
         started = time.perf_counter()
         failures: list[Failure] = []
         results: list[ImageResult] = []
-        previews = PreviewChoice()
+        previews = PreviewChoice(PreviewCounts(self.settings.review_images))
         confusion = ConfusionMatrix(self.settings.labels.num_classes)
         forward_seconds = 0.0
         for window in _windows(self._decode(samples, failures, announce)):

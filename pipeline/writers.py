@@ -174,13 +174,13 @@ def _preview_path(name: str) -> str:
 
 
 def _candidates(segmented: Segmented) -> tuple[Candidate, ...]:
-    """The worst images of a chunk: those that have a preview because they are."""
+    """The worst images of a chunk, with labels and without: they have previews."""
     path = _preview_path(chunk_name(segmented.shard, segmented.seq, segmented.count))
     results = {result.key: result for result in segmented.images}
     worst = [
         results[preview.key]
         for preview in segmented.previews
-        if LOWEST in preview.why or UNSURE in preview.why
+        if (UNSURE if results[preview.key].mean_iou is None else LOWEST) in preview.why
     ]
     return tuple(
         Candidate(image.key, _null_if_nan(image.mean_confidence), image.mean_iou, path)

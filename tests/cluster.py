@@ -53,19 +53,29 @@ _PATIENCE = {
 }
 
 
-def _announce_agents(where: str) -> None:
-    """Write down the port of each node's agent, as the agent does when it has started.
+# Each node has an address of its own, so that all may have the same ports.
+_AGENTS = {
+    "dashboard_agent_listen_port": ("--dashboard-agent-listen-port", 52365),
+    "metrics_agent_port": ("--dashboard-agent-grpc-port", 52366),
+    "metrics_export_port": ("--metrics-export-port", 52367),
+    "runtime_env_agent_port": ("--runtime-env-agent-port", 52368),
+}
 
-    The node waits 15 seconds for that and then aborts; on a busy machine the agent needs longer.
+
+def _announce_agents(where: str) -> None:
+    """Write down the ports of each node's agents, as the agents do when they have started.
+
+    The node waits 15 seconds for that and then aborts; on a busy machine the agents need longer.
     """
     for pid in pids(where):
         with suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
             if words[0].endswith("/raylet"):
                 flags = dict(w[2:].split("=", 1) for w in words if w.startswith("--") and "=" in w)
-                name = f"dashboard_agent_listen_port_{flags['node_id']}"
-                if not (path := Path(flags["session_dir"], name)).exists():
-                    path.write_text("52365")
+                for name, (_, port) in _AGENTS.items():
+                    path = Path(flags["session_dir"], f"{name}_{flags['node_id']}")
+                    if not path.exists():
+                        path.write_text(str(port))
 
 
 @dataclass
@@ -145,7 +155,8 @@ class Cluster:
             self.network.attach(name, self.addresses[name])
         command = [
             str(BIN / "ray"), "start", "--block", f"--node-ip-address={self.addresses[name]}",
-            "--object-store-memory=100000000", f"--temp-dir={self.folder}/{name}", *words,
+            "--object-store-memory=100000000", f"--temp-dir={self.folder}/{name}",
+            *(f"{flag}={port}" for flag, port in _AGENTS.values()), *words,
         ]  # fmt: skip
         with open(self.folder / f"{name}.log", "ab") as log:
             self.nodes[name] = self.spawn(name, command, stdout=log, stderr=log)

@@ -136,11 +136,20 @@ class Scenarios:
         figures.steps += self.trace.steps(before)
 
     def until_computed(
-        self, count: int, before: int, driver: subprocess.Popen[bytes] | None = None
+        self,
+        count: int,
+        before: int,
+        driver: subprocess.Popen[bytes] | None = None,
+        node: str | None = None,
     ) -> None:
-        """Wait until so many chunks are computed."""
+        """Wait until so many chunks are computed, on any node or on one."""
         deadline = time.monotonic() + RUN_SECONDS
-        while places(self.trace.steps(before), "compute").total() < count:
+
+        def computed() -> int:
+            found = places(self.trace.steps(before), "compute")
+            return found.total() if node is None else found[node]
+
+        while computed() < count:
             if time.monotonic() > deadline or (driver is not None and driver.poll() is not None):
                 raise AssertionError(f"the run ended before {count} chunks were computed")
             time.sleep(0.1)
@@ -148,8 +157,16 @@ class Scenarios:
     # --- the faults --------------------------------------------------------------------------
 
     def node_joins(self, name: str) -> Figures:
-        """A node joins in the middle."""
-        return self.run("late", at=6, fault=lambda: self.cluster.join(name))
+        """A node joins in the middle, while the networks are slow: nodes take a while to start."""
+
+        def join() -> None:
+            before = len(self.trace.steps())
+            self.trace.pause(4.0)
+            self.cluster.join(name)
+            self.until_computed(1, before, node=name)
+            self.trace.pause(PAUSE)
+
+        return self.run("late", at=6, fault=join)
 
     def undisturbed(self) -> Figures:
         """Nothing happens."""

@@ -15,17 +15,21 @@ SITECUSTOMIZE = """
 import importlib.abc, importlib.util, functools, os, sys, time
 
 FILE, NODE = os.environ["FCNSEG_TEST_TRACE"], os.environ.get("FCNSEG_TEST_NODE", "?")
-PAUSE = float(os.environ["FCNSEG_TEST_PAUSE"])
+PAUSE = os.environ["FCNSEG_TEST_PAUSE"]
 
 def tell(what, moment, name):
     with open(FILE, "a") as file:
         file.write(f"{what} {moment} {NODE} {name}\\n")
 
-def wrapped(what, call, name_of, pause=0.0):
+def pause():
+    with open(PAUSE) as file:
+        time.sleep(float(file.read()))
+
+def wrapped(what, call, name_of, pause=lambda: None):
     def traced(*args, **kwargs):
         name = name_of(*args)
         tell(what, "begins", name)
-        time.sleep(pause)
+        pause()
         result = call(*args, **kwargs)
         tell(what, "ends", name)
         return result
@@ -44,7 +48,7 @@ def patch_chunks(module):
 def patch_segment(module):
     plain = module.Segmenter.__call__
     name_of = lambda self, samples, *more: samples[0].location
-    module.Segmenter.__call__ = wrapped("compute", plain, name_of, PAUSE)
+    module.Segmenter.__call__ = wrapped("compute", plain, name_of, pause)
 
 def patch_writers(module):
     name_of = lambda segmented, job: f"{segmented.shard} {segmented.seq}"
@@ -94,10 +98,18 @@ class Trace:
         self.site = folder / "site"
         self.site.mkdir()
         (self.site / "sitecustomize.py").write_text(SITECUSTOMIZE)
+        self._pause = folder / "pause"
+        self.pause(pause)
         self.environment = {
             "FCNSEG_TEST_TRACE": str(self.file),
-            "FCNSEG_TEST_PAUSE": str(pause),
+            "FCNSEG_TEST_PAUSE": str(self._pause),
         }
+
+    def pause(self, seconds: float) -> None:
+        """From now on, the network waits so long per chunk."""
+        written = self._pause.with_suffix(".new")
+        written.write_text(str(seconds))
+        written.replace(self._pause)
 
     def steps(self, since: int = 0) -> list[Step]:
         """What happened after so many steps."""

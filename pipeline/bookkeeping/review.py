@@ -1,7 +1,8 @@
 """The review queue: the few images of a run that a person should look at first, with pictures.
 
-Every commit puts forward its worst images, those whose small pictures stand in `_previews/`. Of all
-commits of a run, only those are opened that hold one of the worst; the input never is.
+Every commit puts forward its worst images, as many as the queue is long; their small pictures stand
+in `_previews/`. So the queue is exact: no image of the run is worse than one that is left out. Of
+all commits of a run, only those are opened that hold one of the worst; the input never is.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import heapq
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from pipeline.errors import MissingError, OutputError
 from pipeline.ordered import map_ordered
 from pipeline.results import PREVIEW_SIDE, Candidate
 from pipeline.store import Store
-from pipeline.writers import FileRecord, parquet_bytes, read_parquet, record
+from pipeline.writers import MASK_SCHEMA, FileRecord, parquet_bytes, read_parquet, record
 
 PREFIX = "review"
 Reason = Literal["disagrees with its label", "least confident"]
@@ -35,6 +36,8 @@ _READERS = 16
 _MOST_PIXELS = PREVIEW_SIDE**2
 _PICTURES = ("image", "label", "mask", "overlay")
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+# As in the table of masks: what was found at full size.
+_FIGURES = ("height", "width", "class_pixels", "correct_pixels", "labeled_pixels", "iou")
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -43,6 +46,7 @@ SCHEMA = pa.schema(
         ("mean_iou", pa.float64()),
         ("mean_confidence", pa.float64()),
         *((name, _PICTURE) for name in _PICTURES),
+        *((name, MASK_SCHEMA.field(name).type) for name in _FIGURES),
     ]
 )
 
@@ -117,8 +121,8 @@ def write_review(
     chosen = choose(_candidates(output, shortlist), shortlist.most)
     if not chosen:
         return None
-    pictures = _pictures(output, chosen, labels)
-    rows = [_row(shard, found, pictures.get((shard, found.key), {})) for shard, found in chosen]
+    previews = _chosen_previews(output, chosen, labels)
+    rows = [_row(shard, found, previews.get((shard, found.key), {})) for shard, found in chosen]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     table = table.replace_schema_metadata({"huggingface": _features()})
     data = parquet_bytes(table)
@@ -134,11 +138,27 @@ def read_review(output: Store, run: str) -> tuple[Reviewed, ...]:
         OutputError: it is no such table.
         StoreError: it cannot be read.
     """
+    names = [field.name for field in fields(Reviewed)]
+    return tuple(Reviewed(**{name: row[name] for name in names}) for row in rows_of(output, run))
+
+
+def rows_of(output: Store, run: str) -> list[dict[str, Any]]:
+    """The table's rows, each picture as its bytes or None.
+
+    Those of an older version lack the figures from `height` on.
+
+    Raises:
+        OutputError: it is no such table.
+        StoreError: it cannot be read.
+    """
     path = review_path(run)
     try:
-        rows = read_parquet(output.read(path)).select(SCHEMA.names).to_pylist()
+        table = read_parquet(output.read(path))
+        names = [name for name in SCHEMA.names if name in table.column_names]
+        table.select([field.name for field in fields(Reviewed)])  # raises if one is missing
+        rows: list[dict[str, Any]] = table.select(names).to_pylist()
     except MissingError:
-        return ()
+        return []
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise OutputError(
             output.location(path),
@@ -148,7 +168,7 @@ def read_review(output: Store, run: str) -> tuple[Reviewed, ...]:
         ) from error
     for row in rows:
         row |= {name: row[name] and row[name]["bytes"] for name in _PICTURES}
-    return tuple(Reviewed(**row) for row in rows)
+    return rows
 
 
 def choose(candidates: Sequence[tuple[str, Candidate]], count: int) -> list[tuple[str, Candidate]]:
@@ -176,18 +196,24 @@ def _candidates(output: Store, shortlist: Shortlist) -> list[tuple[str, Candidat
     return [candidate for candidates in found for candidate in candidates]
 
 
-def _pictures(
+def _chosen_previews(
     output: Store, chosen: Sequence[tuple[str, Candidate]], labels: LabelSet
-) -> dict[tuple[str, str], dict[str, bytes | None]]:
-    """The pictures by (shard, key), each preview table read once."""
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Figures and pictures by (shard, key), each preview table read once."""
     wanted: dict[tuple[str, str], set[str]] = defaultdict(set)
     for shard, candidate in chosen:
         wanted[shard, candidate.preview].add(candidate.key)
 
-    def read(place: tuple[str, str]) -> list[tuple[tuple[str, str], dict[str, bytes | None]]]:
+    def read(place: tuple[str, str]) -> list[tuple[tuple[str, str], dict[str, Any]]]:
         shard, path = place
-        rows = _previews(output, path)
-        return [((shard, r["key"]), _painted(r, labels)) for r in rows if r["key"] in wanted[place]]
+        return [
+            (
+                (shard, row["key"]),
+                {name: row.get(name) for name in _FIGURES} | _painted(row, labels),
+            )
+            for row in _previews(output, path)
+            if row["key"] in wanted[place]
+        ]
 
     return dict(item for found in map_ordered(read, wanted, _READERS) for item in found)
 
@@ -213,25 +239,32 @@ def _painted(row: Mapping[str, Any], labels: LabelSet) -> dict[str, bytes | None
     return {**{name: row[name] for name in _PICTURES[:3]}, "overlay": buffer.getvalue()}
 
 
-def _row(shard: str, found: Candidate, pictures: Mapping[str, bytes | None]) -> dict[str, Any]:
+def _row(shard: str, found: Candidate, preview: Mapping[str, Any]) -> dict[str, Any]:
     reason: Reason = "least confident"
     if found.mean_iou is not None:
         reason = "disagrees with its label"
-    row: dict[str, Any] = {"key": found.key, "shard": shard, "reason": reason}
+    row: dict[str, Any] = {"key": found.key, "shard": shard, "reason": reason, **preview}
     row |= {"mean_iou": found.mean_iou, "mean_confidence": found.mean_confidence}
-    for name, data in pictures.items():
+    for name in _PICTURES:
         suffix = "jpg" if name in ("image", "overlay") else "png"
+        data = preview.get(name)
         row[name] = None if data is None else {"bytes": data, "path": f"{found.key}.{suffix}"}
     return row
 
 
 def _features() -> str:
     """Hugging Face features, so that `load_dataset("parquet")` yields pictures."""
-    kinds: Iterator[tuple[str, dict[str, str]]] = (
-        (field.name, {"_type": "Image"})
-        if field.name in _PICTURES
-        else (field.name, {"dtype": "string" if field.type == pa.string() else "float64",
-                           "_type": "Value"})
-        for field in SCHEMA
-    )  # fmt: skip
-    return json.dumps({"info": {"features": dict(kinds)}}, sort_keys=True)
+    names = {"double": "float64", "float": "float32"}
+
+    def value(arrow: pa.DataType) -> dict[str, object]:
+        return {"dtype": names.get(str(arrow), str(arrow)), "_type": "Value"}
+
+    def kind(field: pa.Field) -> dict[str, object]:
+        if field.name in _PICTURES:
+            return {"_type": "Image"}
+        if pa.types.is_list(field.type):
+            return {"feature": value(field.type.value_type), "_type": "List"}
+        return value(field.type)
+
+    features = {field.name: kind(field) for field in SCHEMA}
+    return json.dumps({"info": {"features": features}}, sort_keys=True)

@@ -170,17 +170,37 @@ def _within(compute: ComputeConfig, count: int) -> int:
 def _cpus(
     compute: ComputeConfig, gpus: float, hosts: Sequence[Node], nodes: Sequence[Node]
 ) -> float:
-    """Logical CPUs of one copy: few enough that reading and writing go on."""
-    wanted = 1.0 if gpus else float(compute.threads_per_worker)
-    slots = {node.id: _slots(node, gpus, compute.threads_per_worker) for node in hosts}
+    """Logical CPUs of one copy: the most that lets reading and writing go on where they may."""
+    threads = compute.threads_per_worker
+    slots = {node.id: _slots(node, gpus, threads) for node in hosts}
     total = max(1, sum(slots.values()))
     copies = min(compute.workers or total, total) if gpus else compute.workers or total
-    here = sum(node.amount("CPU") for node in hosts)
-    elsewhere = sum(node.amount("CPU") for node in nodes if node.id not in slots)
-    share = max(0.0, here - max(0.0, _IO_TASKS * IO_CPUS - elsewhere)) / copies
-    if gpus:
-        share = min(share, *(node.amount("CPU") / max(1, slots[node.id]) for node in hosts))
-    else:
-        share = min(share, max(node.amount("CPU") for node in hosts))
+    here = sum(node.amount("CPU") for node in hosts) or 1.0
+    others = [node for node in nodes if node.id not in slots]
+    may_read = [n for n in (*hosts, *others) if matches(compute.io_labels, n.labels)]
+
+    def io_tasks(cpus: float) -> int:
+        """Read and write tasks that find room beside all copies; in pieces, no node has any."""
+        found = 0
+        for node in may_read or hosts:
+            if node.id not in slots:
+                held = 0.0
+            elif gpus:
+                held = min(copies, slots[node.id])
+            else:
+                held = copies * node.amount("CPU") / here
+            found += max(0, math.floor((node.amount("CPU") - held * cpus) / IO_CPUS + 1e-6))
+        return found
+
+    def fits(cpus: float) -> bool:
+        if gpus:
+            return all(node.amount("CPU") >= slots[node.id] * cpus for node in hosts)
+        return any(node.amount("CPU") >= cpus for node in hosts)
+
     # Ray wants whole numbers above one.
-    return float(min(wanted, math.floor(share))) or round(share, 4)
+    wanted = [float(whole) for whole in range(1 if gpus else threads, 0, -1)] + _PARTS
+    return next((c for c in wanted if fits(c) and io_tasks(c) >= _IO_TASKS), 0.0)
+
+
+_PARTS = [0.75, 0.5, 0.25, 0.125, 0.0625]
+"""Of a CPU, for a copy that must share one."""

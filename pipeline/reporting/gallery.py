@@ -1,4 +1,4 @@
-"""The report's pictures: a bounded number of previews, from the worst shards and from all over.
+"""The report's pictures: the latest run's review queue, and a bounded number from all over.
 
 Masks and labels travel as class indices, not as colours: the page can then tell the class under the
 pointer, hide classes, and paint where a mask differs from its label.
@@ -10,7 +10,7 @@ import base64
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,17 @@ from numpy.typing import NDArray
 from fcn_core.images import decode_image, decode_label
 from fcn_core.labels import VOID, LabelSet
 from fcn_core.metrics import ConfusionMatrix, none_if_nan
+from pipeline.bookkeeping.review import rows_of
 from pipeline.bookkeeping.summary import Summary
 from pipeline.commits import Commit, commit_path
 from pipeline.errors import MissingError
 from pipeline.ordered import map_ordered
 from pipeline.reporting.page import shown
+from pipeline.results import LOWEST, UNSURE
 from pipeline.store import Store
+
+IN_QUEUE = "in the review queue"
+"""Why a picture is here."""
 
 MAX_PICTURES = 96
 MAX_BYTES = 8_000_000
@@ -53,12 +58,19 @@ class Gallery:
     notes: list[str]
 
 
-def read_gallery(output: Store, summary: Summary) -> Gallery:
-    """At most `MAX_PICTURES`: one of every chosen shard, then, while there is room, the others.
+def read_gallery(output: Store, summary: Summary, run: str) -> Gallery:
+    """At most `MAX_PICTURES`: first the review queue of a run.
 
-    What cannot be read is left out with a note: the masks are done.
+    Then one of every chosen shard, then, while there is room, others of these shards. What cannot
+    be read is left out with a note: the masks are done.
+
+    Args:
+        output: where.
+        summary: of every committed shard.
+        run: the latest one; "" if there is none.
     """
-    notes: list[str] = []
+    queue, notes = _queue(output, run, summary.labels)
+    held = {(picture["shard"], picture["key"]) for picture in queue}
     by_shard: list[list[dict[str, Any]]] = []
     shards = _choose(summary)
     tables = max(1, min(_MAX_TABLES, MAX_PICTURES // max(1, len(shards))))
@@ -78,7 +90,21 @@ def read_gallery(output: Store, summary: Summary) -> Gallery:
         by_shard.append(found)
         notes += [note] if note is not None else []
     turns = (item for turn in zip_longest(*by_shard) for item in turn if item is not None)
-    return Gallery(list(_within(turns)), notes)
+    others = (picture for picture in turns if (picture["shard"], picture["key"]) not in held)
+    return Gallery(list(_within(chain(queue, others))), notes)
+
+
+def _queue(output: Store, run: str, labels: LabelSet) -> tuple[list[dict[str, Any]], list[str]]:
+    """Pictures of a run's review queue, as far as they are there; and what could not be read."""
+    found: list[dict[str, Any]] = []
+    try:
+        for row in rows_of(output, run) if run else ():
+            if row["image"] is not None and row["mask"] is not None:
+                why = [IN_QUEUE, UNSURE if row["mean_iou"] is None else LOWEST]
+                found.append(_picture({**row, "why": why}, row["shard"], labels))
+    except Exception as error:  # whatever it raises, the masks are done
+        return found, [f"The review queue of run {run} is unreadable: {error}"]
+    return found, []
 
 
 def _within(pictures: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -159,7 +185,7 @@ def _figures(
     labels: LabelSet,
 ) -> dict[str, Any]:
     """What is known of the image at full size; of an older output, what the preview tells."""
-    if "iou" in row:
+    if row.get("class_pixels") is not None:
         correct, known, iou = row["correct_pixels"], row["labeled_pixels"], row["iou"]
         pixels, confidence = row["class_pixels"], row["mean_confidence"]
         size = {"width": row["width"], "height": row["height"]}

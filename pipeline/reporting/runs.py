@@ -29,11 +29,13 @@ class Runs:
             shards), `total_iou` (of the output after it), `confidence`, `drifted` (reasons).
         versions: of packages, in the latest one.
         notes: what could not be read.
+        latest: the name of the latest one; "" if there is none.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     versions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    latest: str = ""
 
 
 def runs_of(output: Store) -> Runs:
@@ -46,6 +48,7 @@ def runs_of(output: Store) -> Runs:
     return Runs(
         [_row(record) for record in records],
         tuple(f"{name} {version}" for name, version in versions.items()),
+        latest=records[-1].run if records else "",
     )
 
 

@@ -19,7 +19,7 @@ from pipeline.chunks import Chunk
 from pipeline.collect import is_over
 from pipeline.errors import PoisonError, WorkerError
 from pipeline.job import Job, ShardFailure
-from pipeline.results import Piece, Segmented, choose_previews, merge, previews_of_each
+from pipeline.results import Piece, PreviewCounts, Segmented, choose_previews, merge
 from pipeline.samples import Failure, Sample
 from pipeline.workers.process import Death, WorkerLimits, WorkerProcess
 from pipeline.workers.words import NetworkSettings
@@ -58,6 +58,7 @@ class IsolatedSegmenter:
                 batch_size=compute.batch_size,
                 max_image_pixels=job.max_image_pixels,
                 plain_forward=compute.plain_forward,
+                review_images=job.review_images,
             ),
             weights,
             WorkerLimits(
@@ -82,21 +83,21 @@ class IsolatedSegmenter:
         pieces = list(search.pieces(chunk.samples))
         if search.gave_up:
             return self._over_limit(chunk, search.poisoned)
-        classes = self.job.labels.num_classes
+        classes, counts = self.job.labels.num_classes, PreviewCounts(self.job.review_images)
         if search.poisoned:
             nothing = ConfusionMatrix(classes)
             pieces.append(Piece((), tuple(search.poisoned), (), nothing, {}))
         if len(pieces) == 1:
             (whole,) = pieces
         else:
-            whole = merge([sample.key for sample in chunk.samples], pieces, classes)
+            whole = merge([sample.key for sample in chunk.samples], pieces, classes, counts)
         return Segmented(
             chunk.shard,
             chunk.seq,
             chunk.count,
             whole.images,
             chunk.failures + whole.failures,
-            choose_previews(whole.images, whole.previews, previews_of_each(len(whole.images))),
+            choose_previews(whole.images, whole.previews, counts.of_chunk(len(whole.images))),
             whole.confusion,
             {"read": chunk.seconds, "decode": 0.0, "forward": 0.0, **whole.seconds},
             chunk.store_retries,

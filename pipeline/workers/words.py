@@ -32,6 +32,7 @@ class NetworkSettings:
     batch_size: int | None
     max_image_pixels: int
     plain_forward: bool = False
+    review_images: int = 16
 
 
 @dataclass(frozen=True)

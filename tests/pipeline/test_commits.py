@@ -16,7 +16,6 @@ from fcn_core.metrics import ConfusionMatrix
 from pipeline.bookkeeping.histograms import Histograms
 from pipeline.commits import (
     COMMIT_FORMAT,
-    MOST_CANDIDATES,
     Author,
     Commit,
     build_commit,
@@ -97,10 +96,13 @@ def test_a_commit_sums_histograms_and_puts_forward_the_worst_images() -> None:
     assert made.histograms == receipt(0).histograms + receipt(1).histograms
     assert made.run == AUTHOR.run
     scores = [n / 100 for n in range(40)]
-    many = [receipt(n, 40, candidates=(Candidate(f"k{n}", s, None, "p"),))
+    many = [receipt(n, 40, candidates=(Candidate(f"k{n}", s, None, "p"),
+                                       Candidate(f"l{n}", 0.9, s / 2, "p")))
             for n, s in enumerate(reversed(scores))]  # fmt: skip
-    found = build_commit(SHARD, "in", many, AUTHOR).candidates
-    assert [candidate.score for candidate in found] == scores[:MOST_CANDIDATES]
+    found = build_commit(SHARD, "in", many, replace(AUTHOR, review_images=5)).candidates
+    assert [c.mean_confidence for c in found if c.mean_iou is None] == scores[:5]
+    assert [c.mean_iou for c in found if c.mean_iou is not None] == [s / 2 for s in scores[:5]]
+    assert [c.score for c in found] == sorted(c.score for c in found)
 
 
 def test_commits_of_format_1_are_read() -> None:

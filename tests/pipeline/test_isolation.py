@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipeline.results import (
     Piece,
     Preview,
     PreviewChoice,
+    PreviewCounts,
     choose_previews,
     merge,
 )
@@ -31,6 +32,7 @@ from pipeline.workers.isolation import ATTEMPTS, Search, take_apart
 from pipeline.workers.process import Death
 
 CLASSES = 3
+COUNTS = PreviewCounts(review=5)
 
 
 def sample(index: int) -> Sample:
@@ -78,7 +80,7 @@ class FakeWorker:
             images.append(result(index, score, labelled=index % 2 == 0))
             confusion.update(np.array([index % CLASSES]), np.array([0]))
         previews = [Preview(i.key, i.mask, None, i.mask) for i in images]
-        chosen = choose_previews(images, previews)
+        chosen = choose_previews(images, previews, COUNTS)
         return Piece(tuple(images), tuple(failures), chosen, confusion, {"forward": 1.0})
 
 
@@ -110,7 +112,7 @@ def test_poison_is_found_exactly_and_the_rest_is_as_if_there_had_been_none(
     keys = [f"k{n}" for n in range(count)]
     pieces = list(search.pieces([sample(n) for n in range(count)]))
     assert {failure.key for failure in search.poisoned} == {f"k{n}" for n in worker.poison}
-    found, calm = merge(keys, pieces, CLASSES), whole(worker, count)
+    found, calm = merge(keys, pieces, CLASSES, COUNTS), whole(worker, count)
     assert [i.key for i in found.images] == [i.key for i in calm.images]
     assert [f.key for f in found.failures] == [f.key for f in calm.failures]
     assert found.confusion == calm.confusion
@@ -176,16 +178,20 @@ def test_pieces_give_the_same_previews_however_the_chunk_was_cut(
     parts = [range(cut), range(cut, len(scores))]
     pieces = [worker([sample(n) for n in part]) for part in parts if part]
     keys = [f"k{n}" for n in range(len(scores))]
-    merged = merge(keys, [p for p in reversed(pieces) if isinstance(p, Piece)], CLASSES)
+    merged = merge(keys, [p for p in reversed(pieces) if isinstance(p, Piece)], CLASSES, COUNTS)
     chosen = [(p.key, p.why) for p in merged.previews]
     assert chosen == [(p.key, p.why) for p in whole(worker, len(scores)).previews]
 
-    # The images that look worst, by another way of counting; labelled ones have even numbers.
-    def worst(places: range) -> list[str]:
+    # The images that look worst, by another way of counting; labelled ones have even numbers, and
+    # no mean IU where all of the label is void.
+    def worst(places: Iterable[int], most: int) -> set[str]:
         by_score = sorted(places, key=lambda n: -1 if math.isnan(scores[n]) else scores[n])
-        return sorted(f"k{n}" for n in by_score[:MOST_OF_A_KIND])
+        return {f"k{n}" for n in by_score[:most]}
 
-    assert sorted(key for key, why in chosen if UNSURE in why) == worst(range(len(scores)))
+    unsure = worst(range(len(scores)), MOST_OF_A_KIND)
+    unscored = [n for n, score in enumerate(scores) if n % 2 or math.isnan(score)]
+    unsure |= worst(unscored, COUNTS.review)
+    assert {key for key, why in chosen if UNSURE in why} == unsure
     assert sum(BY_LOT in why for _, why in chosen) == min(len(scores), MOST_OF_A_KIND)
 
 
@@ -195,12 +201,12 @@ def test_what_is_kept_while_images_pass_is_what_is_chosen_of_all(
 ) -> None:
     results = [result(n, score, labelled=labelled) for n, (labelled, score) in enumerate(images)]
     previews = [Preview(i.key, i.mask, None, i.mask) for i in results]
-    choice = PreviewChoice()
+    choice = PreviewChoice(COUNTS)
     for image, preview in zip(results, previews, strict=True):
         choice.consider(image, preview)
-        assert len(choice.chosen()) <= 3 * MOST_OF_A_KIND
+        assert len(choice.chosen()) <= 2 * (COUNTS.review + MOST_OF_A_KIND)
     found = [(p.key, p.why) for p in choice.chosen()]
-    assert found == [(p.key, p.why) for p in choose_previews(results, previews)]
+    assert found == [(p.key, p.why) for p in choose_previews(results, previews, COUNTS)]
 
 
 def test_previews_are_small_and_their_classes_unmixed() -> None:

@@ -7,6 +7,8 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.cluster.placement import Node, plan_pool
 from pipeline.config import ComputeConfig
@@ -98,6 +100,38 @@ def test_labels_choose_among_nodes() -> None:
         (["market=in(spot,demand)"], 2),
     ):
         assert plan_pool(ComputeConfig(worker_labels=tuple(wanted)), nodes).start == room
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"CPU": st.sampled_from([1.0, 2.0, 4.0, 8.0]), "GPU": st.sampled_from([0.0, 1.0, 4.0])}
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    st.data(),
+)
+def test_copies_never_take_the_last_cpus_of_the_nodes_that_read(
+    nodes: list[dict[str, float]], data: st.DataObject
+) -> None:
+    """All copies in their places, one by one, then four tasks of a quarter of a CPU."""
+    reads = data.draw(st.sets(st.integers(0, len(nodes) - 1), min_size=1))
+    found = [
+        Node(str(i), "", has, {"io": "yes" if i in reads else "no"}) for i, has in enumerate(nodes)
+    ]
+    labels = data.draw(st.sampled_from([(), ("io=yes",)]))
+    pool = plan_pool(ComputeConfig(io_labels=labels), found)
+    free = {node.id: node.amount("CPU") for node in found}
+    for node in found:
+        for _ in range(int(node.amount("GPU")) if pool.gpus else 0):
+            free[node.id] -= pool.cpus
+    assert min(free.values()) >= 0
+    if not pool.gpus:
+        for _ in range(pool.start):  # on the node with the most room, as Ray spreads them
+            free[max(free, key=lambda name: free[name])] -= pool.cpus
+    may_read = [node.id for node in found if not labels or int(node.id) in reads]
+    assert sum(int(free[name] / 0.25) for name in may_read) >= (4 if pool.cpus else 1)
 
 
 def test_nodes_with_gpus_are_left_alone_only_where_there_are_others() -> None:

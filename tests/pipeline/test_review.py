@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from pipeline.bookkeeping.review import Shortlist, choose, read_review, review_p
 from pipeline.commits import Commit, write_commit
 from pipeline.errors import OutputError
 from pipeline.results import Candidate
+from pipeline.run import run
 from pipeline.store import Store
 from pipeline.writers import parquet_bytes
 from tests import world
@@ -75,6 +77,40 @@ def test_the_queue_is_the_worst_of_all_candidates_though_few_commits_are_opened(
     random.shuffle(candidates)
     chosen = choose(candidates, count)
     assert [(shard, c.key) for shard, c in chosen] == slow_choice(commits, count)
+
+
+@pytest.mark.parametrize(("count", "most_images"), [(7, 5), (40, 100), (1, 3)])
+def test_the_queue_is_exactly_the_worst_images_of_the_run(
+    tmp_path: Path, weights: Path, count: int, most_images: int
+) -> None:
+    """Against every row of every table of masks; a third of the images has labels."""
+    for shard in range(3):
+        members = world.samples(shard, 13)
+        unlabeled = [f"img{n}.png" for n in range(13) if (n + shard) % 3]
+        kept = {name: data for name, data in members.items() if name not in unlabeled}
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / f"in/s{shard}.tar").write_bytes(world.tar(kept))
+    config = world.config(
+        tmp_path / "in", tmp_path / "out", weights,
+        drift__review_images=count, limits__chunk_images=most_images,
+    )  # fmt: skip
+    result = run(config)
+    assert result.record is not None
+    every = ds.dataset(str(tmp_path / "out/masks")).to_table().to_pylist()
+    assert len(every) == 39
+
+    def iou(row: dict[str, Any]) -> float:
+        known = [value for value in row["iou"] if value is not None]
+        return sum(known) / len(known)
+
+    labeled = sorted((iou(r), r["shard"], r["key"]) for r in every if r["iou"] is not None)
+    others = sorted((r["mean_confidence"], r["shard"], r["key"]) for r in every if r["iou"] is None)
+    half = max((count + 1) // 2, count - len(others))
+    wanted = labeled[:half] + others[: count - len(labeled[:half])]
+    found = read_review(Store(config.output.url), result.record.run)
+    assert [(r.shard, r.key) for r in found] == [(shard, key) for _, shard, key in wanted]
+    assert all(r.overlay and r.image and r.mask for r in found)
+    assert all((r.label is None) == (r.mean_iou is None) for r in found)
 
 
 def preview(key: str, *, damaged: bool = False) -> dict[str, Any]:
