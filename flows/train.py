@@ -1,32 +1,74 @@
-"""The flow `train-network`: train, publish. Resuming is in the directory, not in Prefect.
+"""The flow `train-network`: plan, train here or submit or attach to a job, follow it, publish.
 
-Tasks keep no results and are not cached: running the flow again goes on from the last checkpoint.
+Resuming is in the directory, not in Prefect: tasks keep no results and are not cached, and running
+the flow again, or retrying it, goes on from the last checkpoint.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed
 
 from fcn_core.errors import FcnError
 from flows.publish import artifact_key, plain
-from flows.relay import Relay, quietly
-from flows.states import one_line
+from flows.relay import SECONDS, Relay, quietly
+from flows.states import Ending, one_line
+from flows.work import Errand, by_job, ended, ending_of, in_attempts, stop_job_of, take_charge
 from pipeline.commands.train import describe
 from pipeline.reporting.page import shown
+from pipeline.store import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.progress import TrainProgress, TrainResult
 
+if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.client.schemas.objects import FlowRun
+
+    from pipeline.cluster.ray_follow import JobLook
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training before this flow run.
+
+    Attributes:
+        begun: the step that it is at.
+        result: what it left, if it was finished.
+    """
+
+    begun: int
+    result: TrainResult | None
+
+
+@task(name="plan", cache_policy=NO_CACHE, persist_result=False)
+def plan_training(config: TrainConfig) -> State[Any]:
+    """How far it is; fails before any work when the training cannot succeed."""
+    # torch, which serving a flow does not need
+    from pipeline.train import read_result
+    from pipeline.training.checkpoint import latest_step
+
+    try:
+        result = read_result(config)
+        begun = latest_step(Store(config.output.url, config.output.store))
+    except FcnError as error:
+        return Failed(message=one_line(error), data=error)
+    told = f"{config.input.url} -> {config.output.url}, {begun} steps are done"
+    get_run_logger().info(told)
+    return Completed(message=told, data=Plan(begun, result))
+
 
 @task(name="train", cache_policy=NO_CACHE, persist_result=False)
-def train_network(config: TrainConfig) -> TrainResult:
-    """Train in this process, or with Ray's workers; progress and scores are passed on."""
-    # torch, which serving a flow does not need
+def train_here(config: TrainConfig) -> State[Any]:
+    """Train in this process, or with an embedded Ray's workers; its progress is passed on."""
     from pipeline.train import train
 
     relay = Relay(artifact_key("train-progress", config.output.url))
@@ -36,7 +78,37 @@ def train_network(config: TrainConfig) -> TrainResult:
         step, of = progress.line["step"], progress.total_steps
         relay.step(step, of, describe(progress), at_once=has_scores)
 
-    return train(config, tell)
+    try:
+        train(config, tell)
+    except FcnError as error:
+        return ended(Ending(error.exit_code, str(error)))
+    except SystemExit as error:  # it took SIGTERM from Prefect, and has left its checkpoint
+        raise TerminationSignal(signal.SIGTERM) from error
+    return ended(Ending(0))
+
+
+class Metrics:
+    """How far a job's training is, by the metrics that it has put."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.output = Store(config.output.url, config.output.store)
+        self.total = len(config.variants()) * config.recipe().max_steps
+        self.looked = -SECONDS
+
+    def __call__(self, relay: Relay, look: JobLook) -> None:
+        """At most every `flows.relay.SECONDS`."""
+        if time.monotonic() - self.looked < SECONDS:
+            return
+        self.looked = time.monotonic()
+        from pipeline.training.log import read_metrics
+
+        try:
+            lines = read_metrics(self.output)
+        except FcnError:  # only the cluster may read it, or it does not answer now
+            return
+        if lines:
+            told = describe(TrainProgress(lines[-1], self.total, None, 0))
+            relay.step(lines[-1]["step"], self.total, told)
 
 
 @task(name="publish", cache_policy=NO_CACHE, persist_result=False)
@@ -65,15 +137,57 @@ def publish(result: TrainResult, series: str) -> None:
     )
 
 
-@flow(name="train-network", persist_result=False)
+def stop_training(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Stop the job of a flow run that was cancelled or has crashed: see `flows.work.stop_job`."""
+    config = TrainConfig.model_validate(flow_run.parameters["config"])
+    stop_job_of(config, config.compute.ray_address)
+
+
+@flow(
+    name="train-network",
+    persist_result=False,
+    on_cancellation=[stop_training],
+    on_crashed=[stop_training],
+)
 def train_dataset(config: TrainConfig) -> State[Any]:
-    """Train a network; ends `Completed`, or `Failed` with the reason in one line."""
-    try:
-        result = train_network(config)
-    except FcnError as error:
-        return Failed(message=one_line(error))
+    """Train a network: as a Ray job if a cluster is named, else in this process.
+
+    Ends `Completed`, or `Failed` with the reason in one line.
+    """
+    take_charge()
+    planned = plan_training(config, return_state=True).result(raise_on_failure=False)
+    if not isinstance(planned, Plan):
+        return Failed(message=one_line(planned))
+    result = planned.result
+    if result is None:
+        ending = _train(config)
+        if ending.exit_code:
+            return Failed(message=one_line(ending.reason))
+        result = _result(config, planned.begun)
     publish(result, config.output.url)
     return Completed(message=message(result))
+
+
+def _train(config: TrainConfig) -> Ending:
+    """Do it, in several attempts where that may help."""
+    address, series = config.compute.ray_address, config.output.url
+
+    def attempt(seconds: float | None) -> Ending:
+        if address is None:
+            here = train_here.with_options(timeout_seconds=seconds)
+            return ending_of(here(config, return_state=True), config)
+        errand = Errand(config, address, artifact_key("train-progress", series), Metrics(config))
+        return by_job(errand, seconds, [])
+
+    return in_attempts(attempt, config.limits.max_hours)
+
+
+def _result(config: TrainConfig, begun: int) -> TrainResult:
+    from pipeline.train import read_result
+
+    result = read_result(config, begun)
+    assert result is not None, "a driver that ends well leaves a finished training"
+    return result
 
 
 def message(result: TrainResult) -> str:

@@ -1,4 +1,4 @@
-"""The work of the flow: a Ray job that is submitted or attached to, or this process with Ray in it.
+"""The work of the flows: a Ray job that is submitted or attached to, or this process and its Ray.
 
 A job outlives whoever follows it. It is stopped when somebody wants the flow run to end (cancelled,
 terminated, timed out), and left alone when Prefect itself breaks down: the next run attaches to it.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, runtime, task
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from prefect import Flow
     from prefect.client.schemas.objects import FlowRun
 
+    from pipeline.cluster.job_words import JobConfig
+    from pipeline.cluster.ray_follow import JobLook
     from pipeline.ray_submit import Submitted
 
 RETRY_SECONDS = (35.0, 60.0, 300.0)
@@ -59,43 +63,83 @@ def label(config: RunConfig, series: str) -> tuple[Ending, list[tuple[str, str]]
     Returns:
         How it ended, and links to where it was done.
     """
-    logger = get_run_logger()
-    hours = config.limits.max_hours
-    deadline = None if hours is None else time.monotonic() + 3600 * hours
     links: list[tuple[str, str]] = []
+
+    def attempt(seconds: float | None) -> Ending:
+        address = config.ray_address()
+        if address is None or config.compute.executor == "local":
+            here = label_here.with_options(timeout_seconds=seconds)
+            return ending_of(here(config, series, return_state=True), config)
+        errand = Errand(config, address, artifact_key("progress", series), tell_run)
+        return by_job(errand, seconds, links)
+
+    return in_attempts(attempt, config.limits.max_hours), links
+
+
+def in_attempts(attempt: Callable[[float | None], Ending], hours: float | None) -> Ending:
+    """Try until it is done, or trying again would change nothing.
+
+    Args:
+        attempt: called with the seconds that are left to it.
+        hours: for all attempts together.
+    """
+    deadline = None if hours is None else time.monotonic() + 3600 * hours
     for pause in (*RETRY_SECONDS, None):
         left = None if deadline is None else max(1.0, deadline - time.monotonic())
-        ending = _attempt(config, series, left, links)
+        ending = attempt(left)
         if pause is None or not ending.may_be_retried:
             break
         if deadline is not None and time.monotonic() + pause > deadline:
             break
-        logger.warning("%s; trying again in %.0f s", ending.reason, pause)
+        get_run_logger().warning("%s; trying again in %.0f s", ending.reason, pause)
         time.sleep(pause)
-    return ending, links
+    return ending
 
 
-def _attempt(
-    config: RunConfig, series: str, seconds: float | None, links: list[tuple[str, str]]
-) -> Ending:
-    address = config.ray_address()
-    if address is None or config.compute.executor == "local":
-        return _ending(
-            label_here.with_options(timeout_seconds=seconds)(config, series, return_state=True),
-            config,
-        )
-    submitted = submit(config, return_state=True)
+@dataclass(frozen=True)
+class Errand:
+    """Work for a cluster.
+
+    Attributes:
+        config: of a run with real dates, or of a training.
+        address: of the cluster.
+        key: of the progress artifact.
+        tell: passes on how far it is, at every look.
+    """
+
+    config: JobConfig
+    address: str
+    key: str
+    tell: Callable[[Relay, JobLook], None]
+
+
+def by_job(errand: Errand, seconds: float | None, links: list[tuple[str, str]]) -> Ending:
+    """Submit a job, or attach to the one that does this already, and follow it to its end.
+
+    Args:
+        errand: what, and where.
+        seconds: after which it is stopped.
+        links: replaced by those of the job.
+    """
+    submitted = submit(errand.config, errand.address, return_state=True)
     if submitted.is_failed():
-        return _ending(submitted, config)
+        return ending_of(submitted, errand.config)
     job: Submitted = _found(submitted)
     links[:] = [("Ray job", job.page)]
     followed = follow_job.with_options(timeout_seconds=seconds)(
-        address, job, series, return_state=True
+        errand.address, job, errand.key, errand.tell, return_state=True
     )
-    return _ending(followed, config)
+    return ending_of(followed, errand.config)
 
 
-def _ending(state: State[Any], config: RunConfig) -> Ending:
+def tell_run(relay: Relay, look: JobLook) -> None:
+    """What the driver of a run writes down."""
+    if look.run is not None and look.run.progress is not None:
+        relay.progress(look.run.progress)
+
+
+def ending_of(state: State[Any], config: JobConfig) -> Ending:
+    """How a driver ended, by the state of the task that was to do with it."""
     found = _found(state)
     if isinstance(found, Ending):
         return found
@@ -110,7 +154,7 @@ def _found(state: State[Any]) -> Any:
     return state.result(raise_on_failure=False)
 
 
-def _ended(ending: Ending) -> State[Any]:
+def ended(ending: Ending) -> State[Any]:
     """The state of a task: a driver that did not do all is a task that failed."""
     if ending.exit_code in (0, 3):
         return Completed(data=ending)
@@ -124,14 +168,14 @@ def label_here(config: RunConfig, series: str) -> State[Any]:
     try:
         result = run_pipeline(config, relay.progress)
     except FcnError as error:
-        return _ended(Ending(error.exit_code, str(error)))
+        return ended(Ending(error.exit_code, str(error)))
     reason = next((failure.reason for failure in result.failed), "")
-    return _ended(Ending(result.exit_code, reason or f"{result.failures} images quarantined"))
+    return ended(Ending(result.exit_code, reason or f"{result.failures} images quarantined"))
 
 
 @task(name="submit", cache_policy=NO_CACHE, persist_result=False)
-def submit(config: RunConfig) -> State[Any]:
-    """Make sure that a job of the cluster does this run: a new one, or one that does already."""
+def submit(config: JobConfig, address: str) -> State[Any]:
+    """Make sure that a job of the cluster does this: a new one, or one that does already."""
     from pipeline.ray_submit import JobOptions, submit_or_attach
 
     options = JobOptions(
@@ -139,29 +183,30 @@ def submit(config: RunConfig) -> State[Any]:
         metadata={"prefect_flow_run_id": str(runtime.flow_run.id)},
     )
     try:
-        job = submit_or_attach(config, config.ray_address(), options)
+        job = submit_or_attach(config, address, options)
     except FcnError as error:
-        return _ended(Ending(error.exit_code, str(error)))
+        return ended(Ending(error.exit_code, str(error)))
     how = "attached to" if job.attached else "submitted"
     get_run_logger().info("%s job %s: %s", how, job.submission_id, job.page)
     return Completed(message=f"{how} {job.submission_id}", data=job)
 
 
 @task(name="follow", cache_policy=NO_CACHE, persist_result=False)
-def follow_job(address: str, job: Submitted, series: str) -> State[Any]:
+def follow_job(
+    address: str, job: Submitted, key: str, tell: Callable[[Relay, JobLook], None] = tell_run
+) -> State[Any]:
     """Follow a job to its end: its progress and its log are passed on."""
     from pipeline.cluster.ray_follow import Pace, follow
 
-    relay = Relay(artifact_key("progress", series))
+    relay = Relay(key)
     try:
         for look in follow(address, job.submission_id, Pace(most_lines=LINES)):
             relay.lines(look.lines, look.left_out)
-            if look.run is not None and look.run.progress is not None:
-                relay.progress(look.run.progress)
+            tell(relay, look)
             if not look.is_reachable:
                 relay.silence()
     except FcnError as error:
-        return _ended(Ending(error.exit_code, str(error)))
+        return ended(Ending(error.exit_code, str(error)))
     except BaseException as error:
         if _is_wanted(error):
             _stop(address, job)
@@ -171,7 +216,7 @@ def follow_job(address: str, job: Submitted, series: str) -> State[Any]:
     assert look.exit_code is not None
     if look.exit_code in (0, 3):
         relay.done()
-    return _ended(Ending(look.exit_code, look.reason))
+    return ended(Ending(look.exit_code, look.reason))
 
 
 def _is_wanted(error: BaseException) -> bool:
@@ -206,12 +251,15 @@ def stop_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None
     Prefect calls this, by these names: in the worker, after the flow run's process is gone, and
     after a crash in that process itself, which has decided already.
     """
-    if _in_charge or flow_run.expected_start_time is None:
-        return
-    parameters = flow_run.parameters["config"]
-    config = resolve_dates(RunConfig.model_validate(parameters), flow_run.expected_start_time)
-    address = config.ray_address()
-    if address is None:
+    if flow_run.expected_start_time is not None:
+        parameters = RunConfig.model_validate(flow_run.parameters["config"])
+        config = resolve_dates(parameters, flow_run.expected_start_time)
+        stop_job_of(config, config.ray_address())
+
+
+def stop_job_of(config: JobConfig, address: str | None) -> None:
+    """Stop the job that does this very work, if this process is not the flow itself."""
+    if _in_charge or address is None:
         return
     from pipeline.cluster.ray_follow import stop
     from pipeline.ray_submit import job_of

@@ -1,4 +1,4 @@
-"""A run as a Ray job: submitted once, attached to by whoever asks for the same run again.
+"""A run or a training as a Ray job: submitted once, attached to by whoever asks for it again.
 
 A job is told from others by its metadata: the URL of its OUTPUT and its configuration. Ids of jobs
 are numbered by output, and a cluster takes an id only once: of two that submit at the same moment
@@ -10,26 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from pipeline.bookkeeping.identity import portable
+from pipeline.cluster.job_words import (
+    CONFIG_KEY,
+    OUTPUT_KEY,
+    JobConfig,
+    entrypoint,
+    flat,
+    metadata_of,
+)
 from pipeline.cluster.ray_client import Jobs, UnreachableError
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, ConfigError, LeaseError
 from pipeline.prepare import plan_request
 from pipeline.store import Store
-from pipeline.stores.options import has_secret, masked
+from pipeline.stores.options import masked
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
-
-OUTPUT_KEY = "fcnseg_output"
-CONFIG_KEY = "fcnseg_config"
 
 STOP_SECONDS = 60
 """Between the SIGTERM and the SIGKILL of a job that is stopped; Ray's default is 3."""
@@ -75,13 +76,13 @@ class Submitted:
 
 
 def submit_or_attach(
-    config: RunConfig, address: str | None = None, options: JobOptions | None = None
+    config: JobConfig, address: str | None = None, options: JobOptions | None = None
 ) -> Submitted:
     """Make sure that a job of this cluster does this run. Returns as soon as there is one.
 
     Args:
-        config: the run; `compute.ray_address` and `compute.executor` do not count, the job runs
-            where it is submitted to. Paths and URLs are those that the cluster reads.
+        config: the run or training; `compute.ray_address` and `compute.executor` do not count, the
+            job runs where it is submitted to. Paths and URLs are those that the cluster reads.
         address: see `Jobs`; by default `compute.ray_address`, then the environment's.
         options: for a new job; one that is attached to stays as it is.
 
@@ -90,16 +91,17 @@ def submit_or_attach(
         LeaseError: a job of another configuration works on this output.
         ClusterError: see `Jobs`.
     """
-    tree, output = _checked(config)
+    mine = metadata_of(config)
+    output = mine[OUTPUT_KEY]
+    _check(config)
     options = options or JobOptions()
     jobs = Jobs(address or config.compute.ray_address)
-    metadata = {OUTPUT_KEY: output, CONFIG_KEY: _canonical(tree), **options.metadata}
     error: UnreachableError | None = None
     for _ in range(_TRIES):
         known = _of_output(jobs.all(), output)
         running = [job for job in known if job.status.value in _RUNNING]
         if running:
-            _check_same(running[-1], tree, jobs)
+            _check_same(running[-1], mine, jobs)
             return _submitted(jobs, running[-1], output, attached=True)
         name = _next_id(output, known)
         try:
@@ -107,7 +109,7 @@ def submit_or_attach(
                 name,
                 entrypoint=entrypoint(config, options.python),
                 runtime_env=_runtime_env(options),
-                metadata=metadata,
+                metadata={**mine, **options.metadata},
             )
         except UnreachableError as lost:  # perhaps only its answer: then the job is there now
             error = lost
@@ -133,76 +135,30 @@ def running_job(output: str, address: str | None = None) -> Submitted | None:
     return _submitted(jobs, running[-1], output, attached=True) if running else None
 
 
-def job_of(config: RunConfig, address: str | None = None) -> Submitted | None:
+def job_of(config: JobConfig, address: str | None = None) -> Submitted | None:
     """The job of this cluster that does this very run: one that `submit_or_attach` attaches to.
 
     Raises:
         ConfigError: the configuration holds a secret.
         ClusterError: see `Jobs`.
     """
-    tree = travelling(config)
-    jobs, output = Jobs(address), str(tree["output"]["url"])
+    mine = metadata_of(config)
+    jobs, output = Jobs(address), mine[OUTPUT_KEY]
     running = [job for job in _of_output(jobs.all(), output) if job.status.value in _RUNNING]
-    if not running or _difference(running[-1], tree) is not None:
+    if not running or _difference(running[-1], mine) is not None:
         return None
     return _submitted(jobs, running[-1], output, attached=True)
 
 
-def entrypoint(config: RunConfig, python: str = "python") -> str:
-    """The driver's command line, for a shell: what a person could have typed.
-
-    `exec`, so that signals and the exit code are the driver's and not a shell's.
-
-    Raises:
-        ConfigError: the configuration holds a secret.
-    """
-    tree = travelling(config)
-    source, target = tree["input"].pop("url"), tree["output"].pop("url")
-    words = ["exec", python, "-m", "pipeline", "run", source, target]
-    for name, value in _flat(tree):
-        words += ["--set", f"{name}={_yaml(value)}"]
-    return shlex.join(words)
-
-
-def travelling(config: RunConfig) -> dict[str, Any]:
-    """A configuration as it is sent to a cluster: from any directory, on Ray, without secrets.
-
-    Raises:
-        ConfigError: it holds a secret.
-    """
-    named = (config.input.url, config.input.labels, config.input.label_set, config.model.weights)
-    for value in (*named, config.output.url):
-        if value is not None and has_secret(value):
-            raise ConfigError(
-                masked(value),
-                "credentials in a URL",
-                "a URL alone: everybody who sees the cluster's jobs sees their command lines",
-                "Put them into the environment of the cluster's nodes.",
-            )
-    tree = portable(config)
-    tree["output"]["url"] = _output_url(config.output.url)
-    tree.setdefault("compute", {}).pop("ray_address", None)
-    tree["compute"]["executor"] = "ray"
-    return tree
-
-
-def config_of(metadata: Mapping[str, str] | None) -> RunConfig | None:
-    """The configuration of a job by its metadata; None if it is not one of ours."""
-    try:
-        return RunConfig.model_validate(json.loads((metadata or {})[CONFIG_KEY]))
-    except (KeyError, ValueError):  # pydantic's ValidationError is one
-        return None
-
-
-def _checked(config: RunConfig) -> tuple[dict[str, Any], str]:
-    """(the configuration as it travels, URL of OUTPUT), after all that can be checked from here."""
-    tree = travelling(config)
+def _check(config: JobConfig) -> None:
+    """All of a run that can be checked from here."""
+    if not isinstance(config, RunConfig):
+        return
     if config.model.weights is None:
         raise ConfigError(
             "--weights", "nothing", "a weights file", "For the shipped ones: --weights demo."
         )
     plan_request(config)
-    return tree, tree["output"]["url"]
 
 
 def _output_url(url: str) -> str:
@@ -230,13 +186,13 @@ def _submitted(jobs: Jobs, job: JobDetails, output: str, *, attached: bool) -> S
     return Submitted(name, attached, jobs.page(name), output)
 
 
-def _check_same(job: JobDetails, tree: Mapping[str, Any], jobs: Jobs) -> None:
-    difference = _difference(job, tree)
+def _check_same(job: JobDetails, mine: Mapping[str, str], jobs: Jobs) -> None:
+    difference = _difference(job, mine)
     if difference is not None:
         name, *values = difference
         then, now = map(_short, values)
         raise LeaseError(
-            str(tree["output"]["url"]),
+            mine[OUTPUT_KEY],
             f"job {job.submission_id} works on it with {name} = {then}",
             f"the same configuration, to attach to it; here {name} = {now}",
             f"Wait for it ({jobs.page(job.submission_id or '')}), or stop it: the same command "
@@ -244,13 +200,15 @@ def _check_same(job: JobDetails, tree: Mapping[str, Any], jobs: Jobs) -> None:
         )
 
 
-def _difference(job: JobDetails, tree: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """(a field, its value in the job, in the tree) of the first one that differs."""
-    theirs = dict(_flat(json.loads((job.metadata or {}).get(CONFIG_KEY) or "{}")))
-    mine = dict(_flat(json.loads(_canonical(tree))))
-    for name in sorted({*theirs, *mine}):
-        if theirs.get(name) != mine.get(name):
-            return name, theirs.get(name), mine.get(name)
+def _difference(job: JobDetails, mine: Mapping[str, str]) -> tuple[str, Any, Any] | None:
+    """(a field, its value in the job, in the configuration asked for) of the first that differs."""
+    here, there = (
+        dict(flat(json.loads(metadata.get(CONFIG_KEY) or "{}")))
+        for metadata in (mine, job.metadata or {})
+    )
+    for name in sorted({*there, *here}):
+        if there.get(name) != here.get(name):
+            return name, there.get(name), here.get(name)
     return None
 
 
@@ -260,23 +218,6 @@ def _runtime_env(options: JobOptions) -> dict[str, Any]:
     own = {"RAY_JOB_STOP_WAIT_TIME_S": str(options.stop_seconds)}
     given = options.runtime_env.get("env_vars") or {}
     return {**options.runtime_env, "env_vars": {**own, **given}}
-
-
-def _canonical(tree: Mapping[str, Any]) -> str:
-    return json.dumps(tree, sort_keys=True, separators=(",", ":"))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _yaml(value: Any) -> str:
-    """A value as `--set` reads it: YAML on one line, in ASCII."""
-    return yaml.safe_dump([value], default_flow_style=True, width=float("inf")).strip()[1:-1]
 
 
 def _short(value: Any) -> str:

@@ -169,6 +169,25 @@ def _last(prepared: PreparedTraining) -> WeightsFile:
     return WeightsFile(prepared.output.read(LAST), prepared.output.location(LAST))
 
 
+def read_result(config: TrainConfig, begun: int = 0) -> TrainResult | None:
+    """What a training left that another process has finished; None if it is not finished.
+
+    Which samples that process skipped is not known here: `bad` is 0.
+
+    Args:
+        config: of the training.
+        begun: the step that it was at before.
+
+    Raises:
+        ConfigError, LabelSetError, OutputError, WeightsError, InputError, StoreError: see `train`.
+    """
+    prepared = prepare_training(config)
+    check_directory(prepared.output, prepared.parts)
+    if not _is_finished(prepared.output, prepared):
+        return None
+    return _result(prepared, _nothing_to_do(prepared), begun, time.monotonic())
+
+
 def _result(
     prepared: PreparedTraining, outcome: Outcome, begun: int, started: float
 ) -> TrainResult:

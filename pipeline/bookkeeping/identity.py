@@ -15,7 +15,7 @@ from fsspec.utils import get_protocol
 from fcn_core.checkpoint import DEMO_WEIGHTS, WeightsFile
 from fcn_core.labels import LABEL_SETS, LabelSet
 from pipeline.chunks import ChunkLimits
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, Section
 from pipeline.errors import MissingError, OutputError
 from pipeline.store import Store
 from pipeline.stores.options import masked
@@ -134,21 +134,34 @@ def remembered(config: RunConfig) -> dict[str, Any]:
     return tree
 
 
-def portable(config: RunConfig) -> dict[str, Any]:
+PLACES = (
+    *(("input", name) for name in ("url", "labels", "label_set")),
+    *(("val", name) for name in ("url", "labels", "label_set")),
+    ("model", "weights"),
+    ("model", "init"),
+    ("output", "url"),
+    ("drift", "reference"),
+    ("monitoring", "metrics_file"),
+)
+"""Fields of a run and of a training that hold a path or URL."""
+
+
+def portable(config: Section) -> dict[str, Any]:
     """A configuration as it holds from any working directory: what differs from the defaults.
 
     Local paths are made absolute. Passwords in URLs are left out; other credentials are never part
     of a configuration.
+
+    Args:
+        config: of a run, or of a training.
     """
     tree: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
-    inputs = (("input", "url"), ("input", "labels"), ("input", "label_set"), ("model", "weights"))
-    others = (("output", "url"), ("drift", "reference"), ("monitoring", "metrics_file"))
-    for section, name in (*inputs, *others):
-        value = tree.get(section, {}).get(name)
+    for section, name in PLACES:
+        value = (tree.get(section) or {}).get(name)
         if value is not None:
             tree[section][name] = anywhere(value)
-    for section in ("input", "output"):
-        store = tree.get(section, {}).get("store", {})
+    for section in ("input", "val", "output"):
+        store = (tree.get(section) or {}).get("store", {})
         if store.get("ca_bundle"):
             store["ca_bundle"] = anywhere(store["ca_bundle"])
     return tree

@@ -87,7 +87,9 @@ def plan_pool(compute: ComputeConfig, nodes: Sequence[Node], to_come: Sequence[N
     start = compute.workers or _within(compute, max(1, room))
     grows = gpus > 0 or compute.max_workers is not None
     return Pool(
-        cpus=_cpus(compute, gpus, hosts, nodes),
+        # Beside a GPU none: Ray Data hands CPUs out in shares, and a small cluster's share of less
+        # than one would keep the pool from growing onto a GPU that is free.
+        cpus=0.0 if gpus else _cpus(compute, hosts, nodes),
         gpus=gpus,
         start=start,
         most=compute.workers or (compute.max_workers if grows else start),
@@ -167,39 +169,27 @@ def _within(compute: ComputeConfig, count: int) -> int:
     return min(count, compute.max_workers or count)
 
 
-def _cpus(
-    compute: ComputeConfig, gpus: float, hosts: Sequence[Node], nodes: Sequence[Node]
-) -> float:
-    """Logical CPUs of one copy: the most that lets reading and writing go on where they may."""
+def _cpus(compute: ComputeConfig, hosts: Sequence[Node], nodes: Sequence[Node]) -> float:
+    """Logical CPUs of one copy on CPUs: the most that lets reading and writing go on."""
     threads = compute.threads_per_worker
-    slots = {node.id: _slots(node, gpus, threads) for node in hosts}
-    total = max(1, sum(slots.values()))
-    copies = min(compute.workers or total, total) if gpus else compute.workers or total
+    copies = compute.workers or max(1, sum(_slots(node, 0.0, threads) for node in hosts))
     here = sum(node.amount("CPU") for node in hosts) or 1.0
-    others = [node for node in nodes if node.id not in slots]
+    ids = {node.id for node in hosts}
+    others = [node for node in nodes if node.id not in ids]
     may_read = [n for n in (*hosts, *others) if matches(compute.io_labels, n.labels)]
 
     def io_tasks(cpus: float) -> int:
         """Read and write tasks that find room beside all copies; in pieces, no node has any."""
         found = 0
         for node in may_read or hosts:
-            if node.id not in slots:
-                held = 0.0
-            elif gpus:
-                held = min(copies, slots[node.id])
-            else:
-                held = copies * node.amount("CPU") / here
-            found += max(0, math.floor((node.amount("CPU") - held * cpus) / IO_CPUS + 1e-6))
+            held = copies * cpus * node.amount("CPU") / here if node.id in ids else 0.0
+            found += max(0, math.floor((node.amount("CPU") - held) / IO_CPUS + 1e-6))
         return found
 
-    def fits(cpus: float) -> bool:
-        if gpus:
-            return all(node.amount("CPU") >= slots[node.id] * cpus for node in hosts)
-        return any(node.amount("CPU") >= cpus for node in hosts)
-
     # Ray wants whole numbers above one.
-    wanted = [float(whole) for whole in range(1 if gpus else threads, 0, -1)] + _PARTS
-    return next((c for c in wanted if fits(c) and io_tasks(c) >= _IO_TASKS), 0.0)
+    wanted = [float(whole) for whole in range(threads, 0, -1)] + _PARTS
+    most = max(node.amount("CPU") for node in hosts)
+    return next((c for c in wanted if c <= most and io_tasks(c) >= _IO_TASKS), 0.0)
 
 
 _PARTS = [0.75, 0.5, 0.25, 0.125, 0.0625]

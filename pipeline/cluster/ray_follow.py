@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fcn_core.errors import FcnError
+from pipeline.cluster.job_words import config_of
 from pipeline.cluster.ray_client import Jobs, UnreachableError, patiently
 from pipeline.cluster.ray_log import LogTail
 from pipeline.errors import ClusterError
 from pipeline.lease import Holder, read_lease
 from pipeline.progress import Look, Watcher
-from pipeline.ray_submit import config_of
 from pipeline.store import Store
 
 if TYPE_CHECKING:

@@ -98,7 +98,7 @@ class Plant:
 
     def jobs(self, name: str) -> list[Any]:
         """The cluster's jobs for an output, oldest first."""
-        from pipeline.ray_submit import OUTPUT_KEY
+        from pipeline.cluster.job_words import OUTPUT_KEY
 
         output = Store(f"{self.base}/{name}/out").url
         found = [j for j in _jobs(self.head) if (j.metadata or {}).get(OUTPUT_KEY) == output]

@@ -34,22 +34,19 @@ def cluster(*resources: dict[str, float], **labels: str) -> list[Node]:
         ({"workers": 3}, [CPU8], 2.0, 0.0, 3, 3),
         # No node has the two cores of a copy: one that is slow, and none that waits for ever.
         ({}, [{"CPU": 1.0}] * 3, 1.0, 0.0, 1, 1),
-        # GPUs: one each, and more when nodes join.
-        ({}, [GPU8, CPU8], 1.0, 1.0, 1, None),
-        ({"max_workers": 4}, [GPU8, GPU8], 1.0, 1.0, 2, 4),
-        ({"max_workers": 1}, [GPU8, GPU8], 1.0, 1.0, 1, 1),
-        ({"min_workers": 6}, [GPU8, GPU8], 1.0, 1.0, 6, None),
-        ({"workers": 6}, [GPU8, GPU8], 1.0, 1.0, 6, 6),
-        ({"gpus_per_worker": 0.25}, [GPU8], 1.0, 0.25, 4, None),
-        ({"gpus_per_worker": 1 / 3}, [GPU8], 1.0, 1 / 3, 3, None),
-        ({"gpus_per_worker": 2.0}, [GPU8, {"CPU": 8.0, "GPU": 4.0}], 1.0, 2.0, 2, None),
-        # Few cores beside many GPUs are shared, and reading and writing find room.
-        ({}, [{"CPU": 2.0, "GPU": 4.0}], 0.25, 1.0, 4, None),
-        ({}, [{"CPU": 2.0, "GPU": 4.0}, CPU8], 0.5, 1.0, 4, None),
-        ({}, [{"CPU": 1.0, "GPU": 1.0}], 0.0, 1.0, 1, None),
+        # GPUs: one each and no CPU, and more when nodes join.
+        ({}, [GPU8, CPU8], 0.0, 1.0, 1, None),
+        ({"max_workers": 4}, [GPU8, GPU8], 0.0, 1.0, 2, 4),
+        ({"max_workers": 1}, [GPU8, GPU8], 0.0, 1.0, 1, 1),
+        ({"min_workers": 6}, [GPU8, GPU8], 0.0, 1.0, 6, None),
+        ({"workers": 6}, [GPU8, GPU8], 0.0, 1.0, 6, 6),
+        ({"gpus_per_worker": 0.25}, [GPU8], 0.0, 0.25, 4, None),
+        ({"gpus_per_worker": 1 / 3}, [GPU8], 0.0, 1 / 3, 3, None),
+        ({"gpus_per_worker": 2.0}, [GPU8, {"CPU": 8.0, "GPU": 4.0}], 0.0, 2.0, 2, None),
+        ({}, [{"CPU": 2.0, "GPU": 4.0}], 0.0, 1.0, 4, None),
         # The place of a GPU, for a network that computes on CPUs.
         ({"device": "cpu"}, [GPU8], 1.0, 0.0, 4, 4),
-        ({"device": "cpu", "gpus_per_worker": 1.0}, [GPU8, CPU8], 1.0, 1.0, 1, None),
+        ({"device": "cpu", "gpus_per_worker": 1.0}, [GPU8, CPU8], 0.0, 1.0, 1, None),
         # A share of GPUs that are not there means nothing, as long as any device will do.
         ({"gpus_per_worker": 0.5}, [CPU8], 1.0, 0.0, 4, 4),
     ],
@@ -115,7 +112,7 @@ def test_labels_choose_among_nodes() -> None:
 def test_copies_never_take_the_last_cpus_of_the_nodes_that_read(
     nodes: list[dict[str, float]], data: st.DataObject
 ) -> None:
-    """All copies in their places, one by one, then four tasks of a quarter of a CPU."""
+    """All copies in their places, then four tasks of a quarter of a CPU."""
     reads = data.draw(st.sets(st.integers(0, len(nodes) - 1), min_size=1))
     found = [
         Node(str(i), "", has, {"io": "yes" if i in reads else "no"}) for i, has in enumerate(nodes)
@@ -123,15 +120,12 @@ def test_copies_never_take_the_last_cpus_of_the_nodes_that_read(
     labels = data.draw(st.sampled_from([(), ("io=yes",)]))
     pool = plan_pool(ComputeConfig(io_labels=labels), found)
     free = {node.id: node.amount("CPU") for node in found}
-    for node in found:
-        for _ in range(int(node.amount("GPU")) if pool.gpus else 0):
-            free[node.id] -= pool.cpus
+    assert not (pool.gpus and pool.cpus)
+    for _ in range(pool.start):  # on the node with the most room, as Ray spreads them
+        free[max(free, key=lambda name: free[name])] -= pool.cpus
     assert min(free.values()) >= 0
-    if not pool.gpus:
-        for _ in range(pool.start):  # on the node with the most room, as Ray spreads them
-            free[max(free, key=lambda name: free[name])] -= pool.cpus
     may_read = [node.id for node in found if not labels or int(node.id) in reads]
-    assert sum(int(free[name] / 0.25) for name in may_read) >= (4 if pool.cpus else 1)
+    assert sum(int(free[name] / 0.25) for name in may_read) >= 4
 
 
 def test_nodes_with_gpus_are_left_alone_only_where_there_are_others() -> None:

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cluster import ray_log
+from pipeline.cluster.job_words import config_of, entrypoint, travelling
 from pipeline.cluster.ray_client import check_token
 from pipeline.cluster.ray_follow import MEANINGS, _outcome
 from pipeline.cluster.ray_log import LogTail
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.lease import Holder
-from pipeline.ray_submit import JobOptions, _runtime_env, config_of, entrypoint, travelling
+from pipeline.ray_submit import JobOptions, _runtime_env
 from tests import world
 from tests.test_docs import DOCS
 
