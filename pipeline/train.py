@@ -169,14 +169,14 @@ def _last(prepared: PreparedTraining) -> WeightsFile:
     return WeightsFile(prepared.output.read(LAST), prepared.output.location(LAST))
 
 
-def read_result(config: TrainConfig, begun: int = 0) -> TrainResult | None:
+def read_result(config: TrainConfig, begun: int | None = None) -> TrainResult | None:
     """What a training left that another process has finished; None if it is not finished.
 
     Which samples that process skipped is not known here: `bad` is 0.
 
     Args:
         config: of the training.
-        begun: the step that it was at before.
+        begun: the step that it was at before; by default it was finished already.
 
     Raises:
         ConfigError, LabelSetError, OutputError, WeightsError, InputError, StoreError: see `train`.
@@ -185,6 +185,7 @@ def read_result(config: TrainConfig, begun: int = 0) -> TrainResult | None:
     check_directory(prepared.output, prepared.parts)
     if not _is_finished(prepared.output, prepared):
         return None
+    begun = prepared.total_steps if begun is None else begun
     return _result(prepared, _nothing_to_do(prepared), begun, time.monotonic())
 
 

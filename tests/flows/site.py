@@ -110,10 +110,15 @@ class Site:
             process.wait()
         setattr(self, name, None)
 
-    def run(self, deployment: str, config: Mapping[str, Any] | None = None) -> str:
+    def run(
+        self,
+        deployment: str,
+        config: Mapping[str, Any] | None = None,
+        flow: str = "label-dataset",
+    ) -> str:
         """Start a flow run, with the deployment's own configuration by default; its id."""
         params = [] if config is None else ["--params", json.dumps({"config": config})]
-        said = self.prefect("deployment", "run", f"label-dataset/{deployment}", *params)
+        said = self.prefect("deployment", "run", f"{flow}/{deployment}", *params)
         found = re.search(r"flow-run/([0-9a-f-]{36})", "".join(said.split()))
         assert found, said
         return found[1]
@@ -138,7 +143,8 @@ class Site:
     def artifacts(self, run: str) -> dict[str, Any]:
         """The data of a flow run's artifacts, by the middle of their keys."""
         found = self.api("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
-        kinds = ("summary", "classes", "worst-shards", "quarantined", "pictures", "progress")
+        kinds = ("summary", "classes", "worst-shards", "quarantined", "pictures", "progress",
+                 "train-summary", "train-classes", "train-progress")  # fmt: skip
         named = {k: a["data"] for a in found for k in kinds if a["key"].startswith(f"fcnseg-{k}-")}
         assert len(named) == len({a["key"] for a in found}), [a["key"] for a in found]
         return named
@@ -200,7 +206,8 @@ def site(environment: Mapping[str, str]) -> Iterator[Site]:
     try:
         here.start_server()
         here.prefect("work-pool", "create", POOL, "--type", "process")
-        here.prefect("deploy", "--prefect-file", "deploy/prefect.yaml", "--all")
+        for file in ("deploy/prefect.yaml", "deploy/prefect-train.yaml"):
+            here.prefect("deploy", "--prefect-file", file, "--all")
         here.start_worker()
         yield here
     finally:

@@ -1,4 +1,4 @@
-"""deploy/prefect.yaml fits the flow, the configuration and the documentation."""
+"""The deployments of deploy/ fit the flows, the configuration and the documentation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ from flows.label import label_dataset
 from flows.serve import deployments, main
 from flows.train import train_dataset
 from pipeline.config import RunConfig, load_config
+from pipeline.training.config import TrainConfig
 from tests.flows.site import ROOT
 
+
+def deployed(text: str) -> dict[str, Any]:
+    """A file of deployments, each variable's name in the place of its value."""
+    found: dict[str, Any] = yaml.safe_load(re.sub(r"\{\{ \$(\w+) \}\}", r"\1", text))
+    return found
+
+
 TEXT = (ROOT / "deploy/prefect.yaml").read_text()
-FILE: dict[str, Any] = yaml.safe_load(re.sub(r"\{\{ \$(\w+) \}\}", r"\1", TEXT))
+TRAIN_TEXT = (ROOT / "deploy/prefect-train.yaml").read_text()
+FILE = deployed(TEXT)
 DEPLOYMENTS = {found["name"]: found for found in FILE["deployments"]}
 
 
@@ -26,6 +35,16 @@ def test_a_deployment_starts_our_flow_with_a_configuration_of_ours(name: str) ->
     config = RunConfig.model_validate(found["parameters"]["config"])
     assert config.input.url == "FCNSEG_INPUT" and config.output.url == "FCNSEG_OUTPUT"
     assert config.compute.ray_address == "FCNSEG_RAY"
+    assert found["enforce_parameter_schema"] is True
+
+
+def test_the_deployment_that_trains_starts_our_flow_with_a_configuration_of_ours() -> None:
+    [found] = deployed(TRAIN_TEXT)["deployments"]
+    assert found["entrypoint"] == f"{train_dataset.fn.__module__}.{train_dataset.fn.__name__}"
+    config = TrainConfig.model_validate(found["parameters"]["config"])
+    assert (config.input.url, config.input.label_set) == ("FCNSEG_TRAIN", "FCNSEG_LABEL_SET")
+    assert config.val is not None and config.val.url == "FCNSEG_VAL"
+    assert (config.output.url, config.compute.ray_address) == ("FCNSEG_TRAINED", "FCNSEG_RAY")
     assert found["enforce_parameter_schema"] is True
 
 
@@ -54,11 +73,15 @@ def test_one_night_at_a_time() -> None:
 
 
 def test_every_variable_of_the_file_is_documented() -> None:
-    doc = (ROOT / "docs/prefect.md").read_text()
-    names = set(re.findall(r"\$(\w+)", TEXT))
-    assert names == {f"FCNSEG_{n}" for n in "POOL INPUT OUTPUT WEIGHTS TIME_ZONE RAY".split()}
-    for name in names:
-        assert re.search(rf"^\|.*`{name}`.*\|", doc, re.MULTILINE), name
+    for text, page, wanted in (
+        (TEXT, "prefect", "POOL INPUT OUTPUT WEIGHTS TIME_ZONE RAY"),
+        (TRAIN_TEXT, "training", "POOL TRAIN VAL LABEL_SET TRAINED RAY"),
+    ):
+        doc = (ROOT / f"docs/{page}.md").read_text()
+        names = set(re.findall(r"\$(\w+)", text))
+        assert names == {f"FCNSEG_{name}" for name in wanted.split()}
+        for name in names:
+            assert re.search(rf"^\|.*`{name}`.*\|", doc, re.MULTILINE), name
 
 
 def test_what_is_served_is_the_same_two() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,9 @@ from pipeline.cluster.ray_client import Jobs, UnreachableError, patiently
 from pipeline.demo import make_scene_shards
 from pipeline.run import run as run_pipeline
 from pipeline.store import Store
+from pipeline.train import train
+from pipeline.training.checkpoint import latest_step
+from pipeline.training.config import TrainConfig
 from tests import world
 from tests.conftest import use_s3
 from tests.flows.site import POOL, Site, dark_scenes, site, until
@@ -154,6 +158,8 @@ def plant(request: pytest.FixtureRequest, weights: Path) -> Iterator[Plant]:
                 "FCNSEG_POOL": POOL, "FCNSEG_INPUT": f"{base}/nightly/in",
                 "FCNSEG_OUTPUT": f"{base}/nightly/out", "FCNSEG_WEIGHTS": "demo",
                 "FCNSEG_TIME_ZONE": "Europe/Berlin", "FCNSEG_RAY": head.dashboard,
+                "FCNSEG_TRAIN": f"{base}/train/in", "FCNSEG_VAL": f"{base}/train/in",
+                "FCNSEG_TRAINED": f"{base}/train/out", "FCNSEG_LABEL_SET": "scenes",
             }  # fmt: skip
             here = stack.enter_context(site({**store, **client, **settings}))
             yield Plant(here, head, base, weights)
@@ -319,6 +325,37 @@ def test_two_at_once_and_a_killed_flow_end_no_job_but_their_own(
     again = plant.site.run("nightly", config)
     assert plant.site.ended(again)["name"] == "Completed"
     assert plant.tree("twice") == plant.undisturbed("twice", tmp_path)
+
+
+def test_a_training_is_a_job_and_resumes_after_it_was_cancelled(
+    plant: Plant, tmp_path: Path
+) -> None:
+    make_scene_shards(Store(f"{plant.base}/train/in"), 2, 8)
+    config: dict[str, Any] = {
+        "input": {"url": f"{plant.base}/train/in", "label_set": "scenes"},
+        "output": {"url": f"{plant.base}/train/out"},
+        "model": {"variant": "fcn32s", "width": 1 / 16},
+        "train": {"max_steps": 600, "batch_size": 2, "crop": 64, "checkpoint_every": 20},
+        "compute": {"threads": 1, "ray_address": plant.head.dashboard},
+    }
+    run = plant.site.run("on-demand", config, "train-network")
+    output = Store(f"{plant.base}/train/out")
+    until("a checkpoint", lambda: latest_step(output))
+    plant.site.prefect("flow-run", "cancel", run)
+    assert plant.site.ended(run)["name"] == "Cancelled"
+    [job] = until("the job is over", lambda: _over(plant.jobs("train")))
+    assert job.status.value == "STOPPED"
+    stopped_at = latest_step(output)
+    assert 0 < stopped_at < 600
+    assert "_lease.json" not in {info.path for info in output.objects()}
+    again = plant.site.run("on-demand", config, "train-network")
+    state = plant.site.ended(again)
+    assert state["name"] == "Completed", state
+    assert state["message"] == f"{600 - stopped_at} steps, 600 of 600 done"
+    assert "last.safetensors" in plant.site.artifacts(again)["train-summary"]
+    here = {**config, "output": {"url": str(tmp_path / "here")}, "compute": {"threads": 1}}
+    undisturbed = train(TrainConfig.model_validate(here))
+    assert hashlib.sha256(output.read("last.safetensors")).hexdigest() == undisturbed.last_sha256
 
 
 def test_a_job_over_its_hours_is_stopped(plant: Plant) -> None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from prefect.exceptions import TerminationSignal
 
+import flows.train
+import pipeline.train
+from flows import work
 from flows.publish import artifact_key
-from flows.train import message, summary, train_dataset
-from pipeline.training.config import TrainConfig, load_train_config
+from flows.train import message, stop_training, summary, train_dataset, train_here
+from pipeline import ray_submit
+from pipeline.cluster import ray_follow
+from pipeline.cluster.ray_follow import JobLook
+from pipeline.errors import ConfigError, StoreError
+from pipeline.ray_submit import Submitted
+from pipeline.training.config import TrainComputeConfig, TrainConfig, load_train_config
 from pipeline.training.progress import TrainResult
 from tests import world
 
@@ -88,3 +98,75 @@ def test_flow_fails_with_the_reason_in_one_line(prefect_server: None, tmp_path: 
     state = train_dataset(missing, return_state=True)
     assert state.name == "Failed"
     assert (state.message or "").startswith(f"{tmp_path}/nothing: no such prefix")
+
+
+@pytest.mark.prefect
+@pytest.mark.filterwarnings("ignore")
+def test_flow_tries_again_what_may_be_better_and_nothing_else(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = config(tmp_path)
+    errors = [StoreError("s3://b", "no answer", "an answer"), ConfigError("a", "b", "c")]
+    calls: list[Exception] = []
+
+    def failing(*_: object) -> None:
+        calls.append(errors[len(calls)])
+        raise calls[-1]
+
+    monkeypatch.setattr(pipeline.train, "train", failing)
+    monkeypatch.setattr(work, "RETRY_SECONDS", (0.01, 0.01, 0.01))
+    state = train_dataset(wanted, return_state=True)
+    assert calls == errors
+    assert (state.name, state.message) == ("Failed", str(errors[1]))
+
+
+@pytest.mark.prefect
+@pytest.mark.filterwarnings("ignore")
+def test_flow_follows_a_job_and_reads_what_it_left(
+    prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = config(tmp_path, **{"compute.ray_address": "http://h:8265"})
+    sent: list[tuple[TrainConfig, str]] = []
+
+    def submit(config: TrainConfig, address: str, _options: object) -> Submitted:
+        sent.append((config, address))
+        here = config.model_copy(update={"compute": TrainComputeConfig()})
+        pipeline.train.train(here)
+        return Submitted("fcnseg-1", False, "http://h:8265/#/jobs/fcnseg-1", config.output.url)
+
+    def follow(*_: object) -> Iterator[JobLook]:
+        yield JobLook("RUNNING", None, "", None, ("a line",), 0)
+        yield JobLook("SUCCEEDED", 0, "all done", None, (), 0)
+
+    monkeypatch.setattr(ray_submit, "submit_or_attach", submit)
+    monkeypatch.setattr(ray_follow, "follow", follow)
+    state = train_dataset(wanted, return_state=True)
+    assert sent == [(wanted, "http://h:8265")]
+    assert (state.message or "").startswith("2 steps, 2 of 2 done, best mean IU"), state.message
+
+
+def test_sigterm_that_the_training_took_is_given_back_to_prefect(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def ended(*_: object) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(pipeline.train, "train", ended)
+    monkeypatch.setattr(flows.train, "Relay", lambda key: None)
+    with pytest.raises(TerminationSignal):
+        train_here.fn(config(tmp_path))
+
+
+def test_the_hook_of_a_worker_stops_the_job_of_that_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stopped: list[tuple[str, str]] = []
+    job = Submitted("fcnseg-1", True, "", "out")
+    monkeypatch.setattr(ray_submit, "job_of", lambda config, address: job)
+    monkeypatch.setattr(ray_follow, "stop", lambda address, name: stopped.append((address, name)))
+    monkeypatch.setattr(work, "_in_charge", False)
+    for address in (None, "http://h:8265"):
+        parameters = config(tmp_path, **{"compute.ray_address": address}).model_dump(mode="json")
+        run = SimpleNamespace(parameters={"config": parameters})
+        stop_training(None, run, None)  # type: ignore[arg-type]
+    assert stopped == [("http://h:8265", "fcnseg-1")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cluster import ray_log
-from pipeline.cluster.job_words import config_of, entrypoint, travelling
+from pipeline.cluster.job_words import config_of, entrypoint, metadata_of, travelling
 from pipeline.cluster.ray_client import check_token
 from pipeline.cluster.ray_follow import MEANINGS, _outcome
 from pipeline.cluster.ray_log import LogTail
@@ -20,6 +21,7 @@ from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.lease import Holder
 from pipeline.ray_submit import JobOptions, _runtime_env
+from pipeline.training.config import load_train_config
 from tests import world
 from tests.test_docs import DOCS
 
@@ -75,6 +77,29 @@ def test_relative_paths_are_made_absolute(tmp_path: Any, monkeypatch: pytest.Mon
     assert sent.input.url == str(tmp_path / "in")
     assert sent.output.url == str(tmp_path / "out")
     assert sent.model.weights == str(tmp_path / "w.safetensors")
+
+
+def test_a_training_travels_as_well() -> None:
+    flags = {
+        "input.url": "s3://b/in", "input.label_set": "scenes", "val.url": "s3://b/val",
+        "output.url": "s3://b/out", "train.stages": ["32s", "8s"], "model.init": "vgg.safetensors",
+        "compute.ray_address": "http://h:8265", "compute.workers": 2,
+    }  # fmt: skip
+    config = load_train_config(None, [], flags)
+    words = shlex.split(entrypoint(config))
+    assert words[:8] == "exec python -m pipeline train s3://b/in --output s3://b/out".split()
+    assert words[8::2] == ["--set"] * len(words[9::2])
+    places = {"input.url": words[5], "output.url": words[7]}
+    arrived = load_train_config(None, words[9::2], places)
+    expected = config.model_dump()
+    expected["compute"]["ray_address"] = "auto"
+    expected["model"]["init"] = os.path.abspath("vgg.safetensors")
+    assert arrived.model_dump() == expected
+    metadata = metadata_of(config)
+    assert config_of(metadata) == arrived and config_of(metadata_of(arrived)) == arrived
+    secret = load_train_config(None, [], {**flags, "model.init": "https://u:secret@h/w"})
+    with pytest.raises(ConfigError, match="credentials in a URL"):
+        entrypoint(secret)
 
 
 def test_the_time_to_stop_is_sent_unless_it_is_given() -> None:
