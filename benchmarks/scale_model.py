@@ -53,14 +53,17 @@ class Driver:
 
 
 SERIAL = Driver(threads=1, window=1, requests=2)
-"""As it was: a shard is committed before the next receipt is taken."""
+"""As it was: a shard is committed before the next receipt is taken, after a deletion."""
 
 
-THREADS = Driver(threads=COMMITTERS, window=MOST_WAITING, requests=2)
-"""The commit, and the deletion of a quarantine table that an earlier run may have left."""
+THREADS = Driver(threads=COMMITTERS, window=MOST_WAITING, requests=1)
+"""The commit; a quarantine table only where there is one to write, or to delete."""
 
 
-WAYS = {"serial": SERIAL, "threads": THREADS}
+FILES = Driver(threads=1, window=1, requests=1)
+"""In a local output: a file takes milliseconds, and is waited for."""
+
+WAYS = {"serial": SERIAL, "threads": THREADS, "files": FILES}
 
 
 @dataclass(frozen=True)

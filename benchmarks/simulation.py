@@ -249,7 +249,7 @@ def measure(kind: str, rate: float, arguments: Any, folder: Path) -> dict[str, A
         total = sum(counts.get(key, 0) for key in of_shards)
         found["requests_per_shard"] = round(total / found["shards"], 2)
         found["refused"] = int(counts.get("503", 0) - before.get("503", 0))
-    way = "threads" if kind == "s3" else "serial"
+    way = "threads" if kind == "s3" else "files"
     return {"store": kind, "driver": way, "target_per_second": rate, "measured": found,
             "pieces": found_pieces}  # fmt: skip
 

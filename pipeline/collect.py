@@ -17,7 +17,9 @@ from pipeline import logs
 from pipeline.bookkeeping.shard_table import Entry
 from pipeline.commits import (
     Author,
+    QUARANTINE,
     build_commit,
+    quarantine_path,
     with_file,
     write_commit,
     write_quarantine,
@@ -103,6 +105,7 @@ class Collector:
     _receipts: dict[str, dict[int, Receipt]] = field(default_factory=lambda: defaultdict(dict))
     _shards: dict[str, Shard] = field(default_factory=dict)
     _older: Mapping[str, str] = field(default_factory=dict)
+    _tables: frozenset[str] | None = None
     _unreachable: int = 0
     _pool: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(COMMITTERS, "commit"), repr=False
@@ -126,7 +129,14 @@ class Collector:
         return self.committed + len(self.failed)
 
     def expect(self, shards: Sequence[Shard]) -> None:
-        """What an executor is given now; results of other shards are passed over."""
+        """What an executor is given now; results of other shards are passed over.
+
+        Raises:
+            StoreError: the output cannot be listed.
+        """
+        if self._tables is None:  # before the first commit: nobody else adds any afterwards
+            listed = self.job.output.listing(QUARANTINE)
+            self._tables = frozenset(info.path for info in listed)
         self._shards = {shard.id: shard for shard in shards}
         self._older = self.plan.ledger.commit_tags(self._shards)
 
@@ -196,7 +206,10 @@ class Collector:
         bad = [failure for receipt in receipts for failure in receipt.failures]
         good = sum(receipt.images for receipt in receipts)
         fraction = self.limits.max_bad_fraction_per_shard
-        quarantine = write_quarantine(self.job.output, shard.id, bad)
+        quarantine = None
+        if bad or quarantine_path(shard.id) in (self._tables or ()):
+            # Also without any: the table of an earlier run may be there, and is to go.
+            quarantine = write_quarantine(self.job.output, shard.id, bad)
         if is_over(len(bad), len(bad) + good, fraction):
             failure = _over_limit(shard, bad, len(bad) + good, fraction)
             return _Settled(shard.id, good, len(bad), failure=failure)

@@ -26,6 +26,7 @@ COMMIT_FORMAT = 2
 """1 lacked `run`, `histograms` and `candidates`."""
 
 PREFIX = "_commits"
+QUARANTINE = "_quarantine"
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def commit_path(shard: str) -> str:
 
 def quarantine_path(shard: str) -> str:
     """Where a shard's quarantine table is, below OUTPUT."""
-    return f"_quarantine/{shard}.parquet"
+    return f"{QUARANTINE}/{shard}.parquet"
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,23 @@ def test_a_commit_that_fails_is_told_and_few_more_are_begun(
     assert made.job.output.objects("_commits") == there
 
 
+def test_only_tables_that_an_earlier_run_left_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    output = Store(url)
+    for name in ("s003", "s999"):
+        output.write(f"_quarantine/{name}.parquet", b"old")
+    deleted: list[str] = []
+    original = Store.delete
+    monkeypatch.setattr(
+        Store, "delete", lambda self, path: (deleted.append(path), original(self, path))[1]
+    )
+    with collector(url) as made:
+        feed(made)
+        made.settle()
+    assert deleted == ["_quarantine/s003.parquet"]
+    assert [info.path for info in output.objects("_quarantine")] == ["_quarantine/s999.parquet"]
+
+
 def test_in_a_local_output_progress_tells_of_a_commit_at_once(tmp_path: Any) -> None:
     with collector(str(tmp_path)) as made:
         for number, shard in enumerate(SHARDS[:5]):
