@@ -27,6 +27,7 @@ class Pieces:
 
     Attributes:
         unpickle, build, encode, entry: of a receipt, its commit, the commit's JSON, its row.
+        handover: to a thread that commits, and back.
         entry_bytes: of a row, pickled.
         request: of the client of the store.
         seconds_of_request: wall, one after the other.
@@ -41,6 +42,7 @@ class Pieces:
     request: float
     seconds_of_request: float
     core_share: float = 1.0
+    handover: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ def driver(pieces: Pieces, rate: float, latency: float, how: Driver) -> Predicti
         latency: seconds until the store answers; 0 is what was measured.
         how: it commits.
     """
-    cpu = pieces.unpickle + pieces.build + pieces.encode + pieces.entry
-    cpu += how.requests * pieces.request
-    commit = how.requests * max(latency, pieces.seconds_of_request)
+    own = pieces.unpickle + pieces.handover + pieces.build + pieces.encode
+    cpu = own + pieces.entry + how.requests * pieces.request
+    commit = own + how.requests * max(latency, pieces.seconds_of_request)
     # One interpreter lock, one core; and each thread waits for one answer at a time.
     limits = {"one core": pieces.core_share / cpu, "waiting for answers": how.threads / commit,
               "receipts": rate or math.inf}  # fmt: skip
