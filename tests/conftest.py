@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -23,6 +24,17 @@ torch.set_num_threads(1)
 
 # A shell starts its background jobs with SIGINT ignored, and so do they theirs: Ctrl-C is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Hypothesis' 200 ms for an example would assert a speed, of a machine that may be busy. The parent
+# is Hypothesis' own profile for CI where that is in force: the same examples every time.
+hypothesis.settings.register_profile(
+    "fcnseg",
+    parent=hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("fcnseg")
 
 
 # Scripts for environments of their own, with packages that are not in ours.
