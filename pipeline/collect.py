@@ -16,8 +16,8 @@ from types import TracebackType
 from pipeline import logs
 from pipeline.bookkeeping.shard_table import Entry
 from pipeline.commits import (
-    Author,
     QUARANTINE,
+    Author,
     build_commit,
     quarantine_path,
     with_file,
