@@ -259,8 +259,8 @@ def requests(step: str, shards: int, new: int, table_bytes: int) -> tuple[int, i
         "plan": table,
         "plan, finish": table + 40,
         "plan, new shards": table,
-        # Of a new shard: its commit, and the quarantine table that is not there (deleted).
-        "plan, commit, finish; new shards": 2 * table + 2 * new + 40,
+        # Of a new shard: its commit; a quarantine table only where there is one.
+        "plan, commit, finish; new shards": 2 * table + new + 40,
     }
     return 0 if step == FROM_ROWS else 2 * pages, others[step]
 

@@ -56,6 +56,8 @@ class ImageError(FcnError):
 class LabelError(FcnError):
     """A ground-truth label that does not fit its image or its label set."""
 
+    exit_code = 2
+
 
 class LabelSetError(FcnError):
     """An unknown or malformed label set."""
@@ -69,6 +71,8 @@ class MissingPackageError(FcnError):
 
 class TrainingError(FcnError):
     """A training that diverged."""
+
+    exit_code = 4
 
 
 class WeightsError(FcnError):

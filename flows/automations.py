@@ -1,4 +1,4 @@
-"""Automations of a Prefect server for this flow: runs that fell silent, and runs that failed.
+"""Automations of a Prefect server for our flows: runs that fell silent, and runs that failed.
 
 Usage: python -m flows.automations [--notify BLOCK] [--silence SECONDS]
 
@@ -21,18 +21,18 @@ from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 
-FLOW = "label-dataset"
-ZOMBIES = f"{FLOW}: crashed without a word"
-FAILURES = f"{FLOW}: failed or drifted"
+FLOWS = ["label-dataset", "train-network"]
+ZOMBIES = "fcn-pipeline: crashed without a word"
+FAILURES = "fcn-pipeline: failed or drifted"
 
 SILENCE_SECONDS = 600
 """More than three heartbeats, of which a flow run sends one every 180 s by itself."""
 
 _ENDS = ("Completed", "CompletedWithQuarantine", "CompletedWithDrift", "Failed", "Crashed",
          "Cancelled", "TimedOut")  # fmt: skip
-_OF_THIS_FLOW: dict[str, str | list[str]] = {
+_OF_OUR_FLOWS: dict[str, str | list[str]] = {
     "prefect.resource.role": "flow",
-    "prefect.resource.name": FLOW,
+    "prefect.resource.name": FLOWS,
 }
 
 
@@ -49,7 +49,7 @@ def zombies(silence: int = SILENCE_SECONDS) -> AutomationCore:
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in _ENDS)},
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=_OF_THIS_FLOW,
+            match_related=_OF_OUR_FLOWS,
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -83,7 +83,7 @@ def failures(block: str) -> AutomationCore:
                 "prefect.flow-run.CompletedWithDrift",
             },
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=_OF_THIS_FLOW,
+            match_related=_OF_OUR_FLOWS,
             posture=Posture.Reactive,
             threshold=1,
         ),

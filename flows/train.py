@@ -23,7 +23,9 @@ from flows.publish import artifact_key, plain
 from flows.relay import SECONDS, Relay, quietly
 from flows.states import Ending, one_line
 from flows.work import Errand, by_job, ended, ending_of, in_attempts, stop_job_of, take_charge
+from pipeline.cluster.ray_follow import LOOKING
 from pipeline.commands.train import describe
+from pipeline.errors import OutputError
 from pipeline.reporting.page import shown
 from pipeline.store import Store
 from pipeline.training.config import TrainConfig
@@ -79,19 +81,19 @@ def train_here(config: TrainConfig) -> State[Any]:
         relay.step(step, of, describe(progress), at_once=has_scores)
 
     try:
-        train(config, tell)
+        return Completed(data=train(config, tell))
     except FcnError as error:
         return ended(Ending(error.exit_code, str(error)))
     except SystemExit as error:  # it took SIGTERM from Prefect, and has left its checkpoint
         raise TerminationSignal(signal.SIGTERM) from error
-    return ended(Ending(0))
 
 
 class Metrics:
     """How far a job's training is, by the metrics that it has put."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.output = Store(config.output.url, config.output.store)
+        options = config.output.store.model_copy(update=LOOKING)
+        self.output = Store(config.output.url, options)
         self.total = len(config.variants()) * config.recipe().max_steps
         self.looked = -SECONDS
 
@@ -140,7 +142,7 @@ def publish(result: TrainResult, series: str) -> None:
 def stop_training(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Stop the job of a flow run that was cancelled or has crashed: see `flows.work.stop_job`."""
     config = TrainConfig.model_validate(flow_run.parameters["config"])
-    stop_job_of(config, config.compute.ray_address)
+    stop_job_of(config, config.ray_address())
 
 
 @flow(
@@ -158,35 +160,52 @@ def train_dataset(config: TrainConfig) -> State[Any]:
     planned = plan_training(config, return_state=True).result(raise_on_failure=False)
     if not isinstance(planned, Plan):
         return Failed(message=one_line(planned))
-    result = planned.result
-    if result is None:
-        ending = _train(config)
-        if ending.exit_code:
-            return Failed(message=one_line(ending.reason))
-        result = _result(config, planned.begun)
+    try:
+        result = planned.result or _train(config, planned.begun)
+    except FcnError as error:
+        return Failed(message=one_line(error))
+    if isinstance(result, Ending):
+        return Failed(message=one_line(result.reason))
     publish(result, config.output.url)
     return Completed(message=message(result))
 
 
-def _train(config: TrainConfig) -> Ending:
-    """Do it, in several attempts where that may help."""
-    address, series = config.compute.ray_address, config.output.url
+def _train(config: TrainConfig, begun: int) -> TrainResult | Ending:
+    """Do it, in several attempts where that may help; how the last one ended, if it failed.
+
+    Raises:
+        FcnError: what a job left cannot be read.
+    """
+    address = config.ray_address()
+    found: list[TrainResult] = []
 
     def attempt(seconds: float | None) -> Ending:
         if address is None:
-            here = train_here.with_options(timeout_seconds=seconds)
-            return ending_of(here(config, return_state=True), config)
-        errand = Errand(config, address, artifact_key("train-progress", series), Metrics(config))
-        return by_job(errand, seconds, [])
+            here = train_here.with_options(timeout_seconds=seconds)(config, return_state=True)
+            result = here.result(raise_on_failure=False)
+            if not isinstance(result, TrainResult):
+                return ending_of(here, config)
+            found.append(result)
+            return Ending(0)
+        key = artifact_key("train-progress", config.output.url)
+        return by_job(Errand(config, address, key, Metrics(config)), seconds, [])
 
-    return in_attempts(attempt, config.limits.max_hours)
+    ending = in_attempts(attempt, config.limits.max_hours)
+    if ending.exit_code:
+        return ending
+    return found[0] if found else _left_by_job(config, begun)
 
 
-def _result(config: TrainConfig, begun: int) -> TrainResult:
+def _left_by_job(config: TrainConfig, begun: int) -> TrainResult:
     from pipeline.train import read_result
 
     result = read_result(config, begun)
-    assert result is not None, "a driver that ends well leaves a finished training"
+    if result is None:
+        raise OutputError(
+            config.output.url, "no finished training, though its job ended well",
+            "a directory that the cluster and this worker reach by the same address",
+            "Name a URL that both reach.",
+        )  # fmt: skip
     return result
 
 

@@ -43,6 +43,9 @@ RETRY_SECONDS = (35.0, 60.0, 300.0)
 _STOP_SECONDS = 20.0
 """To wait for a job that was told to stop: a worker kills a cancelled flow run after 30 s."""
 
+_TIMER_SECONDS = 5.0
+"""By so much Prefect's timer may have begun before the task itself."""
+
 _in_charge = False
 """Whether this process runs the flow, and so decided itself what becomes of its job."""
 
@@ -196,6 +199,7 @@ def follow_job(
     address: str, job: Submitted, key: str, tell: Callable[[Relay, JobLook], None] = tell_run
 ) -> State[Any]:
     """Follow a job to its end: its progress and its log are passed on."""
+    started = time.monotonic()
     from pipeline.cluster.ray_follow import Pace, follow
 
     relay = Relay(key)
@@ -208,7 +212,7 @@ def follow_job(
     except FcnError as error:
         return ended(Ending(error.exit_code, str(error)))
     except BaseException as error:
-        if _is_wanted(error):
+        if _is_wanted(error, time.monotonic() - started):
             _stop(address, job)
         raise
     finally:
@@ -219,8 +223,12 @@ def follow_job(
     return ended(Ending(look.exit_code, look.reason))
 
 
-def _is_wanted(error: BaseException) -> bool:
+def _is_wanted(error: BaseException, seconds: float) -> bool:
     """Whether somebody wants the run to end: it was cancelled, terminated or timed out.
+
+    Args:
+        error: that ended the task.
+        seconds: since it began.
 
     Prefect raises CancelledError for a timeout, and for a slot of a concurrency limit that it lost
     because its server is away. SystemExit comes from a log that nobody reads any more: the worker
@@ -231,8 +239,10 @@ def _is_wanted(error: BaseException) -> bool:
     if not isinstance(error, asyncio.CancelledError):
         return False
     inner, outer = TaskRunContext.get(), FlowRunContext.get()
-    whole = None if outer is None or outer.flow is None else outer.flow.timeout_seconds
-    return whole is not None or (inner is not None and inner.task.timeout_seconds is not None)
+    if outer is not None and outer.flow is not None and outer.flow.timeout_seconds is not None:
+        return True
+    limit = None if inner is None else inner.task.timeout_seconds
+    return limit is not None and seconds >= limit - _TIMER_SECONDS
 
 
 def _stop(address: str, job: Submitted) -> None:

@@ -52,7 +52,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
     if address is not None:
         from pipeline.cluster.ray_doctor import examine_cluster
 
-        yield from examine_cluster(address, config, read_input=patient.has_input)
+        yield from examine_cluster(address, patient)
 
 
 def examine_weights(config: RunConfig) -> Iterator[Finding]:
@@ -87,6 +87,16 @@ def examine_input(store: Store) -> Iterator[Finding]:
         yield Finding.of(error)
         return
     yield fine(where, f"can be listed and read; the first object is {first.path}")
+
+
+def examine_writing(store: Store) -> Iterator[Finding]:
+    """Whether OUTPUT can be written, read and deleted from this machine."""
+    try:
+        store.probe()
+    except FcnError as error:
+        yield Finding.of(error)
+        return
+    yield fine(f"OUTPUT {store.location('')}", "can be written, read and deleted")
 
 
 def examine_output(store: Store) -> Iterator[Finding]:

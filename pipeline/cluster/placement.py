@@ -85,11 +85,12 @@ def plan_pool(compute: ComputeConfig, nodes: Sequence[Node], to_come: Sequence[N
             REMEDY,
         )
     start = compute.workers or _within(compute, max(1, room))
+    at_once = 1 if to_come else compute.min_workers or 1  # else an autoscaler makes room
     grows = gpus > 0 or compute.max_workers is not None
     return Pool(
         # Beside a GPU none: Ray Data hands CPUs out in shares, and a small cluster's share of less
         # than one would keep the pool from growing onto a GPU that is free.
-        cpus=0.0 if gpus else _cpus(compute, hosts, nodes),
+        cpus=0.0 if gpus else _cpus(compute, hosts, nodes, at_once),
         gpus=gpus,
         start=start,
         most=compute.workers or (compute.max_workers if grows else start),
@@ -108,20 +109,26 @@ def gpu_share(compute: ComputeConfig, nodes: Iterable[Node]) -> float:
 
 
 def lack(compute: ComputeConfig, nodes: Sequence[Node]) -> str | None:
-    """Why no node can hold a copy of the network, as a clause; None where one can."""
+    """Why no node can hold a copy of the network, or read and write; None where one can."""
     gpus = gpu_share(compute, nodes)
     most = max((node.amount("GPU") for node in nodes), default=0.0)
-    unit = f"{gpus:g} GPU{'' if gpus <= 1 else 's'} per worker"
+    size = f"{gpus:g} GPU{'' if gpus <= 1 else 's'}"
+    unit = f"{size} per worker"
     if gpus and not most:
         return f"asks for {unit}, the cluster has none"
     if gpus > most:
         return f"asks for {unit}, no node has more than {most:g}"
     if not any(_may_hold(node, gpus, compute.worker_labels) for node in nodes):
         wanted = ", ".join(compute.worker_labels)
-        return f"asks for a node labelled {wanted}, and there is none"
-    if not any(matches(compute.io_labels, node.labels) for node in nodes):
-        wanted = ", ".join(compute.io_labels)
+        place = f"a node labelled {wanted}" + (f" with {size}" if gpus else "")
+        return f"asks for {place}, and there is none"
+    may_read = [node for node in nodes if matches(compute.io_labels, node.labels)]
+    wanted = ", ".join(compute.io_labels)
+    if not may_read:
         return f"reads and writes on nodes labelled {wanted}, and there is none"
+    if not any(node.amount("CPU") >= IO_CPUS for node in may_read):
+        which = f"no node labelled {wanted}" if wanted else "no node"
+        return f"reads and writes with CPUs, and {which} has any"
     return None
 
 
@@ -169,10 +176,20 @@ def _within(compute: ComputeConfig, count: int) -> int:
     return min(count, compute.max_workers or count)
 
 
-def _cpus(compute: ComputeConfig, hosts: Sequence[Node], nodes: Sequence[Node]) -> float:
-    """Logical CPUs of one copy on CPUs: the most that lets reading and writing go on."""
+def _cpus(
+    compute: ComputeConfig, hosts: Sequence[Node], nodes: Sequence[Node], at_once: int
+) -> float:
+    """Logical CPUs of one copy on CPUs: the most that lets reading and writing go on.
+
+    Args:
+        compute: of the run.
+        hosts: nodes for copies.
+        nodes: all of them.
+        at_once: copies that must find room on these, though they have none to spare.
+    """
     threads = compute.threads_per_worker
-    copies = compute.workers or max(1, sum(_slots(node, 0.0, threads) for node in hosts))
+    slots = sum(_slots(node, 0.0, threads) for node in hosts)
+    copies = compute.workers or max(1, slots, at_once)
     here = sum(node.amount("CPU") for node in hosts) or 1.0
     ids = {node.id for node in hosts}
     others = [node for node in nodes if node.id not in ids]

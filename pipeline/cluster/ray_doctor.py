@@ -1,6 +1,6 @@
 """A cluster, as `fcnseg doctor --address` sees it: token, versions, resources, and every node.
 
-On each node a task looks at the machine, and tries to read INPUT and the weights from there:
+On each node a task looks at the machine, and tries INPUT, OUTPUT and the weights from there:
 credentials and packages that the driver has say nothing about those of the workers.
 """
 
@@ -18,7 +18,7 @@ from pipeline.checks.finding import Finding, fine, plural, problem, warning
 from pipeline.checks.machine import examine_machine, examine_packages
 from pipeline.cluster.placement import REMEDY, Node, gpu_share, lack
 from pipeline.config import ComputeConfig, RunConfig
-from pipeline.doctor import examine_input, examine_weights
+from pipeline.doctor import Patient, examine_input, examine_weights, examine_writing
 from pipeline.ray_job import connected
 from pipeline.store import Store
 
@@ -33,15 +33,15 @@ NODE_SECONDS = 180.0
 _SCALING = "A cluster that scales from zero shows none before a run asks: start one node of each."
 
 
-def examine_cluster(address: str, config: RunConfig, *, read_input: bool) -> Iterator[Finding]:
+def examine_cluster(address: str, patient: Patient) -> Iterator[Finding]:
     """Everything that the cluster must have for a run of this configuration.
 
     Args:
         address: host:port, auto, ray://… ; or http(s)://… of the Jobs API, from where nodes are
             counted, but not looked at.
-        config: what a run would ask for.
-        read_input: whether the nodes should try to read INPUT.
+        patient: what a run would ask for.
     """
+    config = patient.config
     yield examine_token(os.environ, Path.home())
     if address.startswith(("http://", "https://")):
         yield from _examine_jobs_api(address, config)
@@ -52,7 +52,7 @@ def examine_cluster(address: str, config: RunConfig, *, read_input: bool) -> Ite
             # Ray itself refuses to connect where Ray or Python are of other versions.
             yield fine(f"ray {address}", f"{plural(len(nodes), 'node')}; Ray {ray.__version__}")
             yield from judge_resources(config.compute, nodes)
-            yield from _examine_nodes(nodes, config, read_input)
+            yield from _examine_nodes(nodes, patient)
     except FcnError as error:
         yield Finding.of(error)
 
@@ -122,7 +122,7 @@ def _judge_gpus(compute: ComputeConfig, nodes: list[Node]) -> Finding:
     return fine("GPUs", f"{sum(gpus):g} on {plural(len(gpus), 'node')}")
 
 
-def _examine_nodes(nodes: list[Node], config: RunConfig, read_input: bool) -> Iterator[Finding]:
+def _examine_nodes(nodes: list[Node], patient: Patient) -> Iterator[Finding]:
     """The same look on every node; equal findings are told once."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -130,7 +130,7 @@ def _examine_nodes(nodes: list[Node], config: RunConfig, read_input: bool) -> It
     asked = {}
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        asked[look.options(scheduling_strategy=here).remote(config, read_input)] = node
+        asked[look.options(scheduling_strategy=here).remote(patient)] = node
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
     told: dict[Finding, list[str]] = defaultdict(list)
     for answer in ready:
@@ -157,14 +157,17 @@ def _answer(answer: Any) -> list[Finding]:
         return [problem("workers", f"a task cannot run there ({text})", remedy)]
 
 
-def _look_around(config: RunConfig, read_input: bool) -> list[Finding]:
-    """What a worker on this node finds: complaints, and what it could read."""
+def _look_around(patient: Patient) -> list[Finding]:
+    """What a worker on this node finds: complaints, and what it could read and write."""
+    config = patient.config
     machine = [*examine_packages(), *examine_machine(embeds_ray=True)]
     found = [finding for finding in machine if finding.level != "ok"]
     found.append(fine("Python", platform.python_version()))
     found += examine_weights(config)
-    if read_input:
+    if patient.has_input:
         found += examine_input(Store(config.input.url, config.input.store))
+    if patient.has_output:
+        found += examine_writing(Store(config.output.url, config.output.store))
     return found
 
 

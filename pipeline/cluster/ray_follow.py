@@ -42,8 +42,9 @@ LOST = "LOST"
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED", LOST)
 # What the driver's last words begin with, in the order of what they tell.
 _REASONS = ("error: ", "limits exceeded: ", "failed: ")
-# Looking must not hold up the one who follows, nor fail where only the cluster may read the output.
-_LOOKING = {"attempts": 2, "retry_seconds": 4.0, "connect_timeout": 3.0, "read_timeout": 10.0}
+LOOKING = {"attempts": 2, "retry_seconds": 4.0, "connect_timeout": 3.0, "read_timeout": 10.0}
+"""Options of a store that is only looked at: it must not hold up the one who follows."""
+
 _LOOK_AGAIN_SECONDS = 60.0
 _LOG_END_SECONDS = 15.0
 
@@ -236,7 +237,7 @@ class _Outlook:
         self._not_before = 0.0
         config = config_of(job.metadata)
         if config is not None:
-            options = config.output.store.model_copy(update=_LOOKING)
+            options = config.output.store.model_copy(update=LOOKING)
             self.watcher = Watcher(Store(config.output.url, options))
 
     def look(self) -> Look | None:

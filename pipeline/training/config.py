@@ -125,6 +125,17 @@ class TrainConfig(Section):
     compute: TrainComputeConfig = TrainComputeConfig()
     limits: LimitsConfig = LimitsConfig()
 
+    @field_validator("val", mode="before")
+    @classmethod
+    def _none_of_an_empty_address(cls, value: Any) -> Any:
+        """A deployment's variable that is not set leaves an empty string."""
+        is_empty = isinstance(value, Mapping) and value.get("url") == ""
+        return None if is_empty else value
+
+    def ray_address(self) -> str | None:
+        """The cluster to train on, if one is named."""
+        return self.compute.ray_address or None
+
     def variants(self) -> tuple[Variant, ...]:
         """The network of each stage."""
         if not self.train.stages:
@@ -161,11 +172,16 @@ def load_train_config(
         ConfigError: unknown key, missing key, impossible value, or values that contradict.
     """
     config = validate_as(TrainConfig, merged(file_text, sets, flags, where))
-    _check(config)
+    check_consistent(config)
     return config
 
 
-def _check(config: TrainConfig) -> None:
+def check_consistent(config: TrainConfig) -> None:
+    """Values that only together make no sense.
+
+    Raises:
+        ConfigError: naming them.
+    """
     variants, batch = config.variants(), config.recipe().batch_size
     if config.train.stages and config.model.variant != variants[-1]:
         raise ConfigError(

@@ -17,7 +17,7 @@ from pipeline.config import InputConfig
 from pipeline.errors import ConfigError, MissingError, OutputError
 from pipeline.prepare import load_weights, read_label_set, refuse_overlap
 from pipeline.store import Store
-from pipeline.training.config import SCRATCH, TrainConfig
+from pipeline.training.config import SCRATCH, TrainConfig, check_consistent
 from pipeline.training.source import Source, list_source
 
 PATH = "_train.json"
@@ -74,11 +74,12 @@ def prepare_training(config: TrainConfig) -> PreparedTraining:
     """Find everything a training needs. Lists the inputs; writes nothing.
 
     Raises:
-        ConfigError, LabelSetError: no label set, or places that overlap.
+        ConfigError, LabelSetError: values that contradict, no label set, or places that overlap.
         WeightsError: the initial weights are none, or cannot start this network.
         InputError: nothing to learn from.
         StoreError: a store cannot be read.
     """
+    check_consistent(config)  # it may come from a form
     init = None
     if config.model.init != SCRATCH:
         init = load_weights(config.model.init, config.input.store)

@@ -46,6 +46,11 @@ def test_the_deployment_that_trains_starts_our_flow_with_a_configuration_of_ours
     assert config.val is not None and config.val.url == "FCNSEG_VAL"
     assert (config.output.url, config.compute.ray_address) == ("FCNSEG_TRAINED", "FCNSEG_RAY")
     assert found["enforce_parameter_schema"] is True
+    # Prefect makes an empty string of a variable that is not set.
+    tree = found["parameters"]["config"]
+    unset = {**tree, "val": {"url": ""}, "compute": {"ray_address": ""}}
+    config = TrainConfig.model_validate(unset)
+    assert config.val is None and config.ray_address() is None
 
 
 @pytest.mark.parametrize("flow", [label_dataset, train_dataset])

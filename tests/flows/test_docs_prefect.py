@@ -135,7 +135,7 @@ def test_from_nothing_to_a_night(terminal: Terminal) -> None:
     assert "Europe/Berlin" in said[2] or "0 2 * * *" in said[2]
     for name in ("nightly", "other"):
         assert (terminal.folder / "demo" / name / "_SUCCESS").exists()
-    assert said[-1].startswith("created: label-dataset")
+    assert said[-1].startswith("created: fcn-pipeline")
 
 
 @pytest.mark.prefect

@@ -160,6 +160,22 @@ def test_a_job_is_stopped_by_whoever_wants_its_end_and_outlives_prefect(
     assert "job: a line" in told.log  # what waited is told
 
 
+@pytest.mark.parametrize(("limit", "is_stopped"), [(0.0, True), (3600.0, False), (None, False)])
+def test_a_lost_slot_is_no_timeout_until_the_time_is_over(
+    told: Told,
+    stopped: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    limit: float | None,
+    is_stopped: bool,
+) -> None:
+    monkeypatch.setattr(ray_follow, "follow", following(error=asyncio.CancelledError()))
+    context = SimpleNamespace(task=SimpleNamespace(timeout_seconds=limit))
+    monkeypatch.setattr(work.TaskRunContext, "get", lambda: context)
+    with pytest.raises(asyncio.CancelledError):
+        work.follow_job.fn("http://h:8265", JOB, "key")
+    assert bool(stopped) is is_stopped
+
+
 @pytest.mark.parametrize("code", [0, 3, 4, 143])
 def test_the_end_of_a_job_is_the_end_of_its_driver(
     told: Told, monkeypatch: pytest.MonkeyPatch, code: int

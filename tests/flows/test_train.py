@@ -74,7 +74,8 @@ def test_flow_trains_publishes_and_leaves_a_finished_training_alone(
 ) -> None:
     from prefect.client.orchestration import get_client
 
-    wanted = config(tmp_path)
+    # As a deployment leaves it whose variable for the cluster is not set.
+    wanted = config(tmp_path, **{"compute.ray_address": ""})
     state = train_dataset(wanted, return_state=True)
     assert state.name == "Completed", state.message
     assert (state.message or "").startswith("2 steps, 2 of 2 done, best mean IU")
@@ -165,7 +166,7 @@ def test_the_hook_of_a_worker_stops_the_job_of_that_training(
     monkeypatch.setattr(ray_submit, "job_of", lambda config, address: job)
     monkeypatch.setattr(ray_follow, "stop", lambda address, name: stopped.append((address, name)))
     monkeypatch.setattr(work, "_in_charge", False)
-    for address in (None, "http://h:8265"):
+    for address in (None, "", "http://h:8265"):
         parameters = config(tmp_path, **{"compute.ray_address": address}).model_dump(mode="json")
         run = SimpleNamespace(parameters={"config": parameters})
         stop_training(None, run, None)  # type: ignore[arg-type]

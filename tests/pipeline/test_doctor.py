@@ -284,14 +284,18 @@ def ask(head: RayHead, *arguments: str, token: str = "") -> tuple[int, dict[str,
 
 
 @pytest.mark.ray
-def test_a_cluster_is_examined_node_by_node(cluster: RayHead, shards: Path, weights: Path) -> None:
+def test_a_cluster_is_examined_node_by_node(
+    cluster: RayHead, shards: Path, weights: Path, tmp_path: Path
+) -> None:
     code, found = ask(
-        cluster, "--address", cluster.address, "--input", str(shards), "--weights", str(weights)
-    )
+        cluster, "--address", cluster.address, "--input", str(shards), "--weights", str(weights),
+        "--output", str(tmp_path / "out"),
+    )  # fmt: skip
     assert code == 0, [item for item in found.values() if item["level"] != "ok"]
     nodes = [name for name in found if name.startswith("node ")]
     assert any(f"INPUT {shards}" in name for name in nodes)
     assert any(f"weights {weights}" in name for name in nodes)
+    assert any(f"OUTPUT {tmp_path}/out" in name for name in nodes)
     assert found["CPUs"]["found"] == "2 on 1 node"
 
 

@@ -32,6 +32,7 @@ def cluster(*resources: dict[str, float], **labels: str) -> list[Node]:
         ({}, [CPU8, CPU8], 1.0, 0.0, 8, 8),
         ({"max_workers": 20}, [CPU8, CPU8], 1.0, 0.0, 8, 20),
         ({"workers": 3}, [CPU8], 2.0, 0.0, 3, 3),
+        ({"min_workers": 4}, [{"CPU": 4.0}], 0.75, 0.0, 4, 4),
         # No node has the two cores of a copy: one that is slow, and none that waits for ever.
         ({}, [{"CPU": 1.0}] * 3, 1.0, 0.0, 1, 1),
         # GPUs: one each and no CPU, and more when nodes join.
@@ -69,8 +70,11 @@ def test_every_cluster_is_asked_for_what_it_has(
         ({"device": "cuda"}, [CPU8], "asks for 1 GPU per worker, the cluster has none"),
         ({"device": "cpu", "gpus_per_worker": 1.0}, [CPU8], "the cluster has none"),
         ({"gpus_per_worker": 2.0}, [GPU8, GPU8], "no node has more than 1"),
-        ({"worker_labels": ["zone=a"]}, [GPU8], "a node labelled zone=a, and there is none"),
+        ({"worker_labels": ["zone=a"]}, [GPU8], "a node labelled zone=a with 1 GPU, and there"),
+        ({"worker_labels": ["zone=a"]}, [CPU8], "a node labelled zone=a, and there is none"),
         ({"io_labels": ["zone=a"]}, [GPU8], "reads and writes on nodes labelled zone=a"),
+        ({"io_labels": ["zone=b"]}, [{"GPU": 1.0}], "and no node labelled zone=b has any"),
+        ({}, [{"CPU": 0.0, "GPU": 1.0}], "reads and writes with CPUs, and no node has any"),
     ],
 )
 def test_a_cluster_that_can_hold_no_network_is_refused_in_words(
@@ -102,7 +106,10 @@ def test_labels_choose_among_nodes() -> None:
 @given(
     st.lists(
         st.fixed_dictionaries(
-            {"CPU": st.sampled_from([1.0, 2.0, 4.0, 8.0]), "GPU": st.sampled_from([0.0, 1.0, 4.0])}
+            {
+                "CPU": st.sampled_from([0.0, 1.0, 2.0, 4.0, 8.0]),
+                "GPU": st.sampled_from([0.0, 1.0, 4.0]),
+            }
         ),
         min_size=1,
         max_size=6,
@@ -118,14 +125,20 @@ def test_copies_never_take_the_last_cpus_of_the_nodes_that_read(
         Node(str(i), "", has, {"io": "yes" if i in reads else "no"}) for i, has in enumerate(nodes)
     ]
     labels = data.draw(st.sampled_from([(), ("io=yes",)]))
-    pool = plan_pool(ComputeConfig(io_labels=labels), found)
+    least = data.draw(st.sampled_from([None, 3, 9]))
+    may_read = [node for node in found if not labels or int(node.id) in reads]
+    compute = ComputeConfig(io_labels=labels, min_workers=least)
+    if not any(node.amount("CPU") for node in may_read):
+        with pytest.raises(ClusterError, match="reads and writes"):
+            plan_pool(compute, found)
+        return
+    pool = plan_pool(compute, found)
     free = {node.id: node.amount("CPU") for node in found}
     assert not (pool.gpus and pool.cpus)
     for _ in range(pool.start):  # on the node with the most room, as Ray spreads them
         free[max(free, key=lambda name: free[name])] -= pool.cpus
     assert min(free.values()) >= 0
-    may_read = [node.id for node in found if not labels or int(node.id) in reads]
-    assert sum(int(free[name] / 0.25) for name in may_read) >= 4
+    assert sum(int(free[node.id] / 0.25) for node in may_read) >= 4
 
 
 def test_nodes_with_gpus_are_left_alone_only_where_there_are_others() -> None:
