@@ -83,8 +83,7 @@ class Feed:
             self.started, self.begin = time.perf_counter(), usage()
         for shard in shards:
             due = self.started + self.count * self.gap
-            if due > time.perf_counter():
-                time.sleep(due - time.perf_counter())
+            time.sleep(max(0.0, due - time.perf_counter()))
             if time.perf_counter() - self.started > self.seconds:
                 return
             data = self.templates[self.count % TEMPLATES]
