@@ -47,15 +47,19 @@ check: setup  ## Format, lint, types and unit tests (one to two minutes)
 	$(BIN)/python -m pytest -q -m "not (slow or browser or ray or prefect or s3 or cluster or gpu)" \
 	  $(addprefix --ignore=,$(E2E))
 
-bench: setup  ## Measure against a plain loop, on this machine
-	$(BIN)/python -m benchmarks.end_to_end --images 128 --json benchmarks/end_to_end.json
+# Results go to build/bench; those in benchmarks/ are of the machines that RESULTS.md names.
+bench: setup  ## Measure against loops and peers, on this machine (at most 20 minutes on 2 cores)
+	mkdir -p build/bench
+	$(BIN)/python -m benchmarks.end_to_end --images 128 --json build/bench/end_to_end.json
+	$(BIN)/python -m benchmarks.forward --rounds 3 --json build/bench/forward.json
+	$(BIN)/python -m benchmarks.peers --json build/bench/peers.json
 
 demo-weights: setup  ## Train the shipped demo weights again from nothing (under an hour on 2 cores)
 	$(BIN)/python -m fcn_core.training fcn_core/demo.safetensors
 
 lock: setup  ## Write both lock files anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	  --extra dev -o requirements.lock pyproject.toml
+	  --extra dev --extra bench -o requirements.lock pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --extra aws --extra gcp --extra gcs --extra azure --constraint requirements.lock \
 	  -o deploy/requirements.lock pyproject.toml
