@@ -38,7 +38,7 @@ test-all: setup  ## Every test (at most 45 minutes on 2 cores)
 E2E := tests/pipeline/test_kill.py tests/pipeline/test_export_readers.py tests/test_readme.py \
   tests/test_real_images.py tests/fcn_core/test_training.py tests/pipeline/test_train.py \
   tests/pipeline/test_train_kill.py tests/pipeline/test_train_group.py \
-  tests/test_site.py tests/test_costs.py
+  tests/test_site.py tests/test_costs.py tests/test_peers.py
 
 check: setup  ## Format, lint, types and unit tests (one to two minutes)
 	$(BIN)/ruff format --check .

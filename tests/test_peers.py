@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.peers.__main__ import best, compare, plan, table
-from benchmarks.peers.job import LABELS, Job, finished_row, mean_iou
+from benchmarks.peers.job import DTYPES, LABELS, Job, Labeller, finished_row, mean_iou, read_picture
 from benchmarks.peers.measure import Run, compared, masks, timed
 from benchmarks.peers.one import PEERS, do, is_installed
 from benchmarks.peers.world import make_folder, make_weights, write_scene
@@ -33,21 +34,16 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("name", "given"),
+    "name",
     [
-        ("DataLoader loop", False),
-        ("DataLoader loop", True),  # the others take it over by the same code
-        ("Daft UDF", False),
-        ("datasets.map", False),
-        pytest.param("Ray recipe", False, marks=[pytest.mark.ray, pytest.mark.slow]),
+        *(name for name in PEERS if name != "Ray recipe"),
+        pytest.param("Ray recipe", marks=[pytest.mark.ray, pytest.mark.slow]),
     ],
 )
-def test_every_peer_makes_our_masks_and_our_score(
-    ours: Job, tmp_path: Path, name: str, given: bool
-) -> None:
+def test_every_peer_makes_our_masks_and_our_score(ours: Job, tmp_path: Path, name: str) -> None:
     if not is_installed(name):
         pytest.skip(f"{PEERS[name][1]} is not installed")
-    job = replace(ours, output=str(tmp_path / "out"), given=given)
+    job = replace(ours, output=str(tmp_path / "out"))
     seconds = timed(name, job)
     expected = masks(ours.output)
     assert len(expected) == len(SIZES)
@@ -60,9 +56,27 @@ def test_every_peer_makes_our_masks_and_our_score(
     assert 0 < seconds["cpu"] and 0 < seconds["wall"]
 
 
-def test_a_job_that_fails_says_why(ours: Job, tmp_path: Path) -> None:
-    job = replace(ours, output=str(tmp_path / "out"), weights=str(tmp_path / "none"))
-    with pytest.raises(RuntimeError, match=r"DataLoader loop ended with 1[\s\S]*No such file"):
+def test_what_is_given_changes_no_mask_in_fp32_and_few_pixels_in_bf16(ours: Job) -> None:
+    expected = masks(ours.output)
+    for precision, most in (("fp32", 0.0), ("bf16", 0.1)):
+        given = replace(ours, given=True, precision=precision, threads=torch.get_num_threads())
+        labeller = Labeller(given)
+        weight = next(labeller.model.parameters())
+        assert weight.dtype == DTYPES[precision]
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        found = {path.stem: labeller(read_picture(path)) for path in ours.images()}
+        assert compared(found, expected)["share"] <= most
+
+
+def test_a_job_that_fails_says_why(
+    ours: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho no weights there >&2\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr("benchmarks.peers.measure.sys.executable", str(script))
+    job = replace(ours, output=str(tmp_path / "out"))
+    with pytest.raises(RuntimeError, match=r"DataLoader loop ended with 3 [\s\S]*no weights there"):
         timed("DataLoader loop", job)
 
 

@@ -79,6 +79,8 @@ def measure(runs: list[Run], folder: Path, rounds: int) -> dict[Run, dict[str, A
                     output = str(folder / f"out/{number}-{what}-{round_number}")
                     job = replace(base, folder=str(folder / what), output=output)
                     times.append(timed(run.name, job))
+            if len(masks(job.output)) != pictures:
+                raise RuntimeError(f"{len(masks(job.output))} masks of {pictures} pictures")
         except RuntimeError as error:
             print(f"{run.title}: failed\n{error}", file=sys.stderr, flush=True)
             results[run] = {"failed": str(error).splitlines()[0]}
@@ -111,30 +113,26 @@ def best(
 
 def compare(results: dict[Run, dict[str, Any]], precision: str, folder: Path) -> None:
     """Ratios of each peer to ours, and its masks against ours."""
-    ours = {run.precision: row for run, row in results.items() if run.name == "fcnseg"}
-    for run, row in results.items():
-        if "failed" in row or "failed" in ours.get(run.precision, {"failed": ""}):
-            continue
-        expected = masks(ours[run.precision]["output"])
-        row["masks"] = compared(masks(row["output"]), expected)
-        if row["masks"]["pictures"] != len(expected):
-            raise RuntimeError(f"{run.title}: {row['masks']['pictures']} masks of {len(expected)}")
-        if run.name not in OURS:
-            for against in dict.fromkeys((precision, run.precision)):
-                mine = ours[against]
+    done = {run: row for run, row in results.items() if "failed" not in row}
+    ours = {run.precision: row for run, row in done.items() if run.name == "fcnseg"}
+    for run, row in done.items():
+        if run.precision in ours:
+            row["masks"] = compared(masks(row["output"]), masks(ours[run.precision]["output"]))
+        for against in dict.fromkeys((precision, run.precision)) if run.name not in OURS else ():
+            if against in ours:
                 row[f"times_ours_{against}"] = {
-                    name: round(row[name] / mine[name], 2) for name in RATIOS
+                    name: round(row[name] / ours[against][name], 2) for name in RATIOS
                 }
     daft = Run("Daft UDF", False, "fp32")
-    if "masks" in results.get(daft, {}):
+    if "masks" in done.get(daft, {}):
         output = str(folder / "out/daft-pillow")
-        job = Job(
-            str(folder / "side"), str(folder / "weights.safetensors"), output, "fp32", False,
-            THREADS, pillow=True,
-        )  # fmt: skip
-        timed("Daft UDF", job)
+        weights = str(folder / "weights.safetensors")
+        timed(
+            "Daft UDF",
+            Job(str(folder / "side"), weights, output, "fp32", False, THREADS, pillow=True),
+        )
         found = compared(masks(output), masks(ours["fp32"]["output"]))
-        results[daft]["masks_with_pillow"] = found
+        done[daft]["masks_with_pillow"] = found
 
 
 def make_world(folder: Path, photographs: int, scenes: int) -> None:
