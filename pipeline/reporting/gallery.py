@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import Any
@@ -70,7 +70,6 @@ def read_gallery(output: Store, summary: Summary, run: str) -> Gallery:
         run: the latest one; "" if there is none.
     """
     queue, notes = _queue(output, run, summary.labels)
-    held = {(picture["shard"], picture["key"]) for picture in queue}
     by_shard: list[list[dict[str, Any]]] = []
     shards = _choose(summary)
     tables = max(1, min(_MAX_TABLES, MAX_PICTURES // max(1, len(shards))))
@@ -90,8 +89,22 @@ def read_gallery(output: Store, summary: Summary, run: str) -> Gallery:
         by_shard.append(found)
         notes += [note] if note is not None else []
     turns = (item for turn in zip_longest(*by_shard) for item in turn if item is not None)
-    others = (picture for picture in turns if (picture["shard"], picture["key"]) not in held)
-    return Gallery(list(_within(chain(queue, others))), notes)
+    return Gallery(list(_within(_each_once(queue, turns))), notes)
+
+
+def _each_once(
+    queue: list[dict[str, Any]], previews: Iterable[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The queue, then the previews that are not in it; who is in both has all its reasons."""
+    held = {(picture["shard"], picture["key"]): picture for picture in queue}
+    others = []
+    for picture in previews:
+        queued = held.get((picture["shard"], picture["key"]))
+        if queued is None:
+            others.append(picture)
+        else:
+            queued["why"] = list(dict.fromkeys([*queued["why"], *picture["why"]]))
+    return chain(queue, others)
 
 
 def _queue(output: Store, run: str, labels: LabelSet) -> tuple[list[dict[str, Any]], list[str]]:

@@ -83,7 +83,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of six shards of rendered scenes, labelled with the demo weights."""
     folder = tmp_path_factory.mktemp("scenes")
     make_scene_shards(Store(str(folder / "shards")), 6, 6)
-    assert run(demo_config(str(folder))).exit_code == 0
+    config = demo_config(str(folder))
+    drift = config.drift.model_copy(update={"review_images": 2})
+    assert run(config.model_copy(update={"drift": drift})).exit_code == 0
     return folder / "output" / REPORT_PATH
 
 
@@ -124,7 +126,7 @@ def test_it_is_accessible(scenes: Path, open_report: Open, scheme: str) -> None:
 def test_pictures_are_filtered_and_ordered(scenes: Path, open_report: Open) -> None:
     report = open_report(scenes)
     page, pictures = report.page, report.data["pictures"]
-    assert 12 <= len(pictures) <= 18
+    assert 12 <= len(pictures) <= 24
 
     def expected(order: str, keep: Callable[[dict[str, Any]], bool] = lambda _: True) -> list[str]:
         kept = [picture for picture in pictures if keep(picture)]
@@ -145,6 +147,10 @@ def test_pictures_are_filtered_and_ordered(scenes: Path, open_report: Open) -> N
     assert report.keys() == expected("confidence", lambda p: p["shard"] == "scenes-003")
     page.select_option("#with-why", "drawn by lot")
     assert len(report.keys()) == 1
+    page.select_option("#with-shard", "")
+    page.select_option("#with-why", "in the review queue")
+    worst = [p["key"] for p in sorted(pictures, key=lambda p: p["iou"])[:2]]
+    assert sorted(report.keys()) == sorted(worst)
     page.fill("#with-key", "no such key")
     assert report.keys() == [] and "Loosen the filters" in page.locator("#gallery").inner_text()
 
