@@ -55,10 +55,7 @@ def test_networks_run_where_gpus_are_and_the_rest_elsewhere(scenarios: Scenarios
     figures = told(scenarios.undisturbed())
     assert figures.exit_codes == [0], figures.said
     assert set(places(figures.steps, "compute")) == {"w1", "w2"}
-    for what in ("read", "write"):  # on nodes without GPUs while these have room, else any
-        found = places(figures.steps, what)
-        print(what, dict(found))
-        assert found["head"] > found.total() / 2
+    assert set(places(figures.steps, "read")) == set(places(figures.steps, "write")) == {"head"}
     assert places(figures.steps, "compute").total() == CHUNKS
 
 
