@@ -205,9 +205,10 @@ def _dataset(job: Job, weights: Any, shards: Sequence[Shard], pool: Pool) -> Any
         for start in range(0, len(shards), several)
     ]
     compute = job.compute
+    io_nodes = dict(pool.io_selector) or None
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .flat_map(_Read(job), num_cpus=IO_CPUS, label_selector=selector(compute.io_labels) or None)
+        .flat_map(_Read(job), num_cpus=IO_CPUS, label_selector=io_nodes)
         .map(
             _SegmentActor,  # type: ignore[arg-type]  # Ray's stub wants the method, not the class
             fn_constructor_kwargs={"job": job, "weights": weights, "most": pool.most},
@@ -217,7 +218,7 @@ def _dataset(job: Job, weights: Any, shards: Sequence[Shard], pool: Pool) -> Any
             num_gpus=pool.gpus,
             label_selector=selector(compute.worker_labels) or None,
         )
-        .map(_Write(job), num_cpus=IO_CPUS, label_selector=selector(compute.io_labels) or None)
+        .map(_Write(job), num_cpus=IO_CPUS, label_selector=io_nodes)
     )
 
 

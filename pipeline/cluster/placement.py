@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,7 +48,8 @@ class Pool:
         start: how many are asked for at once.
         most: how many there may be when nodes join; None: as many as there is room for.
         room: how many the present nodes can hold.
-        avoid_gpu_nodes: whether reading and writing should leave the nodes with GPUs alone.
+        avoid_gpu_nodes: whether reading and writing go first to nodes without GPUs.
+        io_selector: of the nodes that may read and write, in Ray's label selectors; empty: any.
     """
 
     cpus: float
@@ -56,6 +58,7 @@ class Pool:
     most: int | None
     room: int
     avoid_gpu_nodes: bool
+    io_selector: Mapping[str, str]
 
 
 def plan_pool(compute: ComputeConfig, nodes: Sequence[Node], to_come: Sequence[Node] = ()) -> Pool:
@@ -96,6 +99,7 @@ def plan_pool(compute: ComputeConfig, nodes: Sequence[Node], to_come: Sequence[N
         most=compute.workers or (compute.max_workers if grows else start),
         room=room,
         avoid_gpu_nodes=gpus > 0 and any(not node.amount("GPU") for node in nodes),
+        io_selector=selector(compute.io_labels) or (_apart(nodes, max(1, room)) if gpus else {}),
     )
 
 
@@ -123,7 +127,7 @@ def lack(compute: ComputeConfig, nodes: Sequence[Node]) -> str | None:
         place = f"a node labelled {wanted}" + (f" with {size}" if gpus else "")
         return f"asks for {place}, and there is none"
     may_read = [node for node in nodes if matches(compute.io_labels, node.labels)]
-    wanted = ", ".join(compute.io_labels)
+    wanted = textwrap.shorten(", ".join(compute.io_labels), 90)
     if not may_read:
         return f"reads and writes on nodes labelled {wanted}, and there is none"
     if not any(node.amount("CPU") >= IO_CPUS for node in may_read):
@@ -208,6 +212,33 @@ def _cpus(
     most = max(node.amount("CPU") for node in hosts)
     return next((c for c in wanted if c <= most and io_tasks(c) >= _IO_TASKS), 0.0)
 
+
+def _apart(nodes: Sequence[Node], copies: int) -> dict[str, str]:
+    """A selector of the nodes without GPUs, where these can read and write for so many copies.
+
+    They can where they have room for four tasks for each copy, and no fewer CPUs than the nodes
+    with GPUs: a small head does not hold up the large machines that decode for themselves.
+    """
+    with_gpus = [node for node in nodes if node.amount("GPU")]
+    others = [node for node in nodes if not node.amount("GPU")]
+    cpus = sum(node.amount("CPU") for node in others)
+    tasks = sum(math.floor(node.amount("CPU") / IO_CPUS) for node in others)
+    if tasks < _IO_TASKS * copies or cpus < sum(node.amount("CPU") for node in with_gpus):
+        return {}
+    # By what they are not: a node that takes the place of a lost one must be allowed.
+    groups = {node.labels.get(_GROUP, "") for node in with_gpus}
+    if "" not in groups and not groups & {node.labels.get(_GROUP, "") for node in others}:
+        return {_GROUP: f"!in({','.join(sorted(groups))})"}
+    if len(with_gpus) > _MOST_NAMED:
+        return {}
+    return {"ray.io/node-id": f"!in({','.join(sorted(node.id for node in with_gpus))})"}
+
+
+_GROUP = "ray.io/node-group"
+"""The kind of a node, which autoscalers set: it also tells of nodes that join later."""
+
+_MOST_NAMED = 100
+"""Nodes whose ids travel with every task that reads or writes; 56 characters each."""
 
 _PARTS = [0.75, 0.5, 0.25, 0.125, 0.0625]
 """Of a CPU, for a copy that must share one."""

@@ -45,10 +45,12 @@ def nodes_to_come() -> list[Node]:
 
 @contextmanager
 def watched(compute: ComputeConfig, pool: Pool) -> Iterator[None]:
-    """Say in the log when no node is left that can hold a copy of the network, and when one is.
+    """Say in the log when no node is left that can hold a copy, or read and write; and when one is.
 
     Ray itself waits without a word: a node may come back, or an autoscaler may bring one.
     """
+    reads = tuple(f"{key}={value}" for key, value in pool.io_selector.items())
+    compute = compute.model_copy(update={"io_labels": reads})
     if pool.gpus:  # with device auto, a cluster that lost its GPUs would look like one of CPUs
         asked = {"device": "cuda", "gpus_per_worker": pool.gpus}
         compute = compute.model_copy(update=asked)

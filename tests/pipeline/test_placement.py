@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cluster.placement import Node, plan_pool
+from pipeline.cluster.placement import Node, matches, plan_pool
 from pipeline.config import ComputeConfig
 from pipeline.errors import ClusterError
 
@@ -145,6 +145,69 @@ def test_nodes_with_gpus_are_left_alone_only_where_there_are_others() -> None:
     assert plan_pool(ComputeConfig(), cluster(GPU8, CPU8)).avoid_gpu_nodes
     assert not plan_pool(ComputeConfig(), cluster(GPU8, GPU8)).avoid_gpu_nodes
     assert not plan_pool(ComputeConfig(device="cpu"), cluster(GPU8, CPU8)).avoid_gpu_nodes
+
+
+def ids(*nodes: int) -> dict[str, str]:
+    return {"ray.io/node-id": f"!in({','.join(map(str, nodes))})"}
+
+
+@pytest.mark.parametrize(
+    ("compute", "nodes", "expected"),
+    [
+        ({}, [CPU8, GPU8], ids(1)),
+        ({}, [GPU8, CPU8, GPU8, CPU8], ids(0, 2)),
+        # A small head, and machines that decode for their own networks.
+        ({}, [CPU8, {"CPU": 32.0, "GPU": 1.0}], {}),
+        # Room for four tasks a copy, or a node with GPUs helps.
+        ({}, [{"CPU": 3.0}, {"CPU": 1.0, "GPU": 4.0}], {}),
+        ({}, [{"CPU": 4.0}, {"CPU": 1.0, "GPU": 4.0}], ids(1)),
+        ({}, [GPU8, GPU8], {}),
+        ({}, [CPU8, CPU8], {}),
+        ({"device": "cpu"}, [CPU8, GPU8], {}),
+        ({"device": "cpu", "gpus_per_worker": 1.0}, [CPU8, GPU8], ids(1)),
+        # What the user says, holds.
+        ({"io_labels": ["zone=b"]}, [CPU8, GPU8], {"zone": "b"}),
+        # Ids of hundreds of nodes would travel with every task.
+        ({}, [{"CPU": 999.0}, *[{"CPU": 1.0, "GPU": 1.0}] * 101], {}),
+    ],
+)
+def test_nodes_without_gpus_read_and_write_alone_where_they_can(
+    compute: dict[str, Any], nodes: list[dict[str, float]], expected: dict[str, str]
+) -> None:
+    pool = plan_pool(ComputeConfig(**compute), cluster(*nodes, zone="b"))
+    assert pool.io_selector == expected
+
+
+def test_groups_of_an_autoscaler_name_nodes_that_are_not_there_yet() -> None:
+    nodes = [
+        Node(str(i), "", GPU8 if group == "gpus" else CPU8, {"ray.io/node-group": group})
+        for i, group in enumerate(["head", "gpus", "cpus"])
+    ]
+    wanted = plan_pool(ComputeConfig(), nodes).io_selector
+    assert wanted == {"ray.io/node-group": "!in(gpus)"}
+    found = [matches([f"{k}={v}" for k, v in wanted.items()], node.labels) for node in nodes]
+    assert found == [True, False, True]
+    mixed = [*nodes, Node("3", "", GPU8, {"ray.io/node-group": "head"})]
+    assert plan_pool(ComputeConfig(), [*mixed, *cluster(CPU8)]).io_selector == ids(1, 3)
+
+
+def test_a_run_says_when_nobody_is_left_to_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pipeline.cluster import ray_nodes
+
+    both = [Node("a", "", GPU8, {"ray.io/node-id": "a"}), Node("b", "", CPU8)]
+    seen = [both[:1], both]
+    monkeypatch.setattr(ray_nodes, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(ray_nodes, "live_nodes", lambda: seen.pop(0) if seen else both)
+    caplog.set_level(logging.WARNING, "fcnseg")
+    with ray_nodes.watched(ComputeConfig(), plan_pool(ComputeConfig(), both)):
+        while seen:
+            time.sleep(0.01)
+    assert [record.getMessage() for record in caplog.records] == [
+        "reads and writes on nodes labelled ray.io/node-id=!in(a), and there is none: waiting for "
+        "a node", "a node has come",
+    ]  # fmt: skip
 
 
 def test_a_run_says_when_its_last_host_is_lost_and_when_one_comes(
