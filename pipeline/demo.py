@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterable
 
 from PIL import Image
 
 from fcn_core.images import encode_mask
 from fcn_core.labels import SCENES
-from fcn_core.scenes import render_scene
+from fcn_core.scenes import Scene, render_scene
 from pipeline.config import RunConfig, load_config
 from pipeline.store import Store
 from pipeline.writers import add_to_tar
@@ -29,7 +30,9 @@ def make_scene_shards(output: Store, shards: int = SHARDS, images: int = IMAGES_
     for shard in range(shards):
         name = f"scenes-{shard:03d}.tar"
         if name not in there:
-            output.write(name, _scene_tar(FIRST_SEED + shard * images, images))
+            first = FIRST_SEED + shard * images
+            seeds = range(first, first + images)
+            output.write(name, scene_tar(zip(seeds, map(render_scene, seeds), strict=True)))
 
 
 def demo_config(directory: str, executor: str = "local") -> RunConfig:
@@ -47,11 +50,11 @@ def demo_config(directory: str, executor: str = "local") -> RunConfig:
     )
 
 
-def _scene_tar(first_seed: int, images: int) -> bytes:
+def scene_tar(scenes: Iterable[tuple[int, Scene]]) -> bytes:
+    """A shard of scenes and their labels, named by their seeds."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for seed in range(first_seed, first_seed + images):
-            scene = render_scene(seed)
+        for seed, scene in scenes:
             picture = io.BytesIO()
             Image.fromarray(scene.image).save(picture, "JPEG", quality=92)
             add_to_tar(tar, f"scene-{seed}.jpg", picture.getvalue())

@@ -19,7 +19,7 @@ from fcn_core.labels import LABEL_SETS, LabelSet, label_set
 from fcn_core.preprocessing import PREPROCESSINGS, Preprocessing
 from fcn_core.published import Published, SourceFormat, check_checksum, identify, published
 from pipeline.errors import ConfigError, StoreError
-from pipeline.prepare import read_label_set
+from pipeline.prepare import load_weights, read_label_set
 from pipeline.store import read_url, write_url
 from pipeline.stores.options import masked
 
@@ -129,6 +129,29 @@ def convert(request: ConvertRequest) -> ConvertResult:
         notes,
         describe(written),
     )
+
+
+def halve(source: str, destination: str) -> WeightsFile:
+    """Write a weights file again with its numbers in float16; it is loaded as float32 as before.
+
+    Args:
+        source: name or URL of a weights file.
+        destination: URL of the file to write.
+
+    Raises:
+        WeightsError: it is not a weights file, a number of it is too large for float16, or another
+            file is there.
+        ConfigError: both are one.
+        StoreError: the source cannot be read or the destination not written.
+    """
+    if source == destination:
+        raise ConfigError(destination, "SRC and DST are one", "two", "Name another DST.")
+    file = load_weights(source)
+    written = WeightsFile(save_weights(file.load(), file.info, half=True), f"weights {destination}")
+    written.load()  # refuses what has become infinite, with the name of the tensor
+    _refuse_overwriting(destination, written.data)
+    write_url(destination, written.data)
+    return written
 
 
 def describe(file: WeightsFile) -> dict[str, Any]:

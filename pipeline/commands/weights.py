@@ -147,7 +147,22 @@ def verify(
     )
 
 
-for command in (show, convert, verify):
+def halve(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A weights file; any URL.")],
+    destination: Annotated[
+        str, typer.Argument(metavar="DST", help="The .safetensors file to write; any URL.")
+    ],
+) -> None:
+    """Write a weights file again with its numbers in float16: half the size."""
+    from pipeline.weights import halve as halve_file
+
+    written = halve_file(source, destination)
+    console.out.print(
+        f"{destination}: {console.size(len(written.data))}, sha256 {written.sha256}", markup=False
+    )
+
+
+for command in (show, convert, halve, verify):
     app.command()(command)
 
 
