@@ -54,8 +54,13 @@ bench: setup  ## Measure against loops and peers, on this machine (at most 20 mi
 	$(BIN)/python -m benchmarks.forward --rounds 3 --json build/bench/forward.json
 	$(BIN)/python -m benchmarks.peers --json build/bench/peers.json
 
+WEIGHTS := build/demo-weights
 demo-weights: setup  ## Train the shipped demo weights again from nothing (under an hour on 2 cores)
-	$(BIN)/python -m fcn_core.training fcn_core/demo.safetensors
+	$(BIN)/python -m docs.demo_scenes $(WEIGHTS)
+	$(BIN)/fcnseg train $(WEIGHTS)/train --val $(WEIGHTS)/val --output $(WEIGHTS)/out \
+	  --config docs/demo-weights.yaml
+	$(BIN)/fcnseg weights halve $(WEIGHTS)/out/last.safetensors $(WEIGHTS)/demo.safetensors
+	$(BIN)/fcnseg evaluate $(WEIGHTS)/val --weights $(WEIGHTS)/demo.safetensors
 
 lock: setup  ## Write both lock files anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \

@@ -1,9 +1,9 @@
-"""One function over very many items, on threads: results in order, few items in flight."""
+"""Very many items on threads, in order, few of them in flight."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -33,3 +33,19 @@ def map_ordered(
             yield begun.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """The same items; the next one is made while this one is used.
+
+    When it is closed, none is being made any more; the items themselves are not closed.
+
+    >>> list(ahead(iter("ab")))
+    ['a', 'b']
+    """
+    with ThreadPoolExecutor(1) as pool:
+        end = object()
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item  # type: ignore[misc]  # not the end

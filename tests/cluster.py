@@ -105,6 +105,7 @@ class Cluster:
         folder = Path(f"/tmp/c{uuid.uuid4().hex[:6]}")  # short: sockets lie in it
         folder.mkdir()
         token = uuid.uuid4().hex
+        cluster = None
         names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
         own = {k: v for k, v in os.environ.items() if k not in names and "_proxy" not in k.lower()}
         try:
@@ -121,6 +122,8 @@ class Cluster:
                     cluster.start_head()
                     yield cluster
         finally:
+            for process in cluster.nodes.values() if cluster else ():
+                process.wait()  # killed with their namespaces; a child must be waited for
             shutil.rmtree(folder, ignore_errors=True)
 
     @property

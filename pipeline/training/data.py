@@ -9,11 +9,9 @@ before it needs to be read again.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 
@@ -21,12 +19,11 @@ from fcn_core.errors import ImageError
 from fcn_core.preprocessing import Preprocessing
 from fcn_core.recipes import Recipe
 from fcn_core.training_batch import NOTHING, Batch, Pixels, augment, stack
-from pipeline.ordered import map_ordered
+from pipeline.ordered import ahead, map_ordered
 from pipeline.samples import Failure, Sample
 from pipeline.training.source import Source, unlabelled
 
 _WINDOW_BYTES = 512 * 2**20
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def stream(
         InputError: an epoch without a single one.
         ShardError, StoreError: the input fails.
     """
-    with closing(_ahead(_windows(source, seed, shuffle_samples, start))) as windows:
+    with closing(ahead(_windows(source, seed, shuffle_samples, start))) as windows:
         skip = start.offset
         for window in windows:
             place = window.start
@@ -112,15 +109,6 @@ def _epoch(source: Source, order: Sequence[int], start: Cursor, least: int) -> I
 def _shuffled(count: int, *key: int) -> list[int]:
     order: list[int] = np.random.default_rng(key).permutation(count).tolist()
     return order
-
-
-def _ahead(items: Iterator[T]) -> Generator[T, None, None]:
-    """The same items; the next one is made while this one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
 
 
 @dataclass(frozen=True)

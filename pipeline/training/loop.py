@@ -17,6 +17,7 @@ from fcn_core.model import FCN
 from fcn_core.predictor import Predictor
 from fcn_core.training_init import from_nothing, transplant
 from fcn_core.training_learner import Course, Group, Learner, Lesson
+from pipeline.ordered import ahead
 from pipeline.store import Store
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from pipeline.training.data import Cursor, Share, Step, steps, stream
@@ -110,8 +111,8 @@ class TrainingLoop:
         )  # fmt: skip
         work = steps(self.prepared.data, samples, share, self.step + 1)
         moment = time.monotonic()
-        with closing(samples), closing(work):
-            for step in work:
+        with closing(samples), closing(work), closing(ahead(work)) as ready:
+            for step in ready:
                 lesson = self._learn(step)
                 self._note(step, lesson, time.monotonic() - moment)
                 is_stopped = around.group.sum([float(around.stop())])[0] > 0
