@@ -116,6 +116,8 @@ class ComputeConfig(Section):
     """On Ray: labels of the nodes for reading and writing, like ray.io/market-type=on-demand."""
     batch_size: int | None = Field(default=None, ge=1)
     """Images of one shape per forward pass; default 1 on a CPU, 8 on a GPU."""
+    decoders: int | None = Field(default=None, ge=0)
+    """Threads of one copy that decode ahead of the network; default 0 on a CPU, up to 8 else."""
     plain_forward: bool = False
     """Compute the whole padded canvas of every picture: slower, equal but for rounding."""
 

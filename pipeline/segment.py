@@ -6,8 +6,11 @@ whatever decodes it.
 
 from __future__ import annotations
 
+import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +25,7 @@ from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix
 from fcn_core.predictor import Prediction, Predictor
 from pipeline.errors import PoisonError
+from pipeline.ordered import ahead, map_ordered
 from pipeline.results import ImageResult, Piece, Preview, PreviewChoice, PreviewCounts
 from pipeline.samples import Failure, Sample, decode_truth
 from pipeline.workers.words import NetworkSettings
@@ -29,8 +33,14 @@ from pipeline.workers.words import NetworkSettings
 Announce = Callable[[Sequence[int]], None]
 """Told the places of the samples that are worked on next."""
 
-# Decoded pictures held at once, per worker. A chunk of 64 MiB of flat PNGs may decode to gigabytes.
 _WINDOW_BYTES = 256 * 2**20
+"""Decoded pictures held at once. A chunk of 64 MiB of flat PNGs may decode to gigabytes."""
+
+_WINDOWS_AHEAD = 4
+"""Where decoding goes on beside the network: one window in work, one ready, one being decoded, and
+what the decoders hold."""
+
+_MOST_DECODERS = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,10 @@ class _Decoded:
     sample: Sample
     image: NDArray[np.uint8]
     label: NDArray[np.uint8] | None
+
+
+_Placed = tuple[int, _Decoded]
+"""A sample and its place among those of the call."""
 
 
 class Segmenter:
@@ -57,6 +71,10 @@ class Segmenter:
             batch_size=settings.batch_size,
             plain=settings.plain_forward,
         )
+        self.decoders = settings.decoders
+        if self.decoders is None:  # on a CPU the network has all cores, and nothing waits for it
+            on_cpu = self.predictor.device.type == "cpu"
+            self.decoders = 0 if on_cpu else min(_MOST_DECODERS, os.cpu_count() or 1)
 
     def __call__(self, samples: Sequence[Sample], announce: Announce = lambda _: None) -> Piece:
         """Masks, counts and failures of some samples.
@@ -72,9 +90,10 @@ class Segmenter:
         previews = PreviewChoice(PreviewCounts(self.settings.review_images))
         confusion = ConfusionMatrix(self.settings.labels.num_classes)
         forward_seconds = 0.0
-        for window in _windows(self._decode(samples, failures, announce)):
+        at_work = _AtWork(announce)
+        for window in self._windows(samples, failures, at_work):
             forward_started = time.perf_counter()
-            predictions = self._predict(window, announce)
+            predictions = self._predict(window, at_work)
             forward_seconds += time.perf_counter() - forward_started
             for (_, decoded), prediction in zip(window, predictions, strict=True):
                 result, matrix = self._count(decoded, prediction)
@@ -87,11 +106,27 @@ class Segmenter:
         seconds = {"decode": total - forward_seconds, "forward": forward_seconds}
         return Piece(tuple(results), tuple(failures), previews.chosen(), confusion, seconds)
 
-    def _predict(
-        self, window: Sequence[tuple[int, _Decoded]], announce: Announce
-    ) -> list[Prediction]:
+    def _windows(
+        self, samples: Sequence[Sample], failures: list[Failure], at_work: _AtWork
+    ) -> Iterator[list[_Placed]]:
+        """Decoded samples, some at a time; the next ones meanwhile, if there are decoders."""
+
+        def decode(item: tuple[int, Sample]) -> _Placed | Failure:
+            with at_work.decoding(item[0]):
+                found = self._decode(item[1])
+            return found if isinstance(found, Failure) else (item[0], found)
+
+        if not self.decoders:
+            yield from _windows(map(decode, enumerate(samples)), failures, _WINDOW_BYTES)
+            return
+        with closing(map_ordered(decode, enumerate(samples), self.decoders)) as decoded:
+            windows = _windows(decoded, failures, _WINDOW_BYTES // _WINDOWS_AHEAD)
+            with closing(ahead(windows)) as ready:
+                yield from ready
+
+    def _predict(self, window: Sequence[_Placed], at_work: _AtWork) -> list[Prediction]:
         def on_batch(batch: Sequence[int]) -> None:
-            announce([window[index][0] for index in batch])
+            at_work.begin_batch([window[index][0] for index in batch])
 
         try:
             images = [decoded.image for _, decoded in window]
@@ -100,24 +135,20 @@ class Segmenter:
             if _is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
             raise
+        finally:
+            at_work.end_batch()
 
-    def _decode(
-        self, samples: Sequence[Sample], failures: list[Failure], announce: Announce
-    ) -> Iterator[tuple[int, _Decoded]]:
-        for index, sample in enumerate(samples):
-            announce([index])
-            try:
-                found = decode_sample(sample, self.settings.labels, self.settings.max_image_pixels)
-            except MemoryError:
-                raise
-            except Exception as error:
-                # What Pillow raises for damaged files has no bounds; a bug of ours fails every
-                # sample here, and the limits end the run with its text.
-                if _is_out_of_memory(error.__cause__ or error):
-                    raise MemoryError(str(error)) from error
-                failures.append(Failure.of(sample.key, _explained(error, sample), sample.location))
-            else:
-                yield index, found
+    def _decode(self, sample: Sample) -> _Decoded | Failure:
+        try:
+            return decode_sample(sample, self.settings.labels, self.settings.max_image_pixels)
+        except MemoryError:
+            raise
+        except Exception as error:
+            # What Pillow raises for damaged files has no bounds; a bug of ours fails every
+            # sample here, and the limits end the run with its text.
+            if _is_out_of_memory(error.__cause__ or error):
+                raise MemoryError(str(error)) from error
+            return Failure.of(sample.key, _explained(error, sample), sample.location)
 
     def _count(
         self, decoded: _Decoded, prediction: Prediction
@@ -185,14 +216,56 @@ def decode_sample(sample: Sample, labels: LabelSet, max_pixels: int) -> _Decoded
     return _Decoded(sample, image, label)
 
 
-def _windows(decoded: Iterator[tuple[int, _Decoded]]) -> Iterator[list[tuple[int, _Decoded]]]:
-    window: list[tuple[int, _Decoded]] = []
+def _windows(
+    found: Iterable[_Placed | Failure], failures: list[Failure], most_bytes: int
+) -> Iterator[list[_Placed]]:
+    """What could be decoded, about so many bytes at a time; what could not joins the failures."""
+    window: list[_Placed] = []
     size = 0
-    for item in decoded:
+    for item in found:
+        if isinstance(item, Failure):
+            failures.append(item)
+            continue
         window.append(item)
         size += item[1].image.nbytes
-        if size >= _WINDOW_BYTES:
+        if size >= most_bytes:
             yield window
             window, size = [], 0
     if window:
         yield window
+
+
+class _AtWork:
+    """Which samples are being decoded or in the network, told at every beginning."""
+
+    def __init__(self, announce: Announce) -> None:
+        self._announce = announce
+        self._lock = threading.Lock()
+        self._decoding: set[int] = set()
+        self._batch: Sequence[int] = ()
+
+    @contextmanager
+    def decoding(self, place: int) -> Iterator[None]:
+        """While a sample is decoded, from any thread."""
+        with self._lock:
+            self._decoding.add(place)
+            self._tell()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._decoding.discard(place)
+
+    def begin_batch(self, places: Sequence[int]) -> None:
+        """These are in the network now, and no others."""
+        with self._lock:
+            self._batch = places
+            self._tell()
+
+    def end_batch(self) -> None:
+        """Nothing is."""
+        with self._lock:
+            self._batch = ()
+
+    def _tell(self) -> None:
+        self._announce(sorted({*self._decoding, *self._batch}))

@@ -59,6 +59,7 @@ class IsolatedSegmenter:
                 max_image_pixels=job.max_image_pixels,
                 plain_forward=compute.plain_forward,
                 review_images=job.review_images,
+                decoders=compute.decoders,
             ),
             weights,
             WorkerLimits(

@@ -33,6 +33,7 @@ class NetworkSettings:
     max_image_pixels: int
     plain_forward: bool = False
     review_images: int = 16
+    decoders: int | None = None
 
 
 @dataclass(frozen=True)

@@ -352,3 +352,44 @@ def test_classes_of_voc_are_in_the_file(
     data = caffemodel(random_fcn("fcn32s", num_classes=21, width=1 / 64))
     _, out, _, result = convert(data, variant="fcn32s", labels="voc")
     assert read_weights(result).info.labels == VOC and "tvmonitor" in out
+
+
+def test_halving_keeps_the_network_and_rounds_its_numbers(
+    fcnseg: Fcnseg, tmp_path: Path, weights: Path
+) -> None:
+    small = tmp_path / "small.safetensors"
+    code, out, err = fcnseg("weights", "halve", weights, small)
+    assert code == 0, err
+    before, after = read_weights(weights), read_weights(small)
+    assert after.sha256 in out
+    assert after.info == before.info
+    assert len(after.data) < 0.6 * len(before.data)
+    old, new = before.load().state_dict(), after.load().state_dict()
+    assert all(torch.equal(new[name], old[name].half().float()) for name in old)
+    again = tmp_path / "again.safetensors"
+    assert fcnseg("weights", "halve", small, again)[0] == 0
+    assert again.read_bytes() == small.read_bytes()
+    assert fcnseg("weights", "halve", weights, small)[0] == 0  # the same bytes are there already
+
+
+def test_what_float16_cannot_hold_is_not_halved(fcnseg: Fcnseg, tmp_path: Path, model: FCN) -> None:
+    large = tmp_path / "large.safetensors"
+    with torch.no_grad():
+        kept = model.score_fr.bias.clone()
+        model.score_fr.bias[0] = 1e5
+        large.write_bytes(world.weights_bytes(model))
+        model.score_fr.bias.copy_(kept)
+    code, _, err = fcnseg("weights", "halve", large, tmp_path / "small.safetensors")
+    assert code != 0
+    assert "score_fr.bias holds NaN or infinity" in err.replace("\n", " ")
+    assert not (tmp_path / "small.safetensors").exists()
+
+
+def test_halving_refuses_to_write_over_another_file(
+    fcnseg: Fcnseg, tmp_path: Path, weights: Path
+) -> None:
+    there = tmp_path / "there.safetensors"
+    there.write_bytes(b"something else")
+    assert fcnseg("weights", "halve", weights, there)[0] != 0
+    assert fcnseg("weights", "halve", weights, weights)[0] != 0
+    assert there.read_bytes() == b"something else"

@@ -97,6 +97,7 @@ def quarantined(output: Path) -> dict[str, tuple[str, str]]:
         ({"img5": "hang"}, {}),
         ({"img2": "memory"}, {}),
         ({"img1": "segv", "img4": "exit"}, {"limits__chunk_images": 4}),
+        ({"img1": "hang", "img3": "segv"}, {"compute__decoders": 3}),
     ],
     ids=lambda value: ",".join(map(str, value.values())) or "default",
 )
