@@ -22,6 +22,7 @@ from pipeline.results import Segmented
 from pipeline.shards import Shard
 from pipeline.workers.isolation import IsolatedSegmenter
 from pipeline.workers.process import machine_memory
+from pipeline.workers.shared import SharedWeights
 from pipeline.writers import Receipt, write_chunk
 
 Item = Any
@@ -128,7 +129,8 @@ class _Crew:
         self.job = job
         self.most = job.compute.workers or per_core
         share = int(_MEMORY * machine_memory()) // self.most
-        self.members = [IsolatedSegmenter(job, weights, share) for _ in range(self.most)]
+        self.weights = SharedWeights(weights)
+        self.members = [IsolatedSegmenter(job, self.weights, share) for _ in range(self.most)]
         self.free: queue.SimpleQueue[IsolatedSegmenter] = queue.SimpleQueue()
         for member in self.members:
             self.free.put(member)
@@ -155,6 +157,7 @@ class _Crew:
     def close(self) -> None:
         for member in self.members:
             member.close()
+        self.weights.close()
 
 
 def run_stages(

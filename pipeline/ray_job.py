@@ -29,6 +29,7 @@ from pipeline.monitoring import Driver
 from pipeline.shards import Shard
 from pipeline.workers.isolation import IsolatedSegmenter
 from pipeline.workers.process import machine_memory
+from pipeline.workers.shared import SharedWeights
 from pipeline.writers import Receipt, write_chunk
 
 # Before ray is imported: it reads these at import or at its first init.
@@ -273,7 +274,9 @@ class _SegmentActor:
 
     def __init__(self, job: Job, weights: Any, most: int | None) -> None:
         _log_as(job)
-        self.segmenter = IsolatedSegmenter(job, ray.get(weights), _memory_share(most))
+        self.segmenter = IsolatedSegmenter(
+            job, SharedWeights(ray.get(weights)), _memory_share(most)
+        )
         with suppress(FcnError):  # comes again with the first chunk, and goes to the driver
             self.segmenter.worker.start()
 

@@ -79,6 +79,8 @@ def run(
     """
     started = time.monotonic()
     retries.drain()  # of an earlier run of this process
+    if config.resolved_executor() == "local":
+        start_template()  # it imports torch while this process goes on
     prepared = prepare(config)
     output = prepared.job.output
     check(output, prepared.identity)
@@ -100,8 +102,6 @@ def run(
             write_redo(output, {**read_redo(output), **redo.commits})
             request = replace(request, only=redo.shards)
         todo = subtract(found, request)
-        if todo.pending and config.resolved_executor() == "local":
-            start_template()  # it imports torch while this process goes on
         if todo.packing is not None:
             freeze(todo.packing, output)
         run_name = opened_run(output) or (begin_run(output) if todo.pending else "")

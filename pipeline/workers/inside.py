@@ -24,6 +24,7 @@ from typing import NoReturn
 
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import FcnError
+from pipeline.workers.shared import path_of
 from pipeline.workers.words import (
     FORK,
     REQUEST,
@@ -61,7 +62,7 @@ def main() -> None:
     gc.freeze()  # leaves the imports' pages untouched, and so shared
     template, children = os.getpid(), set()
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, REQUEST.size, 2)
+        message, descriptors, _, _ = socket.recv_fds(control, REQUEST.size, 3)
         if len(message) < REQUEST.size:
             return
         action, pid = REQUEST.unpack(message)
@@ -70,7 +71,8 @@ def main() -> None:
             if child == 0:
                 try:
                     control.close()
-                    _work(Connection(descriptors[0]), descriptors[1], template)
+                    connection, log, weights = descriptors
+                    _work(Connection(connection), log, weights, template)
                 finally:  # never back into this loop
                     os._exit(1)
             children.add(child)
@@ -88,7 +90,7 @@ def _reap(pid: int) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-def _work(connection: Connection, log: int, template: int) -> NoReturn:
+def _work(connection: Connection, log: int, weights: int, template: int) -> NoReturn:
     """A worker process, from its birth to its end."""
     _prepare(log, template)
 
@@ -98,7 +100,7 @@ def _work(connection: Connection, log: int, template: int) -> NoReturn:
     code = 0
     try:
         tell(Born(os.getpid()))
-        _serve(connection, tell)
+        _serve(connection, weights, tell)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone, or has lost interest
     except FcnError as error:
@@ -128,13 +130,13 @@ def _prepare(log: int, template: int) -> None:
     faulthandler.enable()  # last words of a process that segfaults
 
 
-def _serve(connection: Connection, tell: Tell) -> None:
+def _serve(connection: Connection, memory: int, tell: Tell) -> None:
     setup: Setup = pickle.loads(connection.recv_bytes())
     os.environ.clear()
     os.environ.update(setup.environment)  # CUDA_VISIBLE_DEVICES may have been set since
     from pipeline.segment import Segmenter  # where the template did not import it
 
-    weights = WeightsFile(connection.recv_bytes(), setup.weights_where)
+    weights = WeightsFile.mapped(path_of(memory), setup.weights_where)
     segmenter = Segmenter(setup.settings, weights)
     del weights
     device = segmenter.predictor.device.type

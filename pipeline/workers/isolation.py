@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from fcn_core.checkpoint import WeightsFile
 from fcn_core.metrics import ConfusionMatrix
 from pipeline import logs
 from pipeline.chunks import Chunk
@@ -22,6 +21,7 @@ from pipeline.job import Job, ShardFailure
 from pipeline.results import Piece, PreviewCounts, Segmented, choose_previews, merge
 from pipeline.samples import Failure, Sample
 from pipeline.workers.process import Death, WorkerLimits, WorkerProcess
+from pipeline.workers.shared import SharedWeights
 from pipeline.workers.words import NetworkSettings
 
 log = logging.getLogger("fcnseg")
@@ -38,12 +38,12 @@ Attempt = Callable[[Sequence[Sample]], Piece | Death]
 class IsolatedSegmenter:
     """The segment stage: chunks in, masks and counts out, in a worker process that it owns."""
 
-    def __init__(self, job: Job, weights: WeightsFile, memory: int) -> None:
+    def __init__(self, job: Job, weights: SharedWeights, memory: int) -> None:
         """Take a job over; nothing is started yet.
 
         Args:
             job: what to do, and its limits.
-            weights: of the network.
+            weights: of the network; closed by whoever made them.
             memory: bytes for the process, where `limits.worker_memory` does not say.
         """
         self.job = job

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import IO
 
-from fcn_core.checkpoint import WeightsFile
 from pipeline.errors import WorkerError
 from pipeline.results import Piece
 from pipeline.samples import Sample
+from pipeline.workers.shared import SharedWeights
 from pipeline.workers.template import Template, last_words, start_template
 from pipeline.workers.words import (
     Answer,
@@ -94,7 +94,7 @@ class WorkerProcess:
     """A process with the network: started when it is needed, and anew after each death."""
 
     def __init__(
-        self, settings: NetworkSettings, weights: WeightsFile, limits: WorkerLimits
+        self, settings: NetworkSettings, weights: SharedWeights, limits: WorkerLimits
     ) -> None:
         self.settings = settings
         self.weights = weights
@@ -165,14 +165,13 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         self._connection = Connection(ours.detach())
         with theirs, suppress(OSError):  # a template that has died: found out below
-            self._template.fork(theirs.fileno(), self._log.fileno())
+            self._template.fork(theirs.fileno(), self._log.fileno(), self.weights.fileno())
         answer = self._next(_START_SECONDS)
         if isinstance(answer, Born):
             self.pid = answer.pid
             memory, environment = self.limits.memory, dict(os.environ)
             setup = Setup(self.settings, self.weights.where, memory, environment)
             self._send(pickle.dumps(setup))
-            self._send(self.weights.data)
             answer = self._next(_START_SECONDS)
         if isinstance(answer, Ready):
             self.device = answer.device

@@ -47,10 +47,10 @@ class Template:
         mine = self.owner == os.getpid()
         return mine and self.path == sys.path and self.process.poll() is None
 
-    def fork(self, connection: int, log: int) -> None:
+    def fork(self, connection: int, log: int, weights: int) -> None:
         """Ask for a worker process on these descriptors; it speaks up itself when it is there."""
         with self.lock:
-            socket.send_fds(self.control, [REQUEST.pack(FORK, 0)], [connection, log])
+            socket.send_fds(self.control, [REQUEST.pack(FORK, 0)], [connection, log, weights])
 
     def reap(self, pid: int) -> int | None:
         """End a worker process if it has not ended; its wait status, None if nobody knows it."""

@@ -11,7 +11,7 @@ from fcn_core.labels import LabelSet
 from pipeline.results import Piece
 
 REQUEST = struct.Struct("=ci")
-"""To the template: FORK with two descriptors, or REAP with a pid."""
+"""To the template: FORK with three descriptors, or REAP with a pid."""
 
 FORK, REAP = b"F", b"R"
 STATUS = struct.Struct("=i")
@@ -38,7 +38,7 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class Setup:
-    """The first message to a worker process; the bytes of the weights follow.
+    """The first message to a worker process.
 
     Attributes:
         settings: of the network.

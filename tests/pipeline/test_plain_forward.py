@@ -16,6 +16,7 @@ from pipeline.prepare import prepare
 from pipeline.run import run
 from pipeline.segment import Segmenter
 from pipeline.workers.isolation import IsolatedSegmenter
+from pipeline.workers.shared import SharedWeights
 from tests import world
 
 
@@ -25,7 +26,7 @@ def test_the_setting_reaches_the_network(
 ) -> None:
     config = world.config(shards, tmp_path / "out", weights, compute__plain_forward=plain)
     prepared = prepare(config)
-    isolated = IsolatedSegmenter(prepared.job, prepared.weights, 2**30)
+    isolated = IsolatedSegmenter(prepared.job, SharedWeights(prepared.weights), 2**30)
     predictor = Segmenter(isolated.worker.settings, read_weights(weights)).predictor
     assert isinstance(predictor.logits, FastForward) is not plain
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fcn_core.checkpoint import WeightsFile, read_weights
+from fcn_core.checkpoint import read_weights
 from fcn_core.errors import FcnError
 from pipeline.errors import WorkerError
 from pipeline.results import Piece
@@ -27,6 +27,7 @@ from pipeline.workers.process import (
     WorkerProcess,
     machine_memory,
 )
+from pipeline.workers.shared import SharedWeights
 from pipeline.workers.template import close_template, start_template
 from pipeline.workers.words import NetworkSettings
 from tests import poison, world
@@ -42,12 +43,14 @@ def sample(data: bytes | None = None, key: str = "a") -> Sample:
 
 
 @pytest.fixture
-def weights_file(weights: Path) -> WeightsFile:
-    return read_weights(weights)
+def weights_file(weights: Path) -> Iterator[SharedWeights]:
+    shared = SharedWeights(read_weights(weights))
+    yield shared
+    shared.close()
 
 
 @pytest.fixture
-def worker(weights_file: WeightsFile) -> Iterator[WorkerProcess]:
+def worker(weights_file: SharedWeights) -> Iterator[WorkerProcess]:
     process = WorkerProcess(SETTINGS, weights_file, LIMITS)
     yield process
     process.close()
@@ -122,7 +125,7 @@ def test_a_template_killed_takes_its_workers_along_and_is_replaced(worker: Worke
     assert start_template().process.pid != template
 
 
-def test_stopping_frees_the_thread_that_waits(weights_file: WeightsFile, tmp_path: Path) -> None:
+def test_stopping_frees_the_thread_that_waits(weights_file: SharedWeights, tmp_path: Path) -> None:
     found: list[BaseException] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(poison.install(tmp_path / "site"))
@@ -151,7 +154,7 @@ def test_stopping_frees_the_thread_that_waits(weights_file: WeightsFile, tmp_pat
     close_template()
 
 
-def test_last_words_of_a_crash_are_kept(weights_file: WeightsFile, tmp_path: Path) -> None:
+def test_last_words_of_a_crash_are_kept(weights_file: SharedWeights, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(poison.install(tmp_path / "site"))
         worker = WorkerProcess(SETTINGS, weights_file, LIMITS)
@@ -163,7 +166,7 @@ def test_last_words_of_a_crash_are_kept(weights_file: WeightsFile, tmp_path: Pat
     assert "Segmentation fault" in death.words and "sitecustomize" in death.words
 
 
-def test_a_network_that_cannot_be_built_is_that_error(weights_file: WeightsFile) -> None:
+def test_a_network_that_cannot_be_built_is_that_error(weights_file: SharedWeights) -> None:
     settings = NetworkSettings(world.TINY, "fp16", "cpu", 1, None, 10**6)
     worker = WorkerProcess(settings, weights_file, LIMITS)
     with pytest.raises(FcnError, match="fp16 on a CPU"):
@@ -171,7 +174,7 @@ def test_a_network_that_cannot_be_built_is_that_error(weights_file: WeightsFile)
     worker.close()
 
 
-def test_a_template_that_cannot_start_says_why(weights_file: WeightsFile, tmp_path: Path) -> None:
+def test_a_template_that_cannot_start_says_why(weights_file: SharedWeights, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart is not to be found')")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(tmp_path)
