@@ -36,7 +36,7 @@ test-all: setup  ## Every test (at most 45 minutes on 2 cores)
 
 # Left to `make test`: whole processes, and networks that train.
 E2E := tests/pipeline/test_kill.py tests/pipeline/test_export_readers.py tests/test_readme.py \
-  tests/test_real_images.py tests/fcn_core/test_training.py tests/pipeline/test_train.py \
+  tests/test_real_images.py tests/fcn_core/test_demo_weights.py tests/pipeline/test_train.py \
   tests/pipeline/test_train_kill.py tests/pipeline/test_train_group.py \
   tests/test_site.py tests/test_costs.py tests/test_peers.py
 

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.forward import bf16_factor, network
+from docs.demo_scenes import VAL_SEEDS
 from fcn_core.architecture import Architecture
 from fcn_core.checkpoint import WeightsInfo
 from fcn_core.images import decode_image
@@ -29,7 +30,6 @@ from fcn_core.labels import VOC
 from fcn_core.predictor import Predictor
 from fcn_core.preprocessing import CAFFE_VOC
 from fcn_core.scenes import render_scene
-from fcn_core.training import DEMO_TEST_SEEDS
 
 MODES = (("fp32", True), ("fp32", False), ("bf16", True), ("bf16", False))
 
@@ -82,7 +82,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     files = sorted(path for path in options.images.iterdir() if path.suffix in (".jpg", ".png"))
     photos = [decode_image(p.read_bytes(), p.name, 10**8) for p in files[: options.count]]
-    scenes = [render_scene(seed).image for seed in DEMO_TEST_SEEDS[: options.count]]
+    scenes = [render_scene(seed).image for seed in VAL_SEEDS[: options.count]]
     slower = bf16_factor()
     result: dict[str, object] = {
         "command": f"python -m benchmarks.precision --images DIR --count {options.count} "

@@ -107,7 +107,7 @@ def decode_label(
         return values[..., :3]
     # Pillow stretches grey of 2 and 4 bits to 0-255; the stored values are the classes.
     stretch = {2: 85, 4: 17}.get(_bit_depth(data), 1) if mode == "L" else 1
-    return values // np.uint16(stretch)
+    return values if stretch == 1 else values // np.uint16(stretch)
 
 
 def _refuse_no_label(image: Image.Image, data: bytes, where: str, colours: bool) -> None:

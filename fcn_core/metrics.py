@@ -100,6 +100,8 @@ class ConfusionMatrix:
                 "both must be of one shape",
                 "Compare a mask with the label of the same image.",
             )
+        if self._update_bytes(label, mask, ignore_index):
+            return self
         known = label != ignore_index
         truth = label[known].astype(np.int64, copy=False)
         prediction = mask[known].astype(np.int64, copy=False)
@@ -114,6 +116,25 @@ class ConfusionMatrix:
         counts = np.bincount(truth * self.num_classes + prediction, minlength=self.matrix.size)
         self.matrix += counts.reshape(self.matrix.shape)
         return self
+
+    def _update_bytes(self, label: NDArray[Any], mask: NDArray[Any], ignore_index: int) -> bool:
+        """Add an image of bytes in a fifth of the time; whether there was nothing to complain of.
+
+        Pairs of bytes are counted as they are; what is ignored or out of range is seen afterwards,
+        in the counts.
+        """
+        size = self.num_classes
+        if not label.dtype == mask.dtype == np.uint8 or size > 256:
+            return False
+        pairs = label.astype(np.uint16) << 8 | mask
+        counts = np.bincount(pairs.ravel(), minlength=2**16).reshape(256, 256)
+        if 0 <= ignore_index < 256:
+            counts[ignore_index] = 0
+        inside = counts[:size, :size]
+        if inside.sum() != counts.sum():
+            return False
+        self.matrix += inside
+        return True
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         if other.num_classes != self.num_classes:  # numpy would broadcast a 1x1 matrix

@@ -7,6 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import zip_longest
 
 import numpy as np
@@ -73,7 +74,7 @@ class ImageResult:
     iou: tuple[float, ...] | None = None
     confidence: NDArray[np.uint8] | None = None
 
-    @property
+    @cached_property
     def mean_iou(self) -> float | None:
         """Over the classes in its label or mask; None without a label, or if all of it is void."""
         known = [value for value in self.iou or () if not math.isnan(value)]

@@ -175,3 +175,23 @@ def test_without_truth_every_score_is_null(policy):
     document = json.loads(json.dumps(counted().scores(policy).to_dict(), allow_nan=False))
     assert document.pop("iou") == [None] * K
     assert set(document.values()) == {None}
+
+
+@given(pairs(), st.sampled_from([VOID, 0, K - 1, 256, -1]), st.integers(0, 255))
+def test_bytes_are_counted_as_any_other_integers(
+    world: tuple[np.ndarray, np.ndarray], ignore_index: int, other: int
+) -> None:
+    label, mask = world
+    if label.size:
+        label.flat[0] = other
+
+    def outcome(kind: type) -> object:
+        matrix = ConfusionMatrix(K)
+        try:
+            return matrix.update(
+                label.astype(kind), mask.astype(kind), ignore_index
+            ).matrix.tolist()
+        except LabelError as error:
+            return str(error), matrix.matrix.tolist()
+
+    assert outcome(np.uint8) == outcome(np.int64)

@@ -1,0 +1,231 @@
+"""Does the network ever wait? A run's images/s beside those of the network alone, and of nothing.
+
+Usage: python -m benchmarks.pipeline [--rounds N] [--precision auto|fp32|bf16] [--without ray]
+                                     [--json FILE]
+
+The pictures: eight photographs of CamVid's val split, 480x360, where `../shared/data/camvid` lies
+beside the checkout, and sixteen rendered scenes of 96 to 224 px a side, the same in every shard.
+The network: FCN-8s at full width, random weights. Masks go to Parquet and PNG, labels are scored.
+
+- `predictor`: the network alone on decoded arrays, in a process of its own, after a warm-up.
+- `local`, `ray`: `fcnseg run` with one copy on the same threads. Steady state: from the second
+  finished shard to the last, so that neither the start nor the first sight of a size counts.
+  `share` is of the predictor's rate. `busy` is the share of that time in which the network was at
+  work, by the commits' own seconds.
+- `… null`: the same without a network, on shards of 480 pictures. `share` is of the codec limit:
+  what the cores could do if they did nothing but decode every picture and label and encode every
+  mask, by the seconds that these take one after the other in one thread.
+
+With more rounds than one the best counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.forward import bf16_factor
+from benchmarks.null_network import in_worker_processes, null_mask
+from benchmarks.peers.job import LABELS
+from benchmarks.peers.world import CAMVID, make_folder, make_weights
+from fcn_core.images import decode_image, encode_mask
+from fcn_core.predictor import Predictor
+from pipeline.config import load_config
+from pipeline.outcome import Progress
+from pipeline.run import run
+from pipeline.samples import decode_truth
+from pipeline.writers import add_to_tar
+
+THREADS = min(2, os.cpu_count() or 1)
+PHOTOGRAPHS, SCENES = 8, 16
+SHARDS, REPEATS = 8, 20
+ALONE_PASSES = 3
+PIXELS = 10**7
+
+
+def encoded(folder: Path) -> list[tuple[str, bytes, bytes]]:
+    """Key, JPEG, label PNG."""
+    return [
+        (path.stem, path.read_bytes(), (folder / f"labels/{path.stem}.png").read_bytes())
+        for path in sorted((folder / "images").iterdir())
+    ]
+
+
+def write_shards(folder: Path, pictures: list[tuple[str, bytes, bytes]], shards: int) -> None:
+    folder.mkdir()
+    for number in range(shards):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for key, image, label in pictures:
+                add_to_tar(tar, f"{number:04d}-{key}.jpg", image)
+                add_to_tar(tar, f"{number:04d}-{key}.png", label)
+        (folder / f"{number:04d}.tar").write_bytes(buffer.getvalue())
+
+
+def repeated(pictures: list[tuple[str, bytes, bytes]]) -> list[tuple[str, bytes, bytes]]:
+    """For a shard as large as shards are."""
+    return [(f"{n}-{key}", *data) for n in range(REPEATS) for key, *data in pictures]  # type: ignore[misc]
+
+
+def codec_seconds(pictures: list[tuple[str, bytes, bytes]]) -> dict[str, float]:
+    """Per picture, in one thread: the best of three passes."""
+    passes = []
+    for _ in range(3):
+        started = time.perf_counter()
+        arrays = [decode_image(image, key, PIXELS) for key, image, _ in pictures]
+        decoded = time.perf_counter()
+        for key, _, label in pictures:
+            decode_truth(label, key, LABELS, PIXELS)
+        scored = time.perf_counter()
+        for array in arrays:
+            encode_mask(null_mask(*array.shape[:2], LABELS.num_classes), LABELS.palette)
+        ended = time.perf_counter()
+        passes.append((decoded - started, scored - decoded, ended - scored))
+    names = ("decode_image", "decode_label", "encode_mask")
+    return {
+        name: min(found) / len(pictures)
+        for name, found in zip(names, zip(*passes, strict=True), strict=True)
+    }
+
+
+def alone(folder: Path, weights: Path, precision: str, device: str = "cpu") -> float:
+    """Images per second of the network, on arrays."""
+    torch.set_num_threads(THREADS)
+    predictor = Predictor.load(weights, precision=precision, device=device)  # type: ignore[arg-type]
+    arrays = [decode_image(image, key, PIXELS) for key, image, _ in encoded(folder)]
+    predictor.predict(arrays)
+    started = time.perf_counter()
+    for _ in range(ALONE_PASSES):
+        predictor.predict(arrays)
+    return ALONE_PASSES * len(arrays) / (time.perf_counter() - started)
+
+
+def alone_in_a_process(folder: Path, weights: Path, precision: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.pipeline", "--alone", str(folder), str(weights)]
+    found = subprocess.run(
+        [*command, "--precision", precision], check=True, capture_output=True, text=True
+    )
+    return float(found.stdout)
+
+
+@dataclass(frozen=True)
+class How:
+    """How a run is done."""
+
+    precision: str
+    executor: str = "local"
+    workers: int = 1
+    threads: int = THREADS
+    device: str = "cpu"
+    decoders: int | None = None
+
+
+def steady(shards: Path, output: Path, weights: Path, how: How) -> dict[str, Any]:
+    """Images per second and the busy share of a run, after its first shard."""
+    seen: list[tuple[int, float]] = []
+
+    def on_progress(progress: Progress) -> None:
+        if not seen or progress.images > seen[-1][0]:
+            seen.append((progress.images, time.perf_counter()))
+
+    flags = {
+        "input.url": str(shards), "output.url": str(output), "model.weights": str(weights),
+        "model.precision": how.precision, "output.masks": ("parquet", "png"),
+        "compute.executor": how.executor, "compute.workers": how.workers,
+        "compute.device": how.device, "compute.threads_per_worker": how.threads,
+        "compute.decoders": how.decoders,
+    }  # fmt: skip
+    started = time.perf_counter()
+    result = run(load_config(None, [], flags), on_progress)
+    assert result.exit_code == 0
+    (first, began), (last, ended) = seen[1], seen[-1]
+    commits = sorted((output / "_commits").rglob("*.json"), key=lambda path: path.stat().st_mtime)
+    forward = sum(json.loads(path.read_text())["seconds"]["forward"] for path in commits[1:])
+    return {
+        "images_per_second": round((last - first) / (ended - began), 2),
+        "busy": round(forward / (ended - began) / how.workers, 3),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def best(found: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(found, key=lambda one: float(one["images_per_second"]))
+
+
+def measure(options: argparse.Namespace, top: Path, precision: str) -> dict[str, Any]:
+    make_folder(top / "folder", PHOTOGRAPHS, SCENES)
+    make_weights(top / "weights.safetensors")
+    pictures = encoded(top / "folder")
+    write_shards(top / "few", pictures, SHARDS)
+    write_shards(top / "many", repeated(pictures), SHARDS)
+    codecs = codec_seconds(pictures)
+    limit = (os.cpu_count() or 1) / sum(codecs.values())
+    result: dict[str, Any] = {
+        "pictures": f"{len(pictures)}, {min(PHOTOGRAPHS, len(pictures) - SCENES)} of them CamVid's",
+        "codec_seconds_per_image": {name: round(s, 5) for name, s in codecs.items()},
+        "codec_limit_images_per_second": round(limit, 1),
+        "runs": {},
+    }
+    weights = top / "weights.safetensors"
+    rates = [alone_in_a_process(top / "folder", weights, precision) for _ in range(options.rounds)]
+    result["runs"]["predictor"] = {"images_per_second": round(max(rates), 2)}
+    for executor in [name for name in ("local", "ray") if name not in options.without]:
+        how = How(precision, executor)
+        for kind, shards, reference in (("", "few", max(rates)), (" null", "many", limit)):
+            with in_worker_processes() if kind else nullcontext():
+                found = best([
+                    steady(top / shards, top / f"{executor}{kind}{n}", weights, how)
+                    for n in range(options.rounds)
+                ])  # fmt: skip
+            found["share"] = round(found["images_per_second"] / reference, 3)
+            result["runs"][f"{executor}{kind}"] = found
+            print(f"{executor}{kind}: {found}", file=sys.stderr, flush=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--without", nargs="*", default=[], choices=("ray", "local"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--alone", nargs=2, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        print(alone(*options.alone, options.precision))
+        return
+    precision = options.precision
+    if precision == "auto":
+        precision = "bf16" if bf16_factor() <= 1 else "fp32"
+    about = {
+        "command": f"python -m benchmarks.pipeline --rounds {options.rounds}",
+        "precision": precision,
+        "threads": THREADS,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load_before": round(os.getloadavg()[0], 1),
+        "camvid": CAMVID.is_dir(),
+        "torch": torch.__version__,
+    }
+    with tempfile.TemporaryDirectory() as name:
+        figures = {**about, **measure(options, Path(name), precision)}
+    print(json.dumps(figures, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
