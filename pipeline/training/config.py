@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveFloat, field_validator
 
 from fcn_core.architecture import Upsampling, Variant
 from fcn_core.preprocessing import PREPROCESSINGS
@@ -74,6 +74,8 @@ class TrainingConfig(Section):
     """Pictures per step, of all workers together."""
     crop: int | None = Field(default=None, ge=0)
     """Side of the crops, px; 0: whole pictures."""
+    scale: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Least and greatest factor by which pictures are enlarged before they are cropped."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Probability at fc6 and fc7."""
     weight_decay: float | None = Field(default=None, ge=0)
@@ -96,6 +98,13 @@ class TrainingConfig(Section):
     """Images of VAL that are drawn with their masks at each evaluation."""
     log_every: int = Field(default=20, ge=1)
     """Steps whose mean loss makes one line of metrics.jsonl."""
+
+    @field_validator("scale")
+    @classmethod
+    def _rises(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and scale[0] > scale[1]:
+            raise ValueError("the least factor first, like [0.75, 1.5]")
+        return scale
 
 
 class TrainComputeConfig(Section):
@@ -151,9 +160,11 @@ class TrainConfig(Section):
         if own.learning_rate is not None:
             changes |= {"learning_rate": own.learning_rate, "stage_rates": {}}
             changes["rate_by_width"] = False
+        view = recipe.augmentation
         if own.crop is not None:
-            view = replace(recipe.augmentation, crop=own.crop or None)
-            changes["augmentation"] = view if view.crop else replace(view, scale=(1.0, 1.0))
+            view = replace(view, crop=own.crop or None)
+        view = replace(view, scale=(own.scale or view.scale) if view.crop else (1.0, 1.0))
+        changes["augmentation"] = view
         return replace(recipe, **changes)
 
 
