@@ -48,7 +48,7 @@ def test_pictures_are_enlarged_as_told():
     assert load("train.scale=[1,1]").recipe().augmentation.scale == (1.0, 1.0)
     assert load("train.scale=[0.5,2]", "train.crop=0").recipe().augmentation.scale == (1.0, 1.0)
     for wrong in ("[1.5,0.75]", "[0,1]", "[1]"):
-        with pytest.raises(ConfigError, match="train.scale"):
+        with pytest.raises(ConfigError, match=r"train\.scale"):
             load(f"train.scale={wrong}")
 
 
