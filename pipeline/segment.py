@@ -117,10 +117,10 @@ class Segmenter:
             return found if isinstance(found, Failure) else (item[0], found)
 
         if not self.decoders:
-            yield from _windows(map(decode, enumerate(samples)), failures, _WINDOW_BYTES)
+            yield from _gathered(map(decode, enumerate(samples)), failures, _WINDOW_BYTES)
             return
         with closing(map_ordered(decode, enumerate(samples), self.decoders)) as decoded:
-            windows = _windows(decoded, failures, _WINDOW_BYTES // _WINDOWS_AHEAD)
+            windows = _gathered(decoded, failures, _WINDOW_BYTES // _WINDOWS_AHEAD)
             with closing(ahead(windows)) as ready:
                 yield from ready
 
@@ -216,7 +216,7 @@ def decode_sample(sample: Sample, labels: LabelSet, max_pixels: int) -> _Decoded
     return _Decoded(sample, image, label)
 
 
-def _windows(
+def _gathered(
     found: Iterable[_Placed | Failure], failures: list[Failure], most_bytes: int
 ) -> Iterator[list[_Placed]]:
     """What could be decoded, about so many bytes at a time; what could not joins the failures."""
