@@ -31,11 +31,11 @@ class SharedWeights:
                 memory = _nameless()
                 memory.write(self._data)
                 memory.flush()
-                self._memory = memory
+                self._memory, self._data = memory, b""  # half a gigabyte, once is enough
             return self._memory.fileno()
 
     def close(self) -> None:
-        """Give it back, as far as no process maps it."""
+        """Give it back, as far as no process maps it; nothing can be started any more."""
         with self._lock:
             if self._memory is not None:
                 self._memory.close()
