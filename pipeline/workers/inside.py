@@ -136,7 +136,10 @@ def _serve(connection: Connection, memory: int, tell: Tell) -> None:
     os.environ.update(setup.environment)  # CUDA_VISIBLE_DEVICES may have been set since
     from pipeline.segment import Segmenter  # where the template did not import it
 
-    weights = WeightsFile.mapped(path_of(memory), setup.weights_where)
+    if setup.weights_follow:
+        weights = WeightsFile(connection.recv_bytes(), setup.weights_where)
+    else:
+        weights = WeightsFile.mapped(path_of(memory), setup.weights_where)
     segmenter = Segmenter(setup.settings, weights)
     del weights
     device = segmenter.predictor.device.type

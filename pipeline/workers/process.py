@@ -164,14 +164,21 @@ class WorkerProcess:
         self._log = tempfile.TemporaryFile("a+b")
         ours, theirs = socket.socketpair()
         self._connection = Connection(ours.detach())
+        log_file = self._log.fileno()
+        try:
+            memory, follow = self.weights.fileno(), False
+        except OSError:
+            memory, follow = log_file, True
         with theirs, suppress(OSError):  # a template that has died: found out below
-            self._template.fork(theirs.fileno(), self._log.fileno(), self.weights.fileno())
+            self._template.fork(theirs.fileno(), log_file, memory)
         answer = self._next(_START_SECONDS)
         if isinstance(answer, Born):
             self.pid = answer.pid
-            memory, environment = self.limits.memory, dict(os.environ)
-            setup = Setup(self.settings, self.weights.where, memory, environment)
+            where, environment = self.weights.where, dict(os.environ)
+            setup = Setup(self.settings, where, follow, self.limits.memory, environment)
             self._send(pickle.dumps(setup))
+            if follow:
+                self._send(self.weights.data)
             answer = self._next(_START_SECONDS)
         if isinstance(answer, Ready):
             self.device = answer.device

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from typing import IO
 
 from fcn_core.checkpoint import WeightsFile
@@ -14,24 +15,37 @@ from fcn_core.checkpoint import WeightsFile
 class SharedWeights:
     """Weights that worker processes are given by a descriptor, not by a copy through a socket.
 
+    Attributes:
+        where: names them in errors.
+        data: their bytes, as long as they are not in memory that can be mapped.
+
     Args:
         file: their bytes are written when the first process asks for them.
     """
 
     def __init__(self, file: WeightsFile) -> None:
         self.where = file.where
-        self._data = file.data
+        self.data = file.data
         self._lock = threading.Lock()
         self._memory: IO[bytes] | None = None
 
     def fileno(self) -> int:
-        """Its descriptor: of memory, or of a nameless file where a system has none such."""
+        """Its descriptor: of memory, or of a nameless file where a system has none such.
+
+        Raises:
+            OSError: a limit on the size of files, which memory counts among, is lower.
+        """
         with self._lock:
             if self._memory is None:
                 memory = _nameless()
-                memory.write(self._data)
-                memory.flush()
-                self._memory, self._data = memory, b""  # half a gigabyte, once is enough
+                try:
+                    memory.write(self.data)
+                    memory.flush()
+                except OSError:
+                    with suppress(OSError):  # closing tries to write what is left
+                        memory.close()
+                    raise
+                self._memory, self.data = memory, b""  # half a gigabyte, once is enough
             return self._memory.fileno()
 
     def close(self) -> None:

@@ -43,12 +43,14 @@ class Setup:
     Attributes:
         settings: of the network.
         weights_where: names the weights in errors.
+        weights_follow: whether their bytes come next, for want of a descriptor to map.
         memory: bytes that it may allocate on top of what it begins with, when it runs on a CPU.
         environment: of the parent at this moment.
     """
 
     settings: NetworkSettings
     weights_where: str
+    weights_follow: bool
     memory: int
     environment: Mapping[str, str]
 
