@@ -20,6 +20,7 @@ from fcn_core.errors import FcnError
 from pipeline.errors import WorkerError
 from pipeline.results import Piece
 from pipeline.samples import Sample
+from pipeline.workers import template
 from pipeline.workers.process import (
     Death,
     StoppedError,
@@ -238,3 +239,23 @@ def _busy(out: Path) -> bool:
     """Whether everything but the hanging picture's shard is done."""
     done = [json.loads(path.read_text())["shard"] for path in out.glob("_commits/*.json")]
     return len(done) == 2
+
+
+@pytest.mark.parametrize(("at_work", "policy"), [(0, None), (99, "passive")])
+def test_threads_that_wait_sleep_on_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch, at_work: int, policy: str | None
+) -> None:
+    monkeypatch.setattr(template, "_others_at_work", lambda: at_work)
+    assert template._wait_policy().get("OMP_WAIT_POLICY") == policy
+
+
+def test_a_busy_thread_is_seen_at_work() -> None:
+    commands = [[sys.executable, "-c", "while True: pass"]] * (os.cpu_count() or 1)
+    busy = [subprocess.Popen(command) for command in commands]
+    try:
+        time.sleep(0.5)
+        assert max(template._others_at_work() for _ in range(20)) >= len(busy) / 2
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
