@@ -52,7 +52,7 @@ bench: setup  ## Measure against loops and peers, on this machine (at most 20 mi
 	mkdir -p build/bench
 	$(BIN)/python -m benchmarks.end_to_end --images 128 --json build/bench/end_to_end.json
 	$(BIN)/python -m benchmarks.forward --rounds 3 --json build/bench/forward.json
-	$(BIN)/python -m benchmarks.pipeline --json build/bench/pipeline.json
+	$(BIN)/python -m benchmarks.pipeline --without ray --json build/bench/pipeline.json
 	$(BIN)/python -m benchmarks.peers --json build/bench/peers.json
 
 WEIGHTS := build/demo-weights

@@ -212,7 +212,8 @@ def main() -> None:
     if precision == "auto":
         precision = "bf16" if bf16_factor() <= 1 else "fp32"
     about = {
-        "command": f"python -m benchmarks.pipeline --rounds {options.rounds}",
+        "command": f"python -m benchmarks.pipeline --rounds {options.rounds}"
+        + "".join(f" --without {name}" for name in options.without),
         "precision": precision,
         "threads": THREADS,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -99,7 +99,7 @@ def plan_pool(compute: ComputeConfig, nodes: Sequence[Node], to_come: Sequence[N
         most=compute.workers or (compute.max_workers if grows else start),
         room=room,
         avoid_gpu_nodes=gpus > 0 and any(not node.amount("GPU") for node in nodes),
-        io_selector=selector(compute.io_labels) or (_apart(nodes, max(1, room)) if gpus else {}),
+        io_selector=selector(compute.io_labels) or (_apart(nodes, start) if gpus else {}),
     )
 
 

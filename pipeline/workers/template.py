@@ -79,9 +79,9 @@ class Template:
 def _wait_policy() -> dict[str, str]:
     """How threads of a layer wait for the slowest: turning for a while, as torch's do anyhow.
 
-    A network in bf16 is up to 1.5 times as quick with that where the cores are its own, and half as
-    quick where other work wants the core that the slowest waits for (docs/tuning.md): there, they
-    sleep. OMP_WAIT_POLICY in the environment decides otherwise.
+    Alone, a network in bf16 was up to 1.5 times as quick with that on idle cores, and half as quick
+    where other work wants the core that the slowest waits for (docs/tuning.md, with what is left of
+    it in a run): there, they sleep. OMP_WAIT_POLICY in the environment decides otherwise.
     """
     is_idle = _others_at_work() < (os.cpu_count() or 1) / 2
     return {} if is_idle else {"OMP_WAIT_POLICY": "passive"}
