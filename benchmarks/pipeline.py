@@ -40,7 +40,7 @@ import torch
 
 from benchmarks.forward import bf16_factor
 from benchmarks.null_network import in_worker_processes, null_mask
-from benchmarks.peers.job import LABELS
+from benchmarks.peers.labeller import LABELS
 from benchmarks.peers.world import CAMVID, make_folder, make_weights
 from fcn_core.images import decode_image, encode_mask
 from fcn_core.predictor import Predictor

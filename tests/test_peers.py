@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from benchmarks.peers.__main__ import best, compare, plan, table
-from benchmarks.peers.job import DTYPES, LABELS, Job, Labeller, finished_row, mean_iou, read_picture
+from benchmarks.peers.job import Job
+from benchmarks.peers.labeller import DTYPES, LABELS, Labeller, finished_row, mean_iou, read_picture
 from benchmarks.peers.measure import Run, compared, masks, timed
 from benchmarks.peers.one import PEERS, do, is_installed
 from benchmarks.peers.world import make_folder, make_weights, write_scene

@@ -16,7 +16,8 @@ import numpy as np
 from daft import DataType, Series
 from daft.functions import decode_image, download
 
-from benchmarks.peers.job import Job, Labeller, finished_row, mean_iou, read_label, read_picture
+from benchmarks.peers.job import Job
+from benchmarks.peers.labeller import Labeller, finished_row, mean_iou, read_label, read_picture
 
 ROW = DataType.struct(
     {

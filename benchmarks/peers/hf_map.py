@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
-from benchmarks.peers.job import Job, Labeller, finished_row, mean_iou
+from benchmarks.peers.job import Job
+from benchmarks.peers.labeller import Labeller, finished_row, mean_iou
 
 
 def run(job: Job) -> float:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from benchmarks.peers.job import Job, Labeller, finished_row, mean_iou, read_label
+from benchmarks.peers.job import Job
+from benchmarks.peers.labeller import Labeller, finished_row, mean_iou, read_label
 
 
 class Segment:

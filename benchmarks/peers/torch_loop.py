@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.peers.job import (
-    Job,
+from benchmarks.peers.job import Job
+from benchmarks.peers.labeller import (
     Labeller,
     finished_row,
     mean_iou,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks.peers.job import LABELS
+from benchmarks.peers.labeller import LABELS
 from fcn_core.architecture import Architecture
 from fcn_core.checkpoint import WeightsInfo, save_weights
 from fcn_core.model import FCN
