@@ -7,7 +7,11 @@ random weights, batches of 8 pictures of one size. `plain` computes the whole pa
 same precision and channels-last; `ours` is what inference uses; they take turns, the median counts.
 The matrix rate is that of a product of two square matrices in the same precision; the share of it
 counts the multiplications and additions that a pass really does. `apart` is the share of pixels
-whose class differs between the two.
+whose class differs between the two. `graph` is ours, captured once as a CUDA graph and replayed,
+or why that cannot be: it decides whether graphs are worth having.
+
+Then the predictor on pictures in the host's memory: with copies beside the computing, as inference
+does it, and `one after the other`; and that their results are equal, bit for bit, counts included.
 
 The second part is left out, and says so, where the packages of the pipeline are missing. It is
 `benchmarks.pipeline` with the network on the device: `fcnseg run` on JPEG shards, beside the
@@ -24,15 +28,22 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.forward import network, operations
+from fcn_core.bus import Bus, CudaBus, Landed
+from fcn_core.checkpoint import WeightsInfo
 from fcn_core.forward import FastForward
+from fcn_core.labels import VOC
+from fcn_core.predictor import Prediction, Predictor
+from fcn_core.preprocessing import CAFFE_VOC
 
 SIZES = ((375, 500), (256, 256), (512, 512))
 BATCH = 8
@@ -91,9 +102,79 @@ def forward_rows(device: str, precision: str, least: float) -> list[dict[str, An
         row["speedup"] = round(seconds["plain"] / seconds["ours"], 2)
         row["matrix_tflops"] = round(rate / 1e12, 1)
         row["apart"] = float(apart)
+        row["graph_images_per_second"] = graph_rate(fast, image, least)
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
     return rows
+
+
+def graph_rate(fast: FastForward, image: torch.Tensor, least: float) -> float | str:
+    """Images per second of replays of a captured pass; or why there are none."""
+    if image.device.type != "cuda":
+        return "no CUDA"
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            fast(image)
+        seconds = median_seconds({"graph": graph.replay}, "cuda", least)["graph"]
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        return " ".join(str(error).split())[:200]
+    return round(len(image) / seconds, 1)
+
+
+def predictor_rows(device: str, precision: str, least: float) -> list[dict[str, Any]]:
+    """The predictor with and without copies beside the computing."""
+    info = WeightsInfo(network().architecture, VOC, CAFFE_VOC)
+    rng = np.random.default_rng(0)
+    there = torch.device(device)
+    buses = {"one after the other": lambda: _Waiting(there)}
+    if device == "cuda":
+        buses["beside"] = lambda: CudaBus(there)
+    rows = []
+    for size in SIZES if device == "cuda" else ((64, 64),):
+        pictures = list(rng.integers(0, 256, (6 * BATCH, *size, 3), np.uint8))
+        labels = list(rng.integers(0, VOC.num_classes, (6 * BATCH, *size), np.uint8))
+        calls: dict[str, Call] = {}
+        for name, make in buses.items():
+            predictor = Predictor(
+                network(),
+                info,
+                device=device,
+                precision=precision,
+                batch_size=BATCH,  # type: ignore[arg-type]
+            )
+            predictor._bus = make()
+            calls[name] = partial(predictor.predict, pictures, confidence=True, labels=labels)
+        found = [call() for call in calls.values()]
+        seconds = median_seconds(calls, device, least)
+        row: dict[str, Any] = {"size": "x".join(map(str, size)), "precision": precision}
+        for name in calls:
+            row[f"{name}, images/s"] = round(len(pictures) / seconds[name], 1)
+        row["equal"] = all(map(_equal, found[0], found[-1]))
+        rows.append(row)
+        print(row, file=sys.stderr, flush=True)
+    return rows
+
+
+def _equal(one: Prediction, other: Prediction) -> bool:
+    return one.mean_confidence == other.mean_confidence and all(
+        np.array_equal(getattr(one, part), getattr(other, part))
+        for part in ("mask", "confidence", "pairs")
+    )
+
+
+class _Waiting(Bus):
+    """To a device and back, one after the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def stack(self, arrays: Sequence[Any], slots: int) -> torch.Tensor:
+        return super().stack(arrays, slots).to(self.device)
+
+    def fetch(self, tensors: Sequence[torch.Tensor]) -> Landed:
+        return super().fetch([tensor.cpu() for tensor in tensors])
 
 
 def pipeline_rows(device: str, precision: str) -> list[dict[str, Any]]:
@@ -137,11 +218,13 @@ def main() -> None:
             row for name in precisions for row in forward_rows(device, name, options.seconds)
         ],
     }
+    best = "bf16" if device == "cuda" else "fp32"
+    figures["predictor"] = predictor_rows(device, best, options.seconds)
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         figures["pipeline"] = f"not measured: {', '.join(missing)} missing"
     else:
-        figures["pipeline"] = pipeline_rows(device, "bf16" if device == "cuda" else "fp32")
+        figures["pipeline"] = pipeline_rows(device, best)
     print(json.dumps(figures, indent=1))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -7,16 +7,17 @@ The pictures: eight photographs of CamVid's val split, 480x360, where `../shared
 beside the checkout, and sixteen rendered scenes of 96 to 224 px a side, the same in every shard.
 The network: FCN-8s at full width, random weights. Masks go to Parquet and PNG, labels are scored.
 
-- `predictor`: the network alone on decoded arrays, in a process of its own, after a warm-up.
-- `local`, `ray`: `fcnseg run` with one copy on the same threads. Steady state: from the second
-  finished shard to the last, so that neither the start nor the first sight of a size counts.
-  `share` is of the predictor's rate. `busy` is the share of that time in which the network was at
-  work, by the commits' own seconds.
-- `… null`: the same without a network, on shards of 480 pictures. `share` is of the codec limit:
-  what the cores could do if they did nothing but decode every picture and label and encode every
-  mask, by the seconds that these take one after the other in one thread.
+- `local`, `ray`: `fcnseg run` with one copy on two threads. Steady state: from the second finished
+  shard to the last, so that neither the start nor the first sight of a size counts. `share` is of
+  the network alone on decoded arrays, in a process of its own on the same threads, after a warm-up,
+  measured just before and just after the run. `busy` is the share of the time in which the network
+  was at work, by the commits' own seconds.
+- `… null`: the same without a network, on shards of 480 pictures, with a copy for each core (the
+  default of a CPU). `share` is of the codec limit: what the cores could do if they did nothing but
+  decode every picture and label and encode every mask, by the seconds that these take one after the
+  other in one thread, measured just before and just after the run.
 
-With more rounds than one the best counts.
+Of several rounds the one of median share counts, and all are told.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ import sys
 import tarfile
 import tempfile
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,36 +162,70 @@ def steady(shards: Path, output: Path, weights: Path, how: How) -> dict[str, Any
     }
 
 
-def best(found: list[dict[str, Any]]) -> dict[str, Any]:
-    return max(found, key=lambda one: float(one["images_per_second"]))
+def median(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The round of median share, and the shares of all."""
+    ranked = sorted(found, key=lambda one: float(one["share"]))
+    return {**ranked[len(ranked) // 2], "shares": [one["share"] for one in ranked]}
+
+
+@dataclass(frozen=True)
+class World:
+    """What is labelled, with what."""
+
+    top: Path
+    precision: str
+
+    @property
+    def weights(self) -> Path:
+        return self.top / "weights.safetensors"
+
+    @property
+    def folder(self) -> Path:
+        return self.top / "folder"
+
+    def round_with(self, executor: str, number: int) -> dict[str, Any]:
+        """The network alone, a run with it, and it alone again."""
+        rates = [alone_in_a_process(self.folder, self.weights, self.precision)]
+        output = self.top / f"{executor}{number}"
+        found = steady(self.top / "few", output, self.weights, How(self.precision, executor))
+        rates.append(alone_in_a_process(self.folder, self.weights, self.precision))
+        return {**found, **_share(found, "alone", rates)}
+
+    def round_without(self, executor: str, number: int) -> dict[str, Any]:
+        """The codecs alone, a run without a network, and the codecs again."""
+        cores = os.cpu_count() or 1
+        pictures = encoded(self.folder)
+        seconds = [codec_seconds(pictures)]
+        output = self.top / f"{executor}null{number}"
+        how = How(self.precision, executor, workers=cores, threads=1)
+        with in_worker_processes():
+            found = steady(self.top / "many", output, self.weights, how)
+        seconds.append(codec_seconds(pictures))
+        del found["busy"]
+        share = _share(found, "limit", [cores / sum(one.values()) for one in seconds])
+        codecs = {name: round(1000 * min(one[name] for one in seconds), 3) for name in seconds[0]}
+        return {**found, **share, "codec_ms_per_image": codecs}
+
+
+def _share(found: dict[str, Any], name: str, rates: list[float]) -> dict[str, Any]:
+    share = found["images_per_second"] / (sum(rates) / len(rates))
+    return {name: [round(rate, 2) for rate in rates], "share": round(share, 3)}
 
 
 def measure(options: argparse.Namespace, top: Path, precision: str) -> dict[str, Any]:
-    make_folder(top / "folder", PHOTOGRAPHS, SCENES)
-    make_weights(top / "weights.safetensors")
-    pictures = encoded(top / "folder")
+    world = World(top, precision)
+    make_folder(world.folder, PHOTOGRAPHS, SCENES)
+    make_weights(world.weights)
+    pictures = encoded(world.folder)
     write_shards(top / "few", pictures, SHARDS)
     write_shards(top / "many", repeated(pictures), SHARDS)
-    codecs = codec_seconds(pictures)
-    limit = (os.cpu_count() or 1) / sum(codecs.values())
     result: dict[str, Any] = {
         "pictures": f"{len(pictures)}, {min(PHOTOGRAPHS, len(pictures) - SCENES)} of them CamVid's",
-        "codec_seconds_per_image": {name: round(s, 5) for name, s in codecs.items()},
-        "codec_limit_images_per_second": round(limit, 1),
         "runs": {},
     }
-    weights = top / "weights.safetensors"
-    rates = [alone_in_a_process(top / "folder", weights, precision) for _ in range(options.rounds)]
-    result["runs"]["predictor"] = {"images_per_second": round(max(rates), 2)}
     for executor in [name for name in ("local", "ray") if name not in options.without]:
-        how = How(precision, executor)
-        for kind, shards, reference in (("", "few", max(rates)), (" null", "many", limit)):
-            with in_worker_processes() if kind else nullcontext():
-                found = best([
-                    steady(top / shards, top / f"{executor}{kind}{n}", weights, how)
-                    for n in range(options.rounds)
-                ])  # fmt: skip
-            found["share"] = round(found["images_per_second"] / reference, 3)
+        for kind, measured in (("", world.round_with), (" null", world.round_without)):
+            found = median([measured(executor, number) for number in range(options.rounds)])
             result["runs"][f"{executor}{kind}"] = found
             print(f"{executor}{kind}: {found}", file=sys.stderr, flush=True)
     return result

@@ -25,6 +25,9 @@ BLANK_BYTES = 32 * 2**20
 """Kept, per trunk. An entry of VGG-16 is 0.1 MiB in fp32, and there are at most 256 of them."""
 
 
+_INDEX_BYTES = 2**20
+
+
 class BoundedCache:
     """Tensors by key, the least recently used ones forgotten; safe among threads.
 
@@ -66,6 +69,7 @@ class Blanks:
 
     Attributes:
         cache: of the canvases.
+        indices: of the cells of a canvas in its small one, by the side of the canvas.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Blanks:
         self._channels = picture.shape[1]
         self._like = picture.new_empty(0)
         self.cache = BoundedCache(limit)
+        self.indices = BoundedCache(_INDEX_BYTES)
         side = blank_side(self._layers, 0)
         line = axes(self._layers, Axis.blank(side))
         self.even = [
@@ -103,11 +108,15 @@ class Blanks:
         small_HWC = self.cache.get(
             (rows, columns), lambda: self._features(rows, columns)[-1].clone()
         )
-        row_index, column_index = (
-            torch.tensor(stretched(self._layers, side), device=small_HWC.device)
-            for side in (height, width)
-        )
+        row_index, column_index = (self._stretched(side) for side in (height, width))
         return small_HWC[row_index[:, None], column_index[None]]
+
+    def _stretched(self, side: int) -> Tensor:
+        # Kept, for a copy of a list to a GPU waits for all that is queued there.
+        device = self._like.device
+        return self.indices.get(
+            side, lambda: torch.tensor(stretched(self._layers, side), device=device)
+        )
 
     @torch.inference_mode()
     def _features(self, height: int, width: int) -> list[Tensor]:

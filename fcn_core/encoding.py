@@ -16,6 +16,7 @@ UNKNOWN = -1
 Values = tuple[tuple[int, int], ...]
 Colours = tuple[tuple[Colour, int], ...]
 
+BYTES = 256
 _VALUES = 2**16
 _COLOURS = 2**24
 
@@ -37,6 +38,24 @@ def lookup_values(raw: NDArray[np.integer[Any]], values: Values) -> NDArray[np.i
     known = dict(values)
     indices = np.array([known.get(int(value), UNKNOWN) for value in distinct], np.int16)
     return indices[places].reshape(raw.shape)
+
+
+def lookup_bytes(raw: NDArray[np.integer[Any]], values: Values) -> NDArray[np.uint8] | None:
+    """As `lookup_values`, of bytes; None where one has no pair. Most stand for themselves.
+
+    Args:
+        raw: (H, W) uint8.
+        values: (value, class index) pairs.
+    """
+    table = _value_table(values)[:BYTES]
+    first = int(np.argmin(np.append(table, UNKNOWN) == np.arange(BYTES + 1)))
+    found = raw.astype(np.uint8)
+    others = raw >= first
+    indices = table[raw[others]]
+    if indices.min(initial=0) == UNKNOWN:
+        return None
+    found[others] = indices
+    return found
 
 
 def lookup_colours(rgb: NDArray[np.integer[Any]], colours: Colours) -> NDArray[np.int16]:

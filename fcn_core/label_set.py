@@ -17,6 +17,7 @@ from fcn_core.encoding import (
     Colours,
     Values,
     first_unknown,
+    lookup_bytes,
     lookup_colours,
     lookup_values,
 )
@@ -204,6 +205,10 @@ class LabelSet:
             LabelError: a value or colour is neither a class nor ignored.
         """
         assert self.colours is not None
+        if raw.dtype == np.uint8 and raw.ndim == 2:
+            classes = lookup_bytes(raw, self.values)
+            if classes is not None:
+                return classes
         found = (
             lookup_colours(raw, self.colours) if raw.ndim == 3 else lookup_values(raw, self.values)
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fcn_core.errors import LabelError
 from fcn_core.labels import VOID
+from fcn_core.pairs import BYTES, count_pairs
 
 Policy = Literal["reference", "present"]
 """What a class that is absent from the truth but was predicted does to mean IU.
@@ -118,23 +119,44 @@ class ConfusionMatrix:
         return self
 
     def _update_bytes(self, label: NDArray[Any], mask: NDArray[Any], ignore_index: int) -> bool:
-        """Add an image of bytes in a fifth of the time; whether there was nothing to complain of.
-
-        Pairs of bytes are counted as they are; what is ignored or out of range is seen afterwards,
-        in the counts.
-        """
-        size = self.num_classes
-        if not label.dtype == mask.dtype == np.uint8 or size > 256:
+        """Add an image of bytes, in a fifth of the time; whether it was as it should be."""
+        if not label.dtype == mask.dtype == np.uint8 or not 0 <= ignore_index < BYTES:
             return False
-        pairs = label.astype(np.uint16) << 8 | mask
-        counts = np.bincount(pairs.ravel(), minlength=2**16).reshape(256, 256)
-        if 0 <= ignore_index < 256:
-            counts[ignore_index] = 0
-        inside = counts[:size, :size]
-        if inside.sum() != counts.sum():
+        try:
+            self.add_pairs(count_pairs(mask, label, self.num_classes), ignore_index)
+        except LabelError:
             return False
-        self.matrix += inside
         return True
+
+    def add_pairs(self, counts: NDArray[np.int64], ignore_index: int = VOID) -> ConfusionMatrix:
+        """Add one image, or several, whose pairs are counted.
+
+        Args:
+            counts: (K, 256), see `fcn_core.pairs`.
+            ignore_index: label byte of pixels that count nowhere, 0-255.
+
+        Returns:
+            self, so that calls chain.
+
+        Raises:
+            LabelError: there are labels outside [0, K) that are not ignored.
+        """
+        outside = counts[:, self.num_classes :].sum(axis=0)
+        if ignore_index >= self.num_classes:
+            outside[ignore_index - self.num_classes] = 0
+        if outside.any():
+            value = self.num_classes + int(outside.argmax())
+            raise LabelError(
+                "confusion matrix",
+                f"{outside.max()} label values of {value}",
+                f"classes are 0-{self.num_classes - 1} (ignored: {ignore_index})",
+                "Use the label set that the labels were made with.",
+            )
+        inside = counts[:, : self.num_classes].T
+        self.matrix += inside
+        if ignore_index < self.num_classes:
+            self.matrix[ignore_index] -= inside[ignore_index]
+        return self
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         if other.num_classes != self.num_classes:  # numpy would broadcast a 1x1 matrix
@@ -167,6 +189,12 @@ class ConfusionMatrix:
     def margins(self) -> NDArray[np.int64]:
         """(3, K): correct, true and predicted pixels of each class; see `margins`."""
         return margins(self.matrix)
+
+    @property
+    def iou(self) -> tuple[float, ...]:
+        """IU of each class; NaN where it is in neither truth nor prediction."""
+        hits, truth, predicted = self.margins.astype(np.float64)
+        return tuple(_iou(hits, truth, predicted).tolist())
 
     def scores(self, policy: Policy = "reference") -> Scores:
         """The four FCN scores; `score_arrays` has the formulas."""
@@ -212,7 +240,7 @@ def score_arrays(
         `iou` and `accuracy` of shape (..., K). NaN where a ratio has no denominator.
     """
     hits, truth, predicted = np.moveaxis(counts.astype(np.float64), -2, 0)
-    iou = _ratio(hits, truth + predicted - hits)
+    iou = _iou(hits, truth, predicted)
     accuracy = _ratio(hits, truth)
     averaged = iou if policy == "reference" else np.where(truth > 0, iou, np.nan)
     total = truth.sum(axis=-1)
@@ -230,6 +258,12 @@ def score_arrays(
 def none_if_nan(value: float) -> float | None:
     """None for NaN, which JSON cannot hold."""
     return None if math.isnan(value) else float(value)
+
+
+def _iou(
+    hits: NDArray[np.float64], truth: NDArray[np.float64], predicted: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return _ratio(hits, truth + predicted - hits)
 
 
 def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:

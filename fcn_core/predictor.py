@@ -5,11 +5,12 @@ Shape suffixes: B batch, C channel, K class, H height px, W width px.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,10 +19,13 @@ from torch import Tensor
 from torch.backends import cudnn
 
 from fcn_core.architecture import Architecture
+from fcn_core.bus import Bus, CudaBus
 from fcn_core.checkpoint import WeightsFile, WeightsInfo, read_weights
 from fcn_core.errors import FcnError, ImageError, WeightsError
 from fcn_core.forward import FastForward
+from fcn_core.labels import VOID
 from fcn_core.model import FCN
+from fcn_core.pairs import count_pairs, count_pairs_on_device
 from fcn_core.stitch import ShiftAndStitch
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -42,11 +46,14 @@ class Prediction:
         mask: (H, W) uint8, class index of the highest logit (the lowest index among equals).
         mean_confidence: mean over pixels of the softmax probability of the chosen class, 0-1.
         confidence: (H, W) uint8, that probability times 255, rounded; None if not asked for.
+        pairs: (K, 256) int64, pixels by class of the mask and byte of the label; None if no labels
+            were given.
     """
 
     mask: NDArray[np.uint8]
     mean_confidence: float
     confidence: NDArray[np.uint8] | None = None
+    pairs: NDArray[np.int64] | None = None
 
 
 class Predictor:
@@ -115,6 +122,7 @@ class Predictor:
             self.logits = FastForward(self.model)
         self._allow_tf32 = precision == "tf32"
         pre = info.preprocessing
+        self._bus = CudaBus(self.device) if self.device.type == "cuda" else Bus()
         self._mean = torch.tensor(pre.mean, device=self.device).view(1, -1, 1, 1)
         self._std = torch.tensor(pre.std, device=self.device).view(1, -1, 1, 1)
 
@@ -146,6 +154,7 @@ class Predictor:
         on_batch: Callable[[Sequence[int]], None] | None = None,
         *,
         confidence: bool = False,
+        labels: Sequence[NDArray[np.uint8] | None] | None = None,
     ) -> list[Prediction]:
         """One prediction per picture, in order.
 
@@ -157,8 +166,11 @@ class Predictor:
             images: (H, W, 3) uint8 RGB, 0-255, of any mixture of sizes from 1x1 up. For a network
                 of other inputs (H, W, C) uint8 or finite float32: red, green, blue and log-depth
                 (early fusion), or red, green, blue and the three of HHA (late fusion).
-            on_batch: told the indices of the pictures before each forward pass.
+            on_batch: told, before each forward pass, the indices of the pictures whose results are
+                still to come: those of the pass, and on CUDA those of the pass before.
             confidence: whether to give the confidence of every pixel too.
+            labels: to count pixels by class and label: (H, W) uint8 of any bytes, of the size of
+                the picture. A picture without one is counted as if all of it were void (255).
 
         Raises:
             ImageError: an array is something else.
@@ -166,11 +178,17 @@ class Predictor:
         for index, image in enumerate(images):
             _check_image(image, len(self.info.preprocessing.mean), f"picture {index}")
         results: dict[int, Prediction] = {}
+        waiting: deque[tuple[list[int], Callable[[], list[Prediction]]]] = deque()
         for batch in self._batches(images):
             if on_batch is not None:
-                on_batch(batch)
-            predictions = self._forward([images[index] for index in batch], confidence)
-            results.update(zip(batch, predictions, strict=True))
+                on_batch([*(index for earlier, _ in waiting for index in earlier), *batch])
+            truth = None if labels is None else [labels[index] for index in batch]
+            waiting.append((batch, self._begin([images[i] for i in batch], confidence, truth)))
+            if len(waiting) > self._bus.ahead:
+                earlier, results_of = waiting.popleft()
+                results.update(zip(earlier, results_of(), strict=True))
+        for earlier, results_of in waiting:
+            results.update(zip(earlier, results_of(), strict=True))
         return [results[index] for index in range(len(images))]
 
     def _batches(self, images: Sequence[Picture]) -> Iterator[list[int]]:
@@ -182,22 +200,42 @@ class Predictor:
                 yield indices[start : start + self.batch_size]
 
     @torch.inference_mode()
-    def _forward(self, images: Sequence[Picture], with_maps: bool) -> list[Prediction]:
-        stack = np.zeros((self.batch_size, *images[0].shape), images[0].dtype)
-        np.stack(images, out=stack[: len(images)])
+    def _begin(
+        self,
+        images: Sequence[Picture],
+        with_maps: bool,
+        labels: Sequence[NDArray[np.uint8] | None] | None,
+    ) -> Callable[[], list[Prediction]]:
+        """A forward pass; what is returned waits for it, and gives the predictions."""
+        count = len(images)
         with self._products():
-            logits_BKHW = self.logits(self._preprocess(stack), self.head)[: len(images)].float()
+            stack_BHWC = self._bus.stack(images, self.batch_size)
+            logits_BKHW = self.logits(self._preprocess(stack_BHWC), self.head)[:count].float()
         # Of equal logits the first class wins (torch.max promises it).
         peak_B1HW, mask_B1HW = logits_BKHW.max(dim=1, keepdim=True)
         # The softmax at its own maximum is 1 / sum(exp(logit - max)).
         confidence_BHW = 1 / (logits_BKHW - peak_B1HW).exp_().sum(dim=1)
         # In float64, one picture at a time: the mean must not depend on the batch.
-        means = [float(plane.double().mean()) for plane in confidence_BHW]
-        masks = mask_B1HW[:, 0].to(torch.uint8).cpu().numpy()
-        if not with_maps:
-            return [Prediction(mask, mean) for mask, mean in zip(masks, means, strict=True)]
-        scaled_BHW = (255 * confidence_BHW.nan_to_num(0)).round().to(torch.uint8)
-        return list(map(Prediction, masks, means, scaled_BHW.cpu().numpy()))
+        means = torch.stack([plane.double().mean() for plane in confidence_BHW])
+        mask_BHW = mask_B1HW[:, 0]
+        found = [mask_BHW.to(torch.uint8), means]
+        if with_maps:
+            found.append((255 * confidence_BHW.nan_to_num(0)).round().to(torch.uint8))
+        if labels is not None:
+            nothing = np.full(mask_BHW.shape[1:], VOID, np.uint8)
+            truth = [nothing if label is None else label for label in labels]
+            found.append(self._pairs(found[0], truth))
+        landed = self._bus.fetch(found)
+        return lambda: _predictions(landed(), with_maps)
+
+    def _pairs(self, mask_BHW: Tensor, labels: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """(B, K, 256) where the mask is."""
+        classes = self.labels.num_classes
+        if self.device.type == "cpu":
+            masks = mask_BHW.numpy()
+            counts = [count_pairs(*both, classes) for both in zip(masks, labels, strict=True)]
+            return torch.from_numpy(np.stack(counts))
+        return count_pairs_on_device(mask_BHW, self._bus.stack(labels, len(labels)), classes)
 
     def _products(self) -> AbstractContextManager[None]:
         """How cuDNN may multiply; its choice of kernels must not change from run to run."""
@@ -207,13 +245,23 @@ class Predictor:
             enabled=True, benchmark=False, deterministic=True, allow_tf32=self._allow_tf32
         )
 
-    def _preprocess(self, stack_BHWC: Picture) -> Tensor:
-        pixels = torch.from_numpy(stack_BHWC).to(self.device)  # uint8 over the bus: a quarter
-        x_BCHW = pixels.permute(0, 3, 1, 2).float()
+    def _preprocess(self, stack_BHWC: Tensor) -> Tensor:
+        x_BCHW = stack_BHWC.permute(0, 3, 1, 2).float()
         if self.info.preprocessing.channels == "BGR":
             x_BCHW = torch.cat([x_BCHW[:, :3].flip(1), x_BCHW[:, 3:]], dim=1)
         x_BCHW = (x_BCHW - self._mean) / self._std
         return x_BCHW.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _predictions(arrays: Sequence[NDArray[Any]], with_maps: bool) -> list[Prediction]:
+    masks, means, *rest = arrays
+    nothing = [None] * len(masks)
+    maps = rest.pop(0) if with_maps else nothing
+    pairs = rest.pop(0) if rest else nothing
+    return [
+        Prediction(mask, float(mean), scaled, counts)
+        for mask, mean, scaled, counts in zip(masks, means, maps, pairs, strict=True)
+    ]
 
 
 def _check_image(image: Picture, channels: int, where: str) -> None:

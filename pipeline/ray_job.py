@@ -11,9 +11,8 @@ import math
 import os
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from typing import Any
 
 from fcn_core.checkpoint import WeightsFile
@@ -52,11 +51,7 @@ log = logging.getLogger("fcnseg")
 _OBJECT_STORE_BYTES = 512 * 2**20
 """Of an embedded Ray. A few chunks in flight fit; the default would take 30 % of the memory."""
 
-
-_WAVE_SHARDS = 50_000
-"""Shards of one Ray dataset: the driver holds no more of them at once, whatever the input."""
-
-_WAVE_TASKS = 5_000
+_TASKS = 5_000
 """Read tasks of one Ray dataset; where there are more shards, a task reads several in turn."""
 
 _STARTS = 3
@@ -69,7 +64,7 @@ _MEMORY = 0.9
 
 
 def run_ray(
-    job: Job, weights: WeightsFile, shards: Iterable[Shard], *, driver: Driver = _NOBODY
+    job: Job, weights: WeightsFile, shards: Sequence[Shard], *, driver: Driver = _NOBODY
 ) -> Iterator[Receipt | ShardFailure]:
     """Receipts of all chunks, in the order they are finished.
 
@@ -79,7 +74,7 @@ def run_ray(
     Args:
         job: of the run.
         weights: of the network.
-        shards: what to label.
+        shards: what to label, at least one.
         driver: whoever wants the receipts.
 
     Raises:
@@ -89,17 +84,15 @@ def run_ray(
     with connected(job.compute.ray_address):
         kept = ray.put(weights)
         metrics = RayMetrics(job.monitoring.metrics_name)
-        waiting = iter(shards)
-        while wave := list(islice(waiting, _WAVE_SHARDS)):
-            pool = _plan_pool(job)
-            driver.on_copies(pool.start)
-            with watched(job.compute, pool):
-                for row in _rows(_dataset(job, kept, wave, pool)):
-                    item = pickle.loads(row["item"])
-                    if isinstance(item, FcnError):
-                        raise item
-                    yield item
-                    metrics.tell(driver.samples())
+        pool = _plan_pool(job)
+        driver.on_copies(pool.start)
+        with watched(job.compute, pool):
+            for row in _rows(_dataset(job, kept, shards, pool)):
+                item = pickle.loads(row["item"])
+                if isinstance(item, FcnError):
+                    raise item
+                yield item
+                metrics.tell(driver.samples())
         metrics.tell(driver.samples(), at_once=True)
 
 
@@ -200,7 +193,7 @@ def _dataset(job: Job, weights: Any, shards: Sequence[Shard], pool: Pool) -> Any
     # own set-up comes late.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     _set_context(pool)
-    several = math.ceil(len(shards) / _WAVE_TASKS)
+    several = math.ceil(len(shards) / _TASKS)
     rows = [
         {"item": pickle.dumps(shards[start : start + several])}
         for start in range(0, len(shards), several)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,47 +229,81 @@ class PreviewChoice:
         self._counts = counts
         self._images: list[ImageResult] = []
         self._previews: dict[str, Preview] = {}
+        self._rankings = _rankings([], counts)
 
     def consider(self, result: ImageResult, preview: Preview) -> None:
         """One more image, at its full size."""
-        images = [*self._images, result]
-        keys = _reasons(images, self._counts)
-        if result.key in keys:
-            # At once: full-size pictures of many megapixels would fill the memory.
-            self._previews[result.key] = preview.shrunk()
-            self._images = [image for image in images if image.key in keys]
-            self._previews = {image.key: self._previews[image.key] for image in self._images}
+        if not any(ranking.would_take(result) for ranking in self._rankings):
+            return
+        rankings = _rankings([*self._images, result], self._counts)
+        keys = {image.key for ranking in rankings for image in ranking.first}
+        # At once: full-size pictures of many megapixels would fill the memory.
+        self._previews[result.key] = preview.shrunk()
+        self._images = [image for image in (*self._images, result) if image.key in keys]
+        self._previews = {image.key: self._previews[image.key] for image in self._images}
+        self._rankings = rankings
 
     def chosen(self) -> tuple[Preview, ...]:
         """The previews of the choice."""
         return choose_previews(self._images, list(self._previews.values()), self._counts)
 
 
+@dataclass(frozen=True)
+class _Ranking:
+    """The first of some images, in an order.
+
+    Attributes:
+        why: an image is chosen that is among them.
+        key: to sort by; of equals the earlier image comes first.
+        takes: whether an image takes part.
+        most: of them.
+        first: they.
+    """
+
+    why: str
+    key: Callable[[ImageResult], Any]
+    takes: Callable[[ImageResult], bool]
+    most: int
+    first: tuple[ImageResult, ...] = ()
+
+    def of(self, images: Sequence[ImageResult]) -> _Ranking:
+        """The ranking of images."""
+        found = sorted(filter(self.takes, images), key=self.key)
+        return replace(self, first=tuple(found[: self.most]))
+
+    def would_take(self, image: ImageResult) -> bool:
+        """Whether an image that comes after all of these would be among the first."""
+        if not self.takes(image) or self.most == 0:
+            return False
+        return len(self.first) < self.most or self.key(image) < self.key(self.first[-1])
+
+
+def _rankings(images: Sequence[ImageResult], counts: PreviewCounts) -> tuple[_Ranking, ...]:
+    each, worst = counts.of_each, max(counts.of_each, counts.review)
+    rankings = (
+        _Ranking(LOWEST, lambda image: image.mean_iou, _is_scored, worst),
+        _Ranking(UNSURE, _confidence, lambda image: True, each),
+        _Ranking(UNSURE, _confidence, lambda image: not _is_scored(image), counts.review),
+        _Ranking(BY_LOT, _lot, lambda image: True, each),
+    )
+    return tuple(ranking.of(images) for ranking in rankings)
+
+
 def _reasons(images: Sequence[ImageResult], counts: PreviewCounts) -> dict[str, list[str]]:
     """Reasons by the key of each image that is chosen; the earlier of equals."""
-    scored = [image for image in images if image.mean_iou is not None]
-    unscored = [image for image in images if image.mean_iou is None]
-    of_each, worst = counts.of_each, max(counts.of_each, counts.review)
-    rankings = {
-        LOWEST: sorted(scored, key=lambda image: image.mean_iou or 0.0)[:worst],
-        UNSURE: _union(_unsure(images)[:of_each], _unsure(unscored)[: counts.review]),
-        BY_LOT: sorted(images, key=_lot)[:of_each],
-    }
+    first: dict[str, dict[str, None]] = defaultdict(dict)
+    for ranking in _rankings(images, counts):
+        first[ranking.why].update(dict.fromkeys(image.key for image in ranking.first))
     why: dict[str, list[str]] = defaultdict(list)
-    turns: Iterable[tuple[ImageResult | None, ...]] = zip_longest(*rankings.values())
-    for turn in turns:
-        for reason, image in zip(rankings, turn, strict=True):
-            if image is not None:
-                why[image.key].append(reason)
+    for turn in zip_longest(*first.values()):
+        for reason, key in zip(first, turn, strict=True):
+            if key is not None:
+                why[key].append(reason)
     return why
 
 
-def _unsure(images: Sequence[ImageResult]) -> list[ImageResult]:
-    return sorted(images, key=_confidence)
-
-
-def _union(some: Sequence[ImageResult], more: Sequence[ImageResult]) -> list[ImageResult]:
-    return list({image.key: image for image in (*some, *more)}.values())
+def _is_scored(image: ImageResult) -> bool:
+    return image.mean_iou is not None
 
 
 def _lot(image: ImageResult) -> bytes:

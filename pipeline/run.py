@@ -34,8 +34,9 @@ from pipeline.writers import Receipt
 
 Execute = Callable[[Job, WeightsFile, Sequence[Shard]], Iterator[Receipt | ShardFailure]]
 
-WAVE = 10_000
-"""Shards that an executor is given at once: it may make an object of each."""
+WAVE = 50_000
+"""Shards that an executor is given at once: it makes an object of each, and starts the network anew
+for the next wave."""
 
 
 def plan(config: RunConfig) -> Plan:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +37,8 @@ _WINDOW_BYTES = 256 * 2**20
 """Decoded pictures held at once. A chunk of 64 MiB of flat PNGs may decode to gigabytes."""
 
 _WINDOWS_AHEAD = 4
-"""Where decoding goes on beside the network: one window in work, one ready, one being decoded, and
-what the decoders hold."""
+"""Where decoding goes on beside the network: one window is counted, one in the network, one ready,
+one being decoded; and what the decoders hold."""
 
 _MOST_DECODERS = 8
 
@@ -52,6 +52,9 @@ class _Decoded:
 
 _Placed = tuple[int, _Decoded]
 """A sample and its place among those of the call."""
+
+_Predicted = tuple[list[_Placed], list[Prediction], float]
+"""Some samples, what the network says of them, and how many seconds it took."""
 
 
 class Segmenter:
@@ -91,24 +94,42 @@ class Segmenter:
         confusion = ConfusionMatrix(self.settings.labels.num_classes)
         forward_seconds = 0.0
         at_work = _AtWork(announce)
-        for window in self._windows(samples, failures, at_work):
-            forward_started = time.perf_counter()
-            predictions = self._predict(window, at_work)
-            forward_seconds += time.perf_counter() - forward_started
+        for window, predictions, seconds in self._predicted(samples, failures, at_work):
+            forward_seconds += seconds
             for (_, decoded), prediction in zip(window, predictions, strict=True):
-                result, matrix = self._count(decoded, prediction)
-                confusion += matrix
+                assert prediction.pairs is not None
+                confusion.add_pairs(prediction.pairs)
+                result = _counted(decoded, prediction.pairs, prediction)
                 results.append(result)
                 previews.consider(
                     result, Preview(result.key, decoded.image, decoded.label, result.mask)
                 )
         total = time.perf_counter() - started
-        seconds = {"decode": total - forward_seconds, "forward": forward_seconds}
-        return Piece(tuple(results), tuple(failures), previews.chosen(), confusion, seconds)
+        by_activity = {"decode": total - forward_seconds, "forward": forward_seconds}
+        return Piece(tuple(results), tuple(failures), previews.chosen(), confusion, by_activity)
+
+    def _predicted(
+        self, samples: Sequence[Sample], failures: list[Failure], at_work: _AtWork
+    ) -> Iterator[_Predicted]:
+        """Windows after the network; if there are decoders, the next one is in it meanwhile."""
+
+        def predicted(window: list[_Placed]) -> _Predicted:
+            torch.set_num_threads(self.settings.threads)  # which each thread of ours is to be told
+            started = time.perf_counter()
+            predictions = self._predict(window, at_work)
+            return window, predictions, time.perf_counter() - started
+
+        with closing(self._windows(samples, failures, at_work)) as windows:
+            found = map(predicted, windows)
+            if not self.decoders:
+                yield from found
+                return
+            with closing(ahead(found)) as ready:
+                yield from ready
 
     def _windows(
         self, samples: Sequence[Sample], failures: list[Failure], at_work: _AtWork
-    ) -> Iterator[list[_Placed]]:
+    ) -> Generator[list[_Placed], None, None]:
         """Decoded samples, some at a time; the next ones meanwhile, if there are decoders."""
 
         def decode(item: tuple[int, Sample]) -> _Placed | Failure:
@@ -130,7 +151,10 @@ class Segmenter:
 
         try:
             images = [decoded.image for _, decoded in window]
-            return self.predictor.predict(images, on_batch, confidence=self.settings.confidence)
+            labels = [decoded.label for _, decoded in window]
+            return self.predictor.predict(
+                images, on_batch, confidence=self.settings.confidence, labels=labels
+            )
         except RuntimeError as error:
             if _is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
@@ -150,28 +174,24 @@ class Segmenter:
                 raise MemoryError(str(error)) from error
             return Failure.of(sample.key, _explained(error, sample), sample.location)
 
-    def _count(
-        self, decoded: _Decoded, prediction: Prediction
-    ) -> tuple[ImageResult, ConfusionMatrix]:
-        classes = self.settings.labels.num_classes
-        matrix = ConfusionMatrix(classes)
-        pixels = np.bincount(prediction.mask.ravel(), minlength=classes)
-        common: dict[str, Any] = {
-            "key": decoded.sample.key,
-            "mask": prediction.mask,
-            "mean_confidence": prediction.mean_confidence,
-            "confidence": prediction.confidence,
-            "class_pixels": tuple(int(n) for n in pixels),
-        }
-        if decoded.label is None:
-            return ImageResult(**common), matrix
-        matrix.update(decoded.label, prediction.mask)
-        return ImageResult(
-            **common,
-            correct_pixels=matrix.correct_pixels,
-            labeled_pixels=matrix.labeled_pixels,
-            iou=matrix.scores().iou,
-        ), matrix
+
+def _counted(decoded: _Decoded, pairs: NDArray[np.int64], prediction: Prediction) -> ImageResult:
+    common: dict[str, Any] = {
+        "key": decoded.sample.key,
+        "mask": prediction.mask,
+        "mean_confidence": prediction.mean_confidence,
+        "confidence": prediction.confidence,
+        "class_pixels": tuple(pairs.sum(axis=1).tolist()),
+    }
+    if decoded.label is None:
+        return ImageResult(**common)
+    matrix = ConfusionMatrix(len(pairs)).add_pairs(pairs)
+    return ImageResult(
+        **common,
+        correct_pixels=matrix.correct_pixels,
+        labeled_pixels=matrix.labeled_pixels,
+        iou=matrix.iou,
+    )
 
 
 def _explained(error: Exception, sample: Sample) -> FcnError:

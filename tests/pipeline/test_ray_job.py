@@ -161,10 +161,11 @@ def test_many_shards_are_read_in_waves_and_by_several(
     cluster: None, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline import ray_job
+    from pipeline import run as run_module
 
     source = world.write_shards(tmp_path / "in", shards=7, images=2)
-    monkeypatch.setattr(ray_job, "_WAVE_SHARDS", 5)
-    monkeypatch.setattr(ray_job, "_WAVE_TASKS", 2)
+    monkeypatch.setattr(run_module, "WAVE", 5)
+    monkeypatch.setattr(ray_job, "_TASKS", 2)
     sizes: list[int] = []
     dataset = ray_job._dataset
 

@@ -100,7 +100,7 @@ def test_what_is_in_work_is_announced(
 ) -> None:
     """At every moment a sample is decoded or in the network, the last words named it."""
     told: list[list[int]] = []
-    decode, forward = segment.decode_sample, segmenter.predictor._forward
+    decode, forward = segment.decode_sample, segmenter.predictor._begin
 
     def watched(item: Sample, *args: object) -> object:
         assert int(item.key[1:]) in told[-1]
@@ -111,7 +111,7 @@ def test_what_is_in_work_is_announced(
         return forward(images, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(segment, "decode_sample", watched)
-    monkeypatch.setattr(segmenter.predictor, "_forward", computed)
+    monkeypatch.setattr(segmenter.predictor, "_begin", computed)
     monkeypatch.setattr(segmenter, "decoders", decoders)
     segmenter([sample(n, "plain") for n in range(6)], lambda places: told.append(list(places)))
     assert {place for places in told for place in places} == set(range(6))
