@@ -40,20 +40,26 @@ def lookup_values(raw: NDArray[np.integer[Any]], values: Values) -> NDArray[np.i
     return indices[places].reshape(raw.shape)
 
 
-def lookup_bytes(raw: NDArray[np.integer[Any]], values: Values) -> NDArray[np.uint8] | None:
-    """As `lookup_values`, of bytes; None where one has no pair. Most stand for themselves.
+def lookup_classes(raw: NDArray[np.integer[Any]], values: Values) -> NDArray[np.uint8] | None:
+    """The class index of every value, quickly where the lower values stand for themselves.
 
     Args:
-        raw: (H, W) uint8.
+        raw: (H, W) uint8 or uint16.
         values: (value, class index) pairs.
+
+    Returns:
+        (H, W), or None where a value has no pair.
     """
-    table = _value_table(values)[:BYTES]
-    first = int(np.argmin(np.append(table, UNKNOWN) == np.arange(BYTES + 1)))
-    found = raw.astype(np.uint8)
+    table = _value_table(values)
+    same = table[:BYTES] == np.arange(BYTES)
+    first = BYTES if same.all() else int(same.argmin())
     others = raw >= first
-    indices = table[raw[others]]
+    indices = table.take(raw if first == 0 else raw[others])
     if indices.min(initial=0) == UNKNOWN:
         return None
+    if first == 0:
+        return indices.astype(np.uint8)
+    found = raw.astype(np.uint8)
     found[others] = indices
     return found
 

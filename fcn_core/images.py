@@ -74,7 +74,7 @@ def decode_image(
 
 def decode_label(
     data: bytes, where: str = "label", max_pixels: int = MAX_PIXELS, *, colours: bool = False
-) -> NDArray[np.uint8] | NDArray[np.uint16]:
+) -> NDArray[np.uint16]:
     """What a ground-truth PNG holds: palette indices, grey values, or RGB codes where allowed.
 
     Args:
@@ -85,8 +85,7 @@ def decode_label(
             up: of such pictures the indices count, whatever their colours.
 
     Returns:
-        (H, W) values, uint8 where the file has at most 8 bits and uint16 else, or (H, W, 3) uint8
-        RGB; `LabelSet.encode` turns them into class indices.
+        (H, W) values or (H, W, 3) RGB, uint16; `LabelSet.encode` turns both into class indices.
 
     Raises:
         ImageError: no picture, or a truncated one.
@@ -96,11 +95,10 @@ def decode_label(
     with _open(data, where, max_pixels) as image:
         _refuse_no_label(image, data, where, colours)
         try:
-            values = np.asarray(image)
+            values = np.asarray(image).astype(np.uint16)
         except (OSError, SyntaxError, ValueError) as error:
             raise _unreadable(data, where, error) from error
         mode = image.mode
-    values = values.astype(np.uint16 if mode.startswith("I") else np.uint8)
     if mode == "RGBA" and (values[..., 3] != 255).any():
         raise LabelError(
             where, "see-through pixels", "colours that are opaque", "Save it without alpha."
@@ -109,7 +107,7 @@ def decode_label(
         return values[..., :3]
     # Pillow stretches grey of 2 and 4 bits to 0-255; the stored values are the classes.
     stretch = {2: 85, 4: 17}.get(_bit_depth(data), 1) if mode == "L" else 1
-    return values if stretch == 1 else values // values.dtype.type(stretch)
+    return values if stretch == 1 else values // np.uint16(stretch)
 
 
 def _refuse_no_label(image: Image.Image, data: bytes, where: str, colours: bool) -> None:

@@ -17,7 +17,7 @@ from fcn_core.encoding import (
     Colours,
     Values,
     first_unknown,
-    lookup_bytes,
+    lookup_classes,
     lookup_colours,
     lookup_values,
 )
@@ -205,8 +205,8 @@ class LabelSet:
             LabelError: a value or colour is neither a class nor ignored.
         """
         assert self.colours is not None
-        if raw.dtype == np.uint8 and raw.ndim == 2:
-            classes = lookup_bytes(raw, self.values)
+        if raw.dtype in (np.uint8, np.uint16) and raw.ndim == 2:  # what picture files give
+            classes = lookup_classes(raw, self.values)
             if classes is not None:
                 return classes
         found = (

@@ -32,7 +32,9 @@ def test_maps_are_the_softmax_of_the_chosen_class(weights: Path) -> None:
     picture = world.picture(3, (21, 34))
     found = predictor.predict([picture], confidence=True)[0]
     with torch.inference_mode():
-        logits = predictor.model(predictor._preprocess(picture[None]), None)[0].double()
+        logits = predictor.model(predictor._preprocess(torch.from_numpy(picture[None])), None)[
+            0
+        ].double()
     expected = 255 * logits.softmax(0).max(0).values.numpy()
     assert found.confidence is not None and found.confidence.dtype == np.uint8
     assert np.abs(found.confidence - expected).max() <= 0.5 + 1e-2
