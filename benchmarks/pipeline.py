@@ -12,10 +12,10 @@ The network: FCN-8s at full width, random weights. Masks go to Parquet and PNG, 
   the network alone on decoded arrays, in a process of its own on the same threads, after a warm-up,
   measured just before and just after the run. `busy` is the share of the time in which the network
   was at work, by the commits' own seconds.
-- `… null`: the same without a network, on shards of 480 pictures, with a copy for each core (the
-  default of a CPU). `share` is of the codec limit: what the cores could do if they did nothing but
-  decode every picture and label and encode every mask, by the seconds that these take one after the
-  other in one thread, measured just before and just after the run.
+- `… null`: the same without a network, on shards of 480 pictures, with a copy for each core, as what
+  is left uses one thread of a copy. `share` is of the codec limit: what the cores could do if they
+  did nothing but decode every picture and label and encode every mask, one after the other in a
+  process for each core, measured just before and just after the run.
 
 Of several rounds the one of median share counts, and all are told.
 """
@@ -27,6 +27,7 @@ import io
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -54,6 +55,7 @@ THREADS = min(2, os.cpu_count() or 1)
 PHOTOGRAPHS, SCENES = 8, 16
 SHARDS, REPEATS = 8, 20
 ALONE_PASSES = 3
+CODEC_SECONDS = 1.0
 PIXELS = 10**7
 
 
@@ -82,9 +84,10 @@ def repeated(pictures: list[tuple[str, bytes, bytes]]) -> list[tuple[str, bytes,
 
 
 def codec_seconds(pictures: list[tuple[str, bytes, bytes]]) -> dict[str, float]:
-    """Per picture, in one thread: the best of three passes."""
+    """Per picture, in one thread: the median of the passes of a second."""
     passes = []
-    for _ in range(3):
+    began = time.perf_counter()
+    while time.perf_counter() < began + CODEC_SECONDS:
         started = time.perf_counter()
         arrays = [decode_image(image, key, PIXELS) for key, image, _ in pictures]
         decoded = time.perf_counter()
@@ -97,9 +100,19 @@ def codec_seconds(pictures: list[tuple[str, bytes, bytes]]) -> dict[str, float]:
         passes.append((decoded - started, scored - decoded, ended - scored))
     names = ("decode_image", "decode_label", "encode_mask")
     return {
-        name: min(found) / len(pictures)
+        name: statistics.median(found) / len(pictures)
         for name, found in zip(names, zip(*passes, strict=True), strict=True)
     }
+
+
+def codecs_at_once(folder: Path) -> list[dict[str, float]]:
+    """Of a process for each core, all at work at once: cores may share more than one sees."""
+    command = [sys.executable, "-m", "benchmarks.pipeline", "--codecs", str(folder)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for _ in range(os.cpu_count() or 1)
+    ]
+    return [json.loads(process.communicate()[0]) for process in processes]
 
 
 def alone(folder: Path, weights: Path, precision: str, device: str = "cpu") -> float:
@@ -193,17 +206,18 @@ class World:
 
     def round_without(self, executor: str, number: int) -> dict[str, Any]:
         """The codecs alone, a run without a network, and the codecs again."""
-        cores = os.cpu_count() or 1
-        pictures = encoded(self.folder)
-        seconds = [codec_seconds(pictures)]
+        before = codecs_at_once(self.folder)
         output = self.top / f"{executor}null{number}"
-        how = How(self.precision, executor, workers=cores, threads=1)
+        how = How(self.precision, executor, workers=len(before), threads=1)
         with in_worker_processes():
             found = steady(self.top / "many", output, self.weights, how)
-        seconds.append(codec_seconds(pictures))
+        after = codecs_at_once(self.folder)
         del found["busy"]
-        share = _share(found, "limit", [cores / sum(one.values()) for one in seconds])
-        codecs = {name: round(1000 * min(one[name] for one in seconds), 3) for name in seconds[0]}
+        limits = [sum(1 / sum(one.values()) for one in rates) for rates in (before, after)]
+        share = _share(found, "limit", limits)
+        codecs = {
+            name: round(1000 * min(one[name] for one in before + after), 3) for name in before[0]
+        }
         return {**found, **share, "codec_ms_per_image": codecs}
 
 
@@ -238,7 +252,11 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], choices=("ray", "local"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--alone", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--codecs", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.codecs:
+        print(json.dumps(codec_seconds(encoded(options.codecs))))
+        return
     if options.alone:
         print(alone(*options.alone, options.precision))
         return

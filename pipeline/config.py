@@ -153,8 +153,10 @@ class LimitsConfig(Section):
     """Larger pictures are quarantined before they are decoded."""
     stall_seconds: float = Field(default=600, gt=0)
     """A worker process without progress for so long is restarted, the picture tried alone."""
+    memory: ByteSize | None = Field(default=None, ge=2**20)
+    """Most memory of all worker processes on a machine, like 8GiB; default: nine tenths of it."""
     worker_memory: ByteSize | None = Field(default=None, ge=2**20)
-    """Most memory of one worker process, like 8GiB; default: its share of nine tenths."""
+    """Most memory of one worker process, like 8GiB; default: its share of limits.memory."""
     max_hours: float | None = Field(default=None, gt=0)
     """A Prefect flow stops the run after so long; the next one resumes. Default: never."""
 

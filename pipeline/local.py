@@ -21,7 +21,7 @@ from pipeline.monitoring import Driver
 from pipeline.results import Segmented
 from pipeline.shards import Shard
 from pipeline.workers.isolation import IsolatedSegmenter
-from pipeline.workers.process import machine_memory
+from pipeline.workers.process import machine_memory, usable_memory
 from pipeline.workers.shared import SharedWeights
 from pipeline.writers import Receipt, write_chunk
 
@@ -31,9 +31,6 @@ Finished = TypeVar("Finished")
 
 _DEPTH = 2
 """Items waiting between two stages: enough to keep the network busy, and a bound on memory."""
-
-_MEMORY = 0.9
-"""Share of the machine's memory that all worker processes together may take."""
 
 _READERS = 2
 _WRITERS = 2
@@ -128,7 +125,7 @@ class _Crew:
         per_core = max(1, (os.cpu_count() or 1) // job.compute.threads_per_worker)
         self.job = job
         self.most = job.compute.workers or per_core
-        share = int(_MEMORY * machine_memory()) // self.most
+        share = (job.limits.memory or usable_memory(machine_memory())) // self.most
         self.weights = SharedWeights(weights)
         self.members = [IsolatedSegmenter(job, self.weights, share) for _ in range(self.most)]
         self.free: queue.SimpleQueue[IsolatedSegmenter] = queue.SimpleQueue()

@@ -27,7 +27,7 @@ from pipeline.job import Job, ShardFailure
 from pipeline.monitoring import Driver
 from pipeline.shards import Shard
 from pipeline.workers.isolation import IsolatedSegmenter
-from pipeline.workers.process import machine_memory
+from pipeline.workers.process import machine_memory, usable_memory
 from pipeline.workers.shared import SharedWeights
 from pipeline.writers import Receipt, write_chunk
 
@@ -58,9 +58,6 @@ _STARTS = 3
 """Of an embedded Ray: on a busy machine the first may be too slow for Ray."""
 
 _NOBODY = Driver()
-
-_MEMORY = 0.9
-"""Share of the memory that Ray sees on a node for all worker processes there."""
 
 
 def run_ray(
@@ -268,7 +265,7 @@ class _SegmentActor:
     def __init__(self, job: Job, weights: Any, most: int | None) -> None:
         _log_as(job)
         self.segmenter = IsolatedSegmenter(
-            job, SharedWeights(ray.get(weights)), _memory_share(most)
+            job, SharedWeights(ray.get(weights)), _memory_share(most, job.limits.memory)
         )
         with suppress(FcnError):  # comes again with the first chunk, and goes to the driver
             self.segmenter.worker.start()
@@ -283,7 +280,7 @@ class _SegmentActor:
             return {"item": pickle.dumps(error)}
 
 
-def _memory_share(most: int | None) -> int:
+def _memory_share(most: int | None, limit: int | None) -> int:
     """Bytes for the worker process of one of at most so many actors, called in the actor."""
     context = ray.get_runtime_context()
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes()}  # type: ignore[no-untyped-call]
@@ -293,7 +290,7 @@ def _memory_share(most: int | None) -> int:
     # Ray's memory is without its object store; it kills actors where a node runs short of it.
     memory = min(node.get("memory", math.inf), machine_memory())
     bounds = here if most is None else [most, *here]
-    return int(_MEMORY * memory) // max(1, min(bounds, default=1))
+    return (limit or usable_memory(memory)) // max(1, min(bounds, default=1))
 
 
 class _Write:

@@ -34,7 +34,10 @@ Announce = Callable[[Sequence[int]], None]
 """Told the places of the samples that are worked on next."""
 
 _WINDOW_BYTES = 256 * 2**20
-"""Decoded pictures held at once. A chunk of 64 MiB of flat PNGs may decode to gigabytes."""
+"""Decoded pictures held at once: a chunk of 64 MiB of flat PNGs may decode to gigabytes."""
+
+_WINDOW_SHARE = 16
+"""Of the memory that the process may take, this part."""
 
 _WINDOWS_AHEAD = 4
 """Where decoding goes on beside the network: one window is counted, one in the network, one ready,
@@ -137,11 +140,12 @@ class Segmenter:
                 found = self._decode(item[1])
             return found if isinstance(found, Failure) else (item[0], found)
 
+        most = min(_WINDOW_BYTES, self.settings.memory // _WINDOW_SHARE)
         if not self.decoders:
-            yield from _gathered(map(decode, enumerate(samples)), failures, _WINDOW_BYTES)
+            yield from _gathered(map(decode, enumerate(samples)), failures, most)
             return
         with closing(map_ordered(decode, enumerate(samples), self.decoders)) as decoded:
-            windows = _gathered(decoded, failures, _WINDOW_BYTES // _WINDOWS_AHEAD)
+            windows = _gathered(decoded, failures, most // _WINDOWS_AHEAD)
             with closing(ahead(windows)) as ready:
                 yield from ready
 

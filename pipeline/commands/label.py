@@ -147,6 +147,9 @@ def run(
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Copies of the network.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share of one copy.")] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="Most memory of all copies on a machine, like 8GiB.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, tf32, bf16 or fp16.")] = None,
     plain_forward: PlainForward = None,
     limit_shards: LimitShards = None,
@@ -170,6 +173,7 @@ def run(
         "compute.ray_address": address,
         "compute.workers": workers,
         "compute.gpus_per_worker": gpus_per_worker,
+        "limits.memory": memory_limit,
         "model.precision": precision,
         "compute.plain_forward": plain_forward,
         "input.shard_size": shard_size,

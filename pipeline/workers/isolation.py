@@ -48,6 +48,7 @@ class IsolatedSegmenter:
         """
         self.job = job
         compute, limits = job.compute, job.limits
+        memory = limits.worker_memory or memory
         self.worker = WorkerProcess(
             NetworkSettings(
                 labels=job.labels,
@@ -60,11 +61,12 @@ class IsolatedSegmenter:
                 plain_forward=compute.plain_forward,
                 review_images=job.review_images,
                 decoders=compute.decoders,
+                memory=memory,
             ),
             weights,
             WorkerLimits(
                 stall_seconds=limits.stall_seconds,
-                memory=limits.worker_memory or memory,
+                memory=memory,
                 is_share=limits.worker_memory is None,
             ),
         )

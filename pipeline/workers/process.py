@@ -45,6 +45,7 @@ _TICK_SECONDS = 0.1
 _START_SECONDS = 300.0
 """Imports and weights on a slow disk, a first CUDA context: no picture is to blame for these."""
 
+_MEMORY = 0.9
 _STARTS = 3
 _LOG_BYTES = 2**20
 
@@ -269,6 +270,11 @@ def _memory_of(pid: int | None) -> int:
     except (OSError, ValueError):
         return 0
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def usable_memory(memory: float) -> int:
+    """What all worker processes together may take of so many bytes, if nobody says."""
+    return int(_MEMORY * memory)
 
 
 def machine_memory() -> int:

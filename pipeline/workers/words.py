@@ -34,6 +34,8 @@ class NetworkSettings:
     plain_forward: bool = False
     review_images: int = 16
     decoders: int | None = None
+    memory: int = 2**32
+    """Bytes of the process: what it may hold at once follows from it."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pipeline.run import run
 from pipeline.shards import Shard
 from pipeline.store import Store
 from pipeline.workers.isolation import IsolatedSegmenter
+from pipeline.workers.process import machine_memory
 from pipeline.writers import Receipt
 from tests import world
 
@@ -228,3 +229,38 @@ def test_what_is_in_flight_is_bounded_however_slow_the_next_stage(slow: int) -> 
         first.append(next(results))
         time.sleep(0.1)
     results.close()  # type: ignore[attr-defined]
+
+
+# --- Memory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"memory": "3GiB"}, 2**30),
+        ({"memory": "3GiB", "worker_memory": "2GiB"}, 2**31),
+        ({}, int(0.9 * machine_memory()) // 3),
+    ],
+)
+def test_copies_share_the_memory(
+    shards: Path, weights: Path, tmp_path: Path, limits: dict[str, str], expected: int
+) -> None:
+    flags = {f"limits__{name}": value for name, value in limits.items()}
+    config = world.config(shards, tmp_path / "out", weights, compute__workers=3, **flags)
+    prepared = prepare(config)
+    crew = local._Crew(prepared.job, prepared.weights)
+    try:
+        assert [member.worker.limits.memory for member in crew.members] == [expected] * 3
+        assert {member.worker.settings.memory for member in crew.members} == {expected}
+    finally:
+        crew.close()
+
+
+def test_a_memory_limit_is_a_flag_of_run(
+    shards: Path, weights: Path, tmp_path: Path, fcnseg: Callable[..., tuple[int, str, str]]
+) -> None:
+    words = ["run", str(shards), str(tmp_path / "out"), "--weights", str(weights)]
+    code, _, said = fcnseg(*words, "--memory-limit", "1kB")
+    assert code == 2 and "limits.memory" in said
+    code, _, said = fcnseg(*words, "--memory-limit", "2GiB", "--dry-run")
+    assert code == 0, said
