@@ -1,7 +1,7 @@
 """Does the network ever wait? A run's images/s beside those of the network alone, and of nothing.
 
 Usage: python -m benchmarks.pipeline [--rounds N] [--precision auto|fp32|bf16] [--without ray]
-                                     [--json FILE]
+                                     [--only real|null] [--json FILE]
 
 The pictures: eight photographs of CamVid's val split, 480x360, where `../shared/data/camvid` lies
 beside the checkout, and sixteen rendered scenes of 96 to 224 px a side, the same in every shard.
@@ -12,8 +12,8 @@ The network: FCN-8s at full width, random weights. Masks go to Parquet and PNG, 
   the network alone on decoded arrays, in a process of its own on the same threads, after a warm-up,
   measured just before and just after the run. `busy` is the share of the time in which the network
   was at work, by the commits' own seconds.
-- `… null`: the same without a network, on shards of 480 pictures, with a copy for each core, for
-  what is left uses one thread of a copy. `share` is of the codec limit: what the cores could do if they
+- `… null`: the same without a network, on shards of 480 pictures, with a copy for each core, for what
+  is left uses one thread of a copy. `share` is of the codec limit: what the cores could do if they
   did nothing but decode every picture and label and encode every mask, one after the other in a
   process for each core, measured just before and just after the run.
 
@@ -238,7 +238,8 @@ def measure(options: argparse.Namespace, top: Path, precision: str) -> dict[str,
         "runs": {},
     }
     for executor in [name for name in ("local", "ray") if name not in options.without]:
-        for kind, measured in (("", world.round_with), (" null", world.round_without)):
+        kinds = {"real": ("", world.round_with), "null": (" null", world.round_without)}
+        for kind, measured in [kinds[name] for name in kinds if options.only in (None, name)]:
             found = median([measured(executor, number) for number in range(options.rounds)])
             result["runs"][f"{executor}{kind}"] = found
             print(f"{executor}{kind}: {found}", file=sys.stderr, flush=True)
@@ -249,6 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--only", choices=("real", "null"), help="the network that is given")
     parser.add_argument("--without", nargs="*", default=[], choices=("ray", "local"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--alone", nargs=2, type=Path, help=argparse.SUPPRESS)
@@ -265,7 +267,8 @@ def main() -> None:
         precision = "bf16" if bf16_factor() <= 1 else "fp32"
     about = {
         "command": f"python -m benchmarks.pipeline --rounds {options.rounds}"
-        + "".join(f" --without {name}" for name in options.without),
+        + "".join(f" --without {name}" for name in options.without)
+        + (f" --only {options.only}" if options.only else ""),
         "precision": precision,
         "threads": THREADS,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
