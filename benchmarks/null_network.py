@@ -6,6 +6,7 @@ their parent. It replaces `Predictor.predict`: a picture's mask is a chequered o
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -67,15 +68,21 @@ def predict(
 
 @contextmanager
 def in_worker_processes() -> Iterator[None]:
-    """Worker processes that are started meanwhile have no network."""
+    """Worker processes that are started meanwhile have no network, nor those of an embedded Ray."""
     from pipeline.workers.template import close_template
 
+    before = os.environ.get("PYTHONPATH")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "sitecustomize.py").write_text(SITE)
         sys.path.insert(0, folder)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.getcwd(), before)))
         close_template()
         try:
             yield
         finally:
             sys.path.remove(folder)
+            if before is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = before
             close_template()
