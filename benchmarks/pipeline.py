@@ -12,8 +12,8 @@ The network: FCN-8s at full width, random weights. Masks go to Parquet and PNG, 
   the network alone on decoded arrays, in a process of its own on the same threads, after a warm-up,
   measured just before and just after the run. `busy` is the share of the time in which the network
   was at work, by the commits' own seconds.
-- `… null`: the same without a network, on shards of 480 pictures, with a copy for each core: what is
-  left uses one thread of a copy. `share` is of the codec limit: what the cores could do if they
+- `… null`: the same without a network, on shards of 480 pictures, with a copy for each core: what
+  is left uses one thread of a copy. `share` is of the codec limit: what the cores could do if they
   did nothing but decode every picture and label and encode every mask, one after the other in a
   process for each core, measured just before and just after the run.
 
