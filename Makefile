@@ -53,6 +53,7 @@ bench: setup  ## Measure against loops and peers, on this machine (at most 20 mi
 	$(BIN)/python -m benchmarks.end_to_end --images 128 --json build/bench/end_to_end.json
 	$(BIN)/python -m benchmarks.forward --rounds 3 --json build/bench/forward.json
 	$(BIN)/python -m benchmarks.pipeline --without ray --json build/bench/pipeline.json
+	$(BIN)/python -m benchmarks.scale --only growth --json build/bench/scale.json
 	$(BIN)/python -m benchmarks.peers --json build/bench/peers.json
 
 WEIGHTS := build/demo-weights

@@ -80,7 +80,7 @@ def rounded(predictor: Predictor, ranges: dict[str, tuple[float, float]]) -> Ite
     handles, weights = [], {}
     for name, conv in convolutions(predictor.model).items():  # type: ignore[arg-type]
         low, high = ranges[name]
-        scale = (high - low) / 255
+        scale = max((high - low) / 255, 1e-12)  # a layer may be dead
         zero = round(-low / scale)
         weights[conv] = conv.weight.data
         scales = conv.weight.data.abs().amax((1, 2, 3)).clamp_min(1e-12) / 127

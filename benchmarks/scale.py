@@ -1,6 +1,6 @@
 """A run of 1, 10 and 100 times as many images: memory, images/s, the driver's time per chunk.
 
-Usage: python -m benchmarks.scale [--images N] [--workers-only] [--json FILE]
+Usage: python -m benchmarks.scale [--images N] [--only growth|workers] [--json FILE]
 
 - `1x`, `10x`, `100x`: `fcnseg run` with the local executor and no network, on shards of 24 pictures
   (see `benchmarks.pipeline`), labels scored, masks to Parquet. Each run is a process of its own.
@@ -128,7 +128,7 @@ def workers(top: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=120, help="of the run 1x")
-    parser.add_argument("--workers-only", action="store_true")
+    parser.add_argument("--only", choices=("growth", "workers"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -137,18 +137,20 @@ def main() -> None:
         one_run(Path(shards), Path(output), Path(weights), network == "1", int(count))
         return
     figures: dict[str, Any] = {
-        "command": f"python -m benchmarks.scale --images {options.images}",
+        "command": f"python -m benchmarks.scale --images {options.images}"
+        + (f" --only {options.only}" if options.only else ""),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "load_before": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
     }
     with tempfile.TemporaryDirectory() as name:
         make_folder(Path(name, "folder"), PHOTOGRAPHS, SCENES)
-        if not options.workers_only:
+        if options.only != "workers":
             figures["growth"] = growth(Path(name), options.images)
-        figures["workers"] = workers(Path(name))
-    one, two = (row["images_per_second"] for row in figures["workers"])
-    figures["workers_ratio"] = round(two / one, 2)
+        if options.only != "growth":
+            figures["workers"] = workers(Path(name))
+            one, two = (row["images_per_second"] for row in figures["workers"])
+            figures["workers_ratio"] = round(two / one, 2)
     print(json.dumps(figures, indent=1))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
