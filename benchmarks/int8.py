@@ -133,7 +133,7 @@ def speed() -> dict[str, dict[str, float]]:
         layout = torch.channels_last
         weight = 0.02 * torch.randn(outputs, inputs, kernel, kernel)
         image = torch.rand(1, inputs, height, width).contiguous(memory_format=layout)
-        scales, zeros = weight.abs().amax((1, 2, 3)) / 127, torch.zeros(outputs)
+        scales, zeros = weight.abs().amax((1, 2, 3)) / 127, torch.zeros(outputs, dtype=torch.int)
         quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         packed = torch.ops.quantized.conv2d_prepack(
             quantized, torch.zeros(outputs), [1, 1], pad, [1, 1], 1

@@ -16,7 +16,6 @@ UNKNOWN = -1
 Values = tuple[tuple[int, int], ...]
 Colours = tuple[tuple[Colour, int], ...]
 
-BYTES = 256
 _VALUES = 2**16
 _COLOURS = 2**24
 
@@ -38,30 +37,6 @@ def lookup_values(raw: NDArray[np.integer[Any]], values: Values) -> NDArray[np.i
     known = dict(values)
     indices = np.array([known.get(int(value), UNKNOWN) for value in distinct], np.int16)
     return indices[places].reshape(raw.shape)
-
-
-def lookup_classes(raw: NDArray[np.integer[Any]], values: Values) -> NDArray[np.uint8] | None:
-    """The class index of every value, quickly where the lower values stand for themselves.
-
-    Args:
-        raw: (H, W) uint8 or uint16.
-        values: (value, class index) pairs.
-
-    Returns:
-        (H, W), or None where a value has no pair.
-    """
-    table = _value_table(values)
-    same = table[:BYTES] == np.arange(BYTES)
-    first = BYTES if same.all() else int(same.argmin())
-    others = raw >= first
-    indices = table.take(raw if first == 0 else raw[others])
-    if indices.min(initial=0) == UNKNOWN:
-        return None
-    if first == 0:
-        return indices.astype(np.uint8)
-    found = raw.astype(np.uint8)
-    found[others] = indices
-    return found
 
 
 def lookup_colours(rgb: NDArray[np.integer[Any]], colours: Colours) -> NDArray[np.int16]:

@@ -17,7 +17,6 @@ from fcn_core.encoding import (
     Colours,
     Values,
     first_unknown,
-    lookup_classes,
     lookup_colours,
     lookup_values,
 )
@@ -205,10 +204,6 @@ class LabelSet:
             LabelError: a value or colour is neither a class nor ignored.
         """
         assert self.colours is not None
-        if raw.dtype in (np.uint8, np.uint16) and raw.ndim == 2:  # what picture files give
-            classes = lookup_classes(raw, self.values)
-            if classes is not None:
-                return classes
         found = (
             lookup_colours(raw, self.colours) if raw.ndim == 3 else lookup_values(raw, self.values)
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
 import yaml
 
 from docs.demo_scenes import TRAIN_SEEDS, VAL_SEEDS, write_scenes
@@ -25,6 +28,23 @@ def test_they_know_scenes_they_have_never_seen() -> None:
         scene = render_scene(seed)
         confusion.update(scene.label, predictor.predict([scene.image])[0].mask)
     assert confusion.scores().mean_iou >= 0.80
+
+
+def test_the_number_of_threads_changes_no_mask() -> None:
+    """Sums may be taken in another order, which is rounding; no pixel of these is that close."""
+    predictor = Predictor.load("demo")
+    pictures = [render_scene(seed).image for seed in UNSEEN[:8]]
+    before, found = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found[threads] = predictor.predict(pictures)
+    finally:
+        torch.set_num_threads(before)
+    for one, *others in zip(*found.values(), strict=True):
+        for other in others:
+            assert np.array_equal(one.mask, other.mask)
+            assert one.mean_confidence == pytest.approx(other.mean_confidence, abs=1e-5)
 
 
 def test_no_scene_that_scores_or_demonstrates_has_trained() -> None:
