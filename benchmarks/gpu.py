@@ -28,7 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,7 +38,7 @@ import numpy as np
 import torch
 
 from benchmarks.forward import network, operations
-from fcn_core.bus import Bus, CudaBus, Landed
+from fcn_core.bus import Bus, CudaBus
 from fcn_core.checkpoint import WeightsInfo
 from fcn_core.forward import FastForward
 from fcn_core.labels import VOC
@@ -128,9 +128,7 @@ def predictor_rows(device: str, precision: str, least: float) -> list[dict[str, 
     info = WeightsInfo(network().architecture, VOC, CAFFE_VOC)
     rng = np.random.default_rng(0)
     there = torch.device(device)
-    buses = {"one after the other": lambda: _Waiting(there)}
-    if device == "cuda":
-        buses["beside"] = lambda: CudaBus(there)
+    buses = {"one after the other": Bus, **({"beside": CudaBus} if device == "cuda" else {})}
     rows = []
     for size in SIZES if device == "cuda" else ((64, 64),):
         pictures = list(rng.integers(0, 256, (6 * BATCH, *size, 3), np.uint8))
@@ -144,7 +142,7 @@ def predictor_rows(device: str, precision: str, least: float) -> list[dict[str, 
                 precision=precision,
                 batch_size=BATCH,  # type: ignore[arg-type]
             )
-            predictor._bus = make()
+            predictor._bus = make(there)
             calls[name] = partial(predictor.predict, pictures, confidence=True, labels=labels)
         found = [call() for call in calls.values()]
         seconds = median_seconds(calls, device, least)
@@ -162,19 +160,6 @@ def _equal(one: Prediction, other: Prediction) -> bool:
         np.array_equal(getattr(one, part), getattr(other, part))
         for part in ("mask", "confidence", "pairs")
     )
-
-
-class _Waiting(Bus):
-    """To a device and back, one after the other."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def stack(self, arrays: Sequence[Any], slots: int) -> torch.Tensor:
-        return super().stack(arrays, slots).to(self.device)
-
-    def fetch(self, tensors: Sequence[torch.Tensor]) -> Landed:
-        return super().fetch([tensor.cpu() for tensor in tensors])
 
 
 def pipeline_rows(device: str, precision: str) -> list[dict[str, Any]]:

@@ -4,9 +4,9 @@ Shape suffixes: B batch, C channel, H height px, W width px.
 
 On CUDA a forward pass is only queued. While it computes, the pictures of the next batch are stacked
 in pinned memory and copied over on a stream of their own, and the results of the batch before are
-copied back on another. The streams wait for each other where one reads what another writes; the
-allocators of both memories are told who uses what, so that nothing is overwritten too early.
-On a CPU there is nothing to carry.
+copied back on another (`CudaBus`). The streams wait for each other where one reads what another
+writes; the allocators of both memories are told who uses what, so that nothing is overwritten too
+early.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ Landed = Callable[[], list[NDArray[Any]]]
 
 
 class Bus:
-    """Of a CPU.
+    """One thing after the other; on a CPU there is nothing to carry.
 
     Attributes:
         ahead: how many batches are queued before the results of one are waited for.
     """
 
     ahead = 0
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
 
     def stack(self, arrays: Sequence[NDArray[Any]], slots: int) -> Tensor:
         """(slots, ...) on the device: the arrays, then zeros.
@@ -39,20 +42,20 @@ class Bus:
             arrays: of one shape and dtype, at most `slots`.
             slots: B.
         """
-        return _filled(torch.zeros, arrays, slots)
+        return _filled(torch.zeros, arrays, slots).to(self._device)
 
     def fetch(self, tensors: Sequence[Tensor]) -> Landed:
         """Begin to bring tensors back."""
-        return lambda: [tensor.numpy() for tensor in tensors]
+        return lambda: [tensor.cpu().numpy() for tensor in tensors]
 
 
 class CudaBus(Bus):
-    """Of a CUDA device."""
+    """Of a CUDA device, as above."""
 
     ahead = 1
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        super().__init__(device)
         self._there: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._back: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 

@@ -122,7 +122,7 @@ class Predictor:
             self.logits = FastForward(self.model)
         self._allow_tf32 = precision == "tf32"
         pre = info.preprocessing
-        self._bus = CudaBus(self.device) if self.device.type == "cuda" else Bus()
+        self._bus = (CudaBus if self.device.type == "cuda" else Bus)(self.device)
         self._mean = torch.tensor(pre.mean, device=self.device).view(1, -1, 1, 1)
         self._std = torch.tensor(pre.std, device=self.device).view(1, -1, 1, 1)
 
