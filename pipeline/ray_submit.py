@@ -22,7 +22,7 @@ from pipeline.cluster.job_words import (
     flat,
     metadata_of,
 )
-from pipeline.cluster.ray_client import Jobs, UnreachableError
+from pipeline.cluster.ray_client import Jobs, UnreachableError, patiently
 from pipeline.config import RunConfig
 from pipeline.errors import ClusterError, ConfigError, LeaseError
 from pipeline.prepare import plan_request
@@ -37,6 +37,7 @@ STOP_SECONDS = 60
 
 _RUNNING = ("PENDING", "RUNNING")
 _TRIES = 5
+_PATIENCE = 60.0  # seconds, with a cluster that answered before
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def submit_or_attach(
     jobs = Jobs(address or config.compute.ray_address)
     error: UnreachableError | None = None
     for _ in range(_TRIES):
-        known = _of_output(jobs.all(), output)
+        known = _of_output(patiently(jobs.all, _PATIENCE), output)
         running = [job for job in known if job.status.value in _RUNNING]
         if running:
             _check_same(running[-1], mine, jobs)

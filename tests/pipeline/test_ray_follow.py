@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import ray_submit
 from pipeline.cluster import ray_log
 from pipeline.cluster.job_words import config_of, entrypoint, metadata_of, travelling
-from pipeline.cluster.ray_client import check_token
+from pipeline.cluster.ray_client import UnreachableError, check_token
 from pipeline.cluster.ray_follow import MEANINGS, _outcome
 from pipeline.cluster.ray_log import LogTail
 from pipeline.config import RunConfig, load_config
@@ -107,6 +108,26 @@ def test_the_time_to_stop_is_sent_unless_it_is_given() -> None:
     assert _runtime_env(JobOptions()) == {"env_vars": {name: "60"}}
     given_one = {"env_vars": {name: "5", "A": "b"}, "working_dir": "."}
     assert _runtime_env(JobOptions(runtime_env=given_one)) == given_one
+
+
+def test_a_cluster_that_answered_once_may_be_silent_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers: list[Any] = [UnreachableError("a cluster", "no answer", "one"), []]
+
+    class Cluster:
+        submit = page = staticmethod(lambda name, **_: bool(name))
+
+        def all(self) -> list[Any]:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return list(answer)
+
+    monkeypatch.setattr(ray_submit, "Jobs", lambda _: Cluster())
+    flags = {"input.url": "s3://b/in", "output.url": "s3://b/out"}
+    config = load_train_config(None, [], flags)
+    assert not ray_submit.submit_or_attach(config).attached and not answers
 
 
 def test_the_metadata_of_other_jobs_is_no_configuration() -> None:

@@ -77,20 +77,37 @@ def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
         time.sleep(0.1)
 
 
-def shards_with_a_bad_picture(root: Path) -> Path:
+@pytest.fixture
+def obeying(tmp_path: Path) -> Path:
+    """A runtime environment whose workers obey poisonous pictures."""
+    site = poison.install(tmp_path / "site")
+    path = tmp_path / "environment.yaml"
+    path.write_text(f"env_vars: {{PYTHONPATH: '{site}{os.pathsep}{ROOT}'}}\n")
+    return path
+
+
+def shards_with_a_bad_picture(root: Path, gate: Path) -> Path:
+    """Three shards, one with a bad picture; the last waits at a gate, see `gated`."""
     world.write_shards(root)
-    (root / "s1.tar").write_bytes(world.tar({**world.samples(1), "bad.jpg": b"no picture"}))
+    for number, name, member in [
+        (1, "bad.jpg", b"no picture"),
+        (2, "slow.jpg", poison.picture(f"gate {gate}")),
+    ]:
+        members = {**world.samples(number), name: member}
+        (root / f"s{number}.tar").write_bytes(world.tar(members))
     return root
 
 
 def test_two_submit_at_once_a_third_attaches_over_a_bad_line_and_all_see_exit_code_3(
-    head: RayHead, weights: Path, tmp_path: Path
+    head: RayHead, obeying: Path, weights: Path, tmp_path: Path
 ) -> None:
-    source, out = shards_with_a_bad_picture(tmp_path / "in"), tmp_path / "out"
+    gate, out = tmp_path / "gate", tmp_path / "out"
+    source = shards_with_a_bad_picture(tmp_path / "in", gate)
     calm = run(world.config(source, tmp_path / "calm", weights))
     config = world.config(source, out, weights)
+    options = JobOptions(runtime_env=read_yaml(obeying.read_text()))
     with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda _: submit_or_attach(config, head.dashboard), range(2)))
+        both = list(pool.map(lambda _: submit_or_attach(config, head.dashboard, options), range(2)))
     assert {job.submission_id for job in both} == {both[0].submission_id}
     assert sorted(job.attached for job in both) == [False, True]
     other = world.config(source, out, weights, compute__workers=2)
@@ -102,24 +119,30 @@ def test_two_submit_at_once_a_third_attaches_over_a_bad_line_and_all_see_exit_co
     assert mine is not None and mine.submission_id == both[0].submission_id
     with Relay(head.dashboard) as relay:
         words = command("submit", source, out, *flags(weights), "--address", relay.url, "--json")
-        third = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        complaints = tmp_path / "complaints"
+        with complaints.open("w") as stderr:
+            third = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, text=True)
         looks = follow(head.dashboard, both[0].submission_id, Pace(interval=0.2))
         seen = [next(look for look in looks if look.run is not None)]
-        wait_until(lambda: relay.connections > 0 or third.poll() is not None)
+        wait_until(lambda: "attached" in complaints.read_text() or third.poll() is not None)
         relay.cut()
         wait_until(lambda: relay.refused > 1 or third.poll() is not None)
         relay.mend()
+        gate.touch()
         seen += looks
-        said, complaints = third.communicate(timeout=300)
-    (tmp_path / "heard").write_text(said + complaints)
+        said, _ = third.communicate(timeout=300)
+    (tmp_path / "heard").write_text(said)
+    assert said, complaints.read_text()
     document = json.loads(said)
     assert (third.returncode, document["exit_code"], document["status"]) == (3, 3, "FAILED")
     assert document["attached"] and document["submission_id"] == both[0].submission_id
     assert (seen[-1].status, seen[-1].exit_code) == ("FAILED", 3)
     assert [look.is_over for look in seen].index(True) == len(seen) - 1
     lines = [line for look in seen for line in look.lines]
-    assert "3 shards done now, 3 of 3 in all, 12 images, 1 quarantined" in "\n".join(lines)
-    assert [line for line in complaints.splitlines() if line in lines][-3:] == lines[-3:]
+    assert "3 shards done now, 3 of 3 in all, 13 images, 1 quarantined" in "\n".join(lines)
+    assert [line for line in complaints.read_text().splitlines() if line in lines][-3:] == lines[
+        -3:
+    ]
     assert calm.exit_code == 3 and world.tree(out) == world.tree(tmp_path / "calm")
 
 
@@ -156,15 +179,6 @@ def gated(tmp_path: Path) -> tuple[Path, Path]:
     members = {**world.samples(9), "slow.jpg": poison.picture(f"gate {gate}")}
     (source / "s9.tar").write_bytes(world.tar(members))
     return source, gate
-
-
-@pytest.fixture
-def obeying(tmp_path: Path) -> Path:
-    """A runtime environment whose workers obey poisonous pictures."""
-    site = poison.install(tmp_path / "site")
-    path = tmp_path / "environment.yaml"
-    path.write_text(f"env_vars: {{PYTHONPATH: '{site}{os.pathsep}{ROOT}'}}\n")
-    return path
 
 
 def at_the_gate(gate: Path, looks: Iterator[JobLook]) -> Holder:
