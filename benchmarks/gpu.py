@@ -39,11 +39,11 @@ import torch
 
 from benchmarks.forward import network, operations
 from fcn_core.bus import Bus, CudaBus
-from fcn_core.checkpoint import WeightsInfo
 from fcn_core.forward import FastForward
 from fcn_core.labels import VOC
 from fcn_core.predictor import Prediction, Predictor
 from fcn_core.preprocessing import CAFFE_VOC
+from fcn_core.weights_info import WeightsInfo
 
 SIZES = ((375, 500), (256, 256), (512, 512))
 BATCH = 8

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
-from fcn_core import trunks
+from fcn_core.arithmetic import Arithmetic
 from fcn_core.layers import Layer
 from fcn_core.windows import Axis, axes, blank_side, stretched
 
@@ -73,18 +73,22 @@ class Blanks:
     """
 
     def __init__(
-        self, layers: Sequence[Layer], find: trunks.Find, picture: Tensor, limit: int = BLANK_BYTES
+        self,
+        layers: Sequence[Layer],
+        arithmetic: Arithmetic,
+        picture: Tensor,
+        limit: int = BLANK_BYTES,
     ) -> None:
         """Compute the even features.
 
         Args:
             layers: of the trunk, as far as blanks are wanted.
-            find: gives their modules.
+            arithmetic: computes them.
             picture: (B, C, H, W) any, for its channels, device and dtype.
             limit: bytes of the canvases kept.
         """
         self._layers = tuple(layers)
-        self._find = find
+        self._arithmetic = arithmetic
         self._channels = picture.shape[1]
         self._like = picture.new_empty(0)
         self.cache = BoundedCache(limit)
@@ -123,11 +127,14 @@ class Blanks:
         """(H, W, C) of a blank canvas and of each layer."""
         x_BCHW = self._like.new_zeros(1, self._channels, height, width)
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        x_BCHW = self._arithmetic.entered(x_BCHW)
         found = [x_BCHW]
         first, *others = self._layers
-        x_BCHW = F.relu(trunks.unpadded(first, self._find, x_BCHW))
+        x_BCHW = self._arithmetic.unpadded(first, x_BCHW)
+        if self._arithmetic.leaves_relu:
+            x_BCHW = F.relu(x_BCHW)
         found.append(x_BCHW)
         for layer in others:
-            x_BCHW = trunks.apply(layer, self._find, x_BCHW)
+            x_BCHW = self._arithmetic.apply(layer, x_BCHW)
             found.append(x_BCHW)
         return [x_BCHW[0].permute(1, 2, 0) for x_BCHW in found]

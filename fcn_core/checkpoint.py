@@ -22,78 +22,17 @@ from fcn_core.errors import FcnError, WeightsError
 from fcn_core.labels import LabelSet
 from fcn_core.preprocessing import Preprocessing
 from fcn_core.safetensors_header import Header, TensorInfo, read_header
+from fcn_core.weights_info import KEY, WEIGHTS_FORMAT, WeightsInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fcn_core.model import FCN
 
-WEIGHTS_FORMAT = "fcn-pipeline/1"
 DEMO_WEIGHTS = "demo"
 """The name under which commands find the weights in this package."""
 
-INITIALISATION = "initialisation"
-"""`origin["role"]` of weights that only start a training: their scores are zero."""
-
-_KEY = "fcn"  # one JSON document under one safetensors metadata key
 _REMEDY = "Name a .safetensors file written by this project, or convert yours to it."
-
-
-@dataclass(frozen=True)
-class WeightsInfo:
-    """What a weights file says about itself.
-
-    Attributes:
-        architecture: which network; staged and at-once FCN-8s have equal shapes, so that only
-            its variant tells them apart.
-        labels: the classes it predicts, of the first head if there are several.
-        preprocessing: what its first layer expects.
-        origin: where the weights come from, in words and numbers.
-        other_labels: the classes of the other heads, in their order.
-
-    Raises (on creation):
-        WeightsError: the label sets are not those of the heads.
-    """
-
-    architecture: Architecture
-    labels: LabelSet
-    preprocessing: Preprocessing
-    origin: Mapping[str, Any] = field(default_factory=dict)
-    other_labels: tuple[LabelSet, ...] = ()
-
-    def __post_init__(self) -> None:
-        described = [labels.num_classes for labels in (self.labels, *self.other_labels)]
-        classes = list(self.architecture.head_classes.values())
-        if described != classes:
-            raise WeightsError(
-                "weights",
-                f"label sets of {described} classes",
-                f"heads of {classes}",
-                "Describe every head, in order.",
-            )
-
-    @property
-    def is_initialisation(self) -> bool:
-        """Whether these weights only start a training, so that their masks mean nothing."""
-        return self.origin.get("role") == INITIALISATION
-
-    @property
-    def variant(self) -> str:
-        """One of `fcn_core.architecture.VARIANTS`."""
-        return self.architecture.variant
-
-    def to_metadata(self) -> dict[str, str]:
-        """The safetensors metadata."""
-        document: dict[str, Any] = {
-            "format": WEIGHTS_FORMAT,
-            **self.architecture.to_dict(),
-            "labels": self.labels.to_dict(),
-            "preprocessing": self.preprocessing.to_dict(),
-            "origin": dict(self.origin),
-        }
-        if self.other_labels:
-            document["other_labels"] = [labels.to_dict() for labels in self.other_labels]
-        return {_KEY: json.dumps(document, sort_keys=True)}
 
 
 @dataclass(frozen=True)
@@ -144,6 +83,7 @@ class WeightsFile:
                     LabelSet.from_dict(other, self.where)
                     for other in document.get("other_labels", ())
                 ),
+                int8_peaks=_peaks(document.get("int8_peaks", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(
@@ -158,7 +98,7 @@ class WeightsFile:
 
     def _document(self) -> dict[str, Any]:
         try:
-            document = dict(json.loads(self._header.metadata[_KEY]))
+            document = dict(json.loads(self._header.metadata[KEY]))
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(
                 self.where, "a safetensors file without our metadata", "variant, classes and "
@@ -212,6 +152,13 @@ class WeightsFile:
             raise WeightsError(
                 self.where, f"unreadable tensors ({error})", "a whole safetensors file", _REMEDY
             ) from error
+
+
+def _peaks(found: Mapping[str, Any]) -> dict[str, float]:
+    peaks = {name: float(peak) for name, peak in dict(found).items()}
+    if not all(math.isfinite(peak) and peak >= 0 for peak in peaks.values()):
+        raise ValueError("int8_peaks: numbers from 0 up expected")
+    return peaks
 
 
 def build(

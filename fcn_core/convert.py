@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fcn_core.architecture import Architecture, Variant
-from fcn_core.checkpoint import INITIALISATION, WeightsInfo, build
+from fcn_core.checkpoint import build
 from fcn_core.errors import FcnError, WeightsError
 from fcn_core.fixed_layers import check_scales, fit_upsampling
 from fcn_core.labels import LabelSet
@@ -27,6 +27,7 @@ from fcn_core.model import FCN, STREAMS
 from fcn_core.preprocessing import PREPROCESSINGS, Preprocessing
 from fcn_core.published import SourceFormat
 from fcn_core.sources import Source, read_source
+from fcn_core.weights_info import INITIALISATION, WeightsInfo
 
 _LOOK_ALIKE = ": their files look alike, and only where yours comes from tells which it is"
 _ARCHES = {"FCN32s": "fcn32s", "FCN16s": "fcn16s", "FCN8s": "fcn8s", "FCN8sAtOnce": "fcn8s-atonce"}

@@ -8,8 +8,9 @@ Shape suffixes: B batch, C channel, K class, H height px, W width px, P places.
 - On a CPU the fully connected layers are matrix products: convolutions would put their weights
   into another order for every picture.
 
-Nothing is approximated: every product that is left out is known or never used. Sums are taken in
-another order, which is float rounding. docs/forward.md has the margins and the measurements.
+Nothing is approximated, unless int8 is asked for: every product that is left out is known or never
+used. Sums are taken in another order, which is float rounding. docs/forward.md has the margins and
+the measurements.
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
-from fcn_core import trunks
+from fcn_core.arithmetic import Arithmetic, FloatLayers
 from fcn_core.blank import BLANK_BYTES, Blanks
+from fcn_core.int8 import Int8Layers, Int8Ranges
 from fcn_core.layers import Layer
 from fcn_core.model import FCN, head_suffix
 from fcn_core.windows import Axis, Span, axes, canvas, needed_scores, read_by, windowed_layers
-
-_PATCH_BYTES = 32 * 2**20
-"""Of fc6's input laid out for a matrix product, at once."""
 
 Window = tuple[Span, Span]
 """Rows and columns of a layer."""
@@ -42,15 +41,18 @@ class FastForward:
         trunks: one per stream of the network.
     """
 
-    def __init__(self, model: FCN, blank_bytes: int = BLANK_BYTES) -> None:
+    def __init__(
+        self, model: FCN, blank_bytes: int = BLANK_BYTES, int8: Int8Ranges | None = None
+    ) -> None:
         """Take a network.
 
         Args:
             model: on its device and in its precision.
             blank_bytes: bound of the blank features kept, per trunk.
+            int8: to compute the trunk of a network in float32 in int8. See `fcn_core.int8`.
         """
         self.model = model
-        self.trunks = [FastTrunk(model, stream, blank_bytes) for stream in model.streams]
+        self.trunks = [FastTrunk(model, stream, blank_bytes, int8) for stream in model.streams]
 
     @torch.inference_mode()
     def __call__(self, image_BCHW: Tensor, head: str | None = None) -> Tensor:
@@ -125,14 +127,19 @@ class FastTrunk:
         blanks: what stands around the picture there.
     """
 
-    def __init__(self, model: FCN, stream: str, blank_bytes: int) -> None:
+    def __init__(self, model: FCN, stream: str, blank_bytes: int, int8: Int8Ranges | None) -> None:
+        def find(name: str) -> nn.Module:
+            return model.get_submodule(name + stream)
+
         self.windowed = windowed_layers(model.layers)
-        self._find: trunks.Find = lambda name: model.get_submodule(name + stream)
+        self._arithmetic: Arithmetic = (
+            FloatLayers(find) if int8 is None else Int8Layers(model.layers, find, int8)
+        )
         self._near, self._far = model.layers[: self.windowed], model.layers[self.windowed :]
         self._skips = {skip.pool for skip in model.plan.skips}
         weight = next(model.parameters())
         picture = weight.new_empty(1, model.streams[stream], 1, 1)
-        self.blanks = Blanks(self._near, self._find, picture, blank_bytes)
+        self.blanks = Blanks(self._near, self._arithmetic, picture, blank_bytes)
 
     def __call__(self, image_BCHW: Tensor) -> Features:
         """Through the trunk."""
@@ -142,10 +149,11 @@ class FastTrunk:
         layer: Layer | None = self._near[-1]
         while layer is not None:
             if layer.name in self._skips:
-                features.keep(layer.name, x_BCHW, _everything(x_BCHW), x_BCHW.new_empty(0))
+                real_BCHW = self._arithmetic.real(layer.name, x_BCHW)
+                features.keep(layer.name, real_BCHW, _everything(x_BCHW), x_BCHW.new_empty(0))
             layer = next(layers, None)
             if layer is not None:
-                x_BCHW = self._whole(layer, x_BCHW)
+                x_BCHW = self._arithmetic.apply(layer, x_BCHW)
         features.last_BCHW = x_BCHW
         return features
 
@@ -154,49 +162,25 @@ class FastTrunk:
         rows, columns = (
             axes(self._near, canvas(self._near, side)) for side in image_BCHW.shape[-2:]
         )
-        x_BCHW, here, relu = image_BCHW, _reached(rows[0], columns[0]), False
+        arithmetic = self._arithmetic
+        x_BCHW = arithmetic.entered(image_BCHW)
+        here, relu = _reached(rows[0], columns[0]), False
         for index, layer in enumerate(self._near):
             there = _reached(rows[index + 1], columns[index + 1])
             read = read_by(layer, there[0]), read_by(layer, there[1])
             x_BCHW = _framed(x_BCHW, here, read, self.blanks.even[index], relu=relu)
-            x_BCHW = trunks.unpadded(layer, self._find, x_BCHW)
-            here, relu = there, layer.kind == "conv"
+            x_BCHW = arithmetic.unpadded(layer, x_BCHW)
+            here, relu = there, layer.kind == "conv" and arithmetic.leaves_relu
             if layer.name in self._skips:
-                features.keep(layer.name, x_BCHW, here, self.blanks.even[index + 1])
+                pool_BCHW, even_C = (
+                    arithmetic.real(layer.name, x) for x in (x_BCHW, self.blanks.even[index + 1])
+                )
+                features.keep(layer.name, pool_BCHW, here, even_C)
         blank_HWC = self.blanks.canvas(rows[0].size, columns[0].size)
         whole_BCHW = _empty(x_BCHW, *blank_HWC.shape[:2])
         whole_BCHW.copy_(blank_HWC.permute(2, 0, 1))
         _put(x_BCHW, _cells(whole_BCHW, _everything(whole_BCHW), here), relu)
         return whole_BCHW
-
-    def _whole(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
-        fully_connected = layer.kind == "conv" and layer.dropout and layer.dilation == 1
-        if fully_connected and x_BCHW.device.type == "cpu":
-            return _multiplied(self._find(layer.name), x_BCHW)
-        return trunks.apply(layer, self._find, x_BCHW)
-
-
-def _multiplied(conv: nn.Module, x_BCHW: Tensor) -> Tensor:
-    """A convolution without pad or stride, and its ReLU, as matrix products.
-
-    One picture at a time, so that its bits do not depend on its place in a batch.
-    """
-    assert isinstance(conv, nn.Conv2d)
-    outputs, inputs, kernel, _ = conv.weight.shape
-    # A view of channels-last weights.
-    weight = conv.weight.permute(0, 2, 3, 1).reshape(outputs, -1)
-    height, width = (side - kernel + 1 for side in x_BCHW.shape[-2:])
-    y_BHWC = x_BCHW.new_empty(len(x_BCHW), height, width, outputs)
-    patch = width * inputs * kernel * kernel * x_BCHW.element_size()
-    step = max(1, _PATCH_BYTES // patch)
-    for x_HWC, y_HWC in zip(x_BCHW.permute(0, 2, 3, 1), y_BHWC, strict=True):
-        for start in range(0, height, step):
-            rows = y_HWC[start : start + step]
-            read = x_HWC[start : start + len(rows) + kernel - 1]
-            patches = read.unfold(0, kernel, 1).unfold(1, kernel, 1).permute(0, 1, 3, 4, 2)
-            found = F.linear(patches.reshape(-1, weight.shape[1]), weight, conv.bias)
-            torch.clamp_min(found.view_as(rows), 0, out=rows)
-    return y_BHWC.permute(0, 3, 1, 2)
 
 
 # --- Windows -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,23 +18,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.backends import cudnn
 
-from fcn_core.architecture import Architecture
 from fcn_core.bus import Bus, CudaBus
-from fcn_core.checkpoint import WeightsFile, WeightsInfo, read_weights
-from fcn_core.errors import FcnError, ImageError, WeightsError
+from fcn_core.checkpoint import WeightsFile, read_weights
 from fcn_core.forward import FastForward
+from fcn_core.int8 import Int8Ranges, check_int8
 from fcn_core.labels import VOID
 from fcn_core.model import FCN
 from fcn_core.pairs import count_pairs, count_pairs_on_device
+from fcn_core.predictor_checks import (
+    Picture,
+    Precision,
+    check_arithmetic,
+    check_image,
+    check_network,
+)
 from fcn_core.stitch import ShiftAndStitch
+from fcn_core.weights_info import WeightsInfo
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-Picture = NDArray[np.uint8] | NDArray[np.float32]
 _DTYPES = {
     "fp32": torch.float32,
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    "int8": torch.float32,  # of what is not in the trunk
 }
 
 
@@ -92,7 +98,7 @@ class Predictor:
             device: "cpu", "cuda", "cuda:1".
             precision: of the convolutions; softmax and argmax are computed in fp32. "tf32" is fp32
                 with the products of CUDA's TensorFloat-32, "fp32" is without, whatever torch's
-                defaults are.
+                defaults are. "int8" is of the trunk, the scores are in fp32: `fcn_core.int8`.
             batch_size: pictures per forward pass. Default: 1 on a CPU, where larger batches are not
                 faster, 8 elsewhere.
             head: whose classes to predict, of a network with several. Default: the first.
@@ -102,10 +108,14 @@ class Predictor:
 
         Raises:
             FcnError: the device or the precision is not to be had here.
-            WeightsError: no such head, or a description of another network.
+            WeightsError: no such head, a description of another network, or for int8 no ranges.
         """
-        _check(device, precision)
-        _check_network(model.architecture, info, head)
+        check_arithmetic(device, precision)
+        check_network(model.architecture, info, head)
+        is_plain = plain or not isinstance(model, FCN)
+        if precision == "int8":
+            check_int8(model.architecture, device, plain=is_plain)
+            info.check_has_ranges("weights")
         self.info = info
         self.head = head
         sets = dict(
@@ -115,11 +125,15 @@ class Predictor:
         self.device = torch.device(device)
         self.dtype = _DTYPES[precision]
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
-        # Channels-last is what oneDNN and cuDNN compute in; anything else is converted per layer.
-        self.model = model.eval().to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        self.model = model.eval().to(self.device, self.dtype)
+        if precision != "int8":  # whose weights have a layout of their own
+            # Channels-last is what oneDNN and cuDNN compute in; others are converted per layer.
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.logits: Callable[[Tensor, str | None], Tensor] = self.model
-        if isinstance(self.model, FCN) and not plain:
-            self.logits = FastForward(self.model)
+        if isinstance(self.model, FCN) and not is_plain:
+            int8 = precision == "int8"
+            ranges = Int8Ranges.of(info.preprocessing, info.int8_peaks) if int8 else None
+            self.logits = FastForward(self.model, int8=ranges)
         self._allow_tf32 = precision == "tf32"
         pre = info.preprocessing
         self._bus = (CudaBus if self.device.type == "cuda" else Bus)(self.device)
@@ -176,7 +190,7 @@ class Predictor:
             ImageError: an array is something else.
         """
         for index, image in enumerate(images):
-            _check_image(image, len(self.info.preprocessing.mean), f"picture {index}")
+            check_image(image, len(self.info.preprocessing.mean), f"picture {index}")
         results: dict[int, Prediction] = {}
         waiting: deque[tuple[list[int], Callable[[], list[Prediction]]]] = deque()
         for batch in self._batches(images):
@@ -262,67 +276,3 @@ def _predictions(arrays: Sequence[NDArray[Any]], with_maps: bool) -> list[Predic
         Prediction(mask, float(mean), scaled, counts)
         for mask, mean, scaled, counts in zip(masks, means, maps, pairs, strict=True)
     ]
-
-
-def _check_image(image: Picture, channels: int, where: str) -> None:
-    kinds = (np.uint8,) if channels == 3 else (np.uint8, np.float32)
-    if (
-        not isinstance(image, np.ndarray)
-        or image.dtype not in kinds
-        or image.ndim != 3
-        or image.shape[2] != channels
-        or 0 in image.shape
-    ):
-        found = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
-        if channels == 3:
-            expected, remedy = "uint8 (H, W, 3) RGB, at least 1x1", "Decode it to RGB first."
-        else:
-            expected = f"uint8 or float32 (H, W, {channels}), at least 1x1"
-            remedy = "Stack the channels as docs/networks.md says."
-        raise ImageError(where, found, expected, remedy)
-    if image.dtype == np.float32 and not np.isfinite(image).all():
-        remedy = "Fill in what the sensor did not measure, for example with the mean."
-        raise ImageError(where, "NaN or infinity", "finite numbers", remedy)
-
-
-def _check_network(architecture: Architecture, info: WeightsInfo, head: str | None) -> None:
-    channels = len(info.preprocessing.mean)
-    if channels != architecture.input_channels:
-        raise WeightsError(
-            "preprocessing",
-            f"means of {channels} channels",
-            f"{architecture.variant} reads {architecture.input_channels}",
-            "Give the mean of every channel.",
-        )
-    if info.architecture.head_classes != architecture.head_classes:
-        raise WeightsError(
-            "weights",
-            f"a description of heads {info.architecture.head_classes}",
-            f"the network's are {architecture.head_classes}",
-            "Describe the model.",
-        )
-    if head is not None and head not in architecture.head_classes:
-        heads = ", ".join(repr(name) for name in architecture.head_classes)
-        raise WeightsError("head", f"{head!r}", f"one of {heads}", "Choose a head of the network.")
-
-
-def _check(device: str, precision: str) -> None:
-    if precision not in get_args(Precision):
-        raise FcnError(
-            "precision", f"{precision!r}", "fp32, tf32, bf16 or fp16", "Choose one of them."
-        )
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise FcnError(
-            "device", f"{device!r}", "cpu, cuda or cuda:1", "Choose a device."
-        ) from error
-    if wanted.type == "cuda" and (wanted.index or 0) >= (count := torch.cuda.device_count()):
-        raise FcnError("device", f"{device!r}, but torch sees {count} CUDA devices",
-                       "a device that is there", "Use cpu, or check the driver.")  # fmt: skip
-    if wanted.type == "cpu" and precision == "tf32":
-        raise FcnError("precision", "tf32 on a CPU", "fp32 or bf16: TF32 is arithmetic of a GPU",
-                       "Use --precision fp32.")  # fmt: skip
-    if wanted.type == "cpu" and precision == "fp16":
-        raise FcnError("precision", "fp16 on a CPU", "fp32 or bf16: fp16 is slow and inexact there",
-                       "Use --precision bf16.")  # fmt: skip

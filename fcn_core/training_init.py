@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from fcn_core.architecture import Architecture
-from fcn_core.checkpoint import WeightsInfo
 from fcn_core.errors import WeightsError
 from fcn_core.labels import LabelSet
 from fcn_core.model import FCN
+from fcn_core.weights_info import WeightsInfo
 
 
 @dataclass(frozen=True)

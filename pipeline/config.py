@@ -69,7 +69,7 @@ class ModelConfig(Section):
 
     weights: str | None = None
     """Weights file (.safetensors; any fsspec URL), or `demo` for the shipped ones."""
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "int8"] = "fp32"
     """Of the convolutions; part of the fingerprint because it changes masks."""
 
 

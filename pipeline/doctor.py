@@ -57,14 +57,13 @@ def examine(patient: Patient) -> Iterator[Finding]:
 
 def examine_weights(config: RunConfig) -> Iterator[Finding]:
     """Whether the weights can be read and used, and what they are; no network is built."""
-    from pipeline.prepare import check_reads_pictures, load_weights, resolve_labels
+    from pipeline.prepare import check_can_label, load_weights, resolve_labels
 
     if config.model.weights is None:
         return
     try:
         file = load_weights(config.model.weights, config.input.store)
-        file.check_is_trained()
-        check_reads_pictures(file)
+        check_can_label(file, config.model.precision)
         labels = resolve_labels(config.input.label_set, file, config.input.store)
     except FcnError as error:
         yield Finding.of(error)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import FcnError
 from fcn_core.images import colour, decode_image, encode_image, encode_mask, overlay
-from fcn_core.predictor import Precision, Predictor
+from fcn_core.predictor import Predictor
+from fcn_core.predictor_checks import Precision
 from pipeline.errors import InputError
 from pipeline.ordered import map_ordered
 from pipeline.pictures import Picture, address_of
@@ -60,7 +61,7 @@ def predict_files(
         output: gets `NAME-mask.png`, `NAME-overlay.png` and `NAME-side.png`.
         weights: of the network.
         device: "cpu", "cuda".
-        precision: "fp32", "tf32", "bf16", "fp16".
+        precision: "fp32", "tf32", "bf16", "fp16", "int8".
         plain_forward: compute all of the padded canvas.
 
     Raises:

@@ -40,8 +40,8 @@ def prepare(config: RunConfig) -> Prepared:
     """Find everything a run needs. Reads weights and label set; writes nothing.
 
     Raises:
-        WeightsError: no weights, not yet trained ones, for other than RGB pictures, or of another
-            number of classes than the label set.
+        WeightsError: no weights, such as `check_can_label` refuses, or of another number of classes
+            than the label set.
         ConfigError, LabelSetError: the label set cannot be had.
         StoreError: a store cannot be read.
     """
@@ -51,8 +51,7 @@ def prepare(config: RunConfig) -> Prepared:
         )
     request = plan_request(config)
     weights = load_weights(config.model.weights, config.input.store)
-    weights.check_is_trained()
-    check_reads_pictures(weights)
+    check_can_label(weights, config.model.precision)
     labels = resolve_labels(config.input.label_set, weights, config.input.store)
     images, output = request.images, request.output
     limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)
@@ -140,12 +139,20 @@ def load_weights(url: str, options: StoreOptions | None = None) -> WeightsFile:
     return WeightsFile(data, f"weights {masked(url)}")
 
 
-def check_reads_pictures(weights: WeightsFile) -> None:
-    """Refuse a network of other inputs than the three channels of a picture file.
+def check_can_label(weights: WeightsFile, precision: str) -> None:
+    """Refuse weights that cannot label picture files, before anything is done.
+
+    Args:
+        weights: of any network.
+        precision: that they are to be used in.
 
     Raises:
-        WeightsError: it reads depth or HHA beside the colours.
+        WeightsError: they are not trained, read depth or HHA beside the colours, or have no ranges
+            for int8.
     """
+    weights.check_is_trained()
+    if precision == "int8":
+        weights.info.check_has_ranges(weights.where)
     network = weights.info.architecture
     if network.input_channels != 3:
         raise WeightsError(

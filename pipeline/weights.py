@@ -54,7 +54,16 @@ class ConvertRequest:
     sha256: str | None = None
 
 
-def _refuse_overwriting(destination: str, data: bytes) -> None:
+def refuse_overwriting(destination: str, data: bytes) -> None:
+    """Refuse to write a weights file over another one.
+
+    Args:
+        destination: URL.
+        data: what would be written; the same bytes may be there already.
+
+    Raises:
+        WeightsError: other bytes are there.
+    """
     try:
         there = read_url(destination)
     except StoreError:  # nothing there; or writing will say what is wrong with the place
@@ -116,7 +125,7 @@ def convert(request: ConvertRequest) -> ConvertResult:
     converted = convert_bytes(data, wanted_network, where)
     del data  # as large as the result, which is about to be made
     written = _file(converted, digest, found, request.destination)
-    _refuse_overwriting(request.destination, written.data)
+    refuse_overwriting(request.destination, written.data)
     write_url(request.destination, written.data)
     notes = converted.notes
     if known and by_name:
@@ -149,7 +158,7 @@ def halve(source: str, destination: str) -> WeightsFile:
     file = load_weights(source)
     written = WeightsFile(save_weights(file.load(), file.info, half=True), f"weights {destination}")
     written.load()  # refuses what has become infinite, with the name of the tensor
-    _refuse_overwriting(destination, written.data)
+    refuse_overwriting(destination, written.data)
     write_url(destination, written.data)
     return written
 
@@ -170,6 +179,7 @@ def describe(file: WeightsFile) -> dict[str, Any]:
                   for head, labels in heads],
         "preprocessing": info.preprocessing.to_dict(),
         "initialisation": info.is_initialisation,
+        "int8": bool(info.int8_peaks),
         "origin": dict(info.origin),
         "sha256": file.sha256,
         "bytes": len(file.data),

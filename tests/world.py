@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from fcn_core.checkpoint import WeightsInfo, save_weights
+from fcn_core.checkpoint import save_weights
 from fcn_core.labels import LabelSet
 from fcn_core.preprocessing import CENTRED_RGB
+from fcn_core.weights_info import WeightsInfo
 from pipeline.config import RunConfig, load_config
 from pipeline.store import Store
 from pipeline.writers import add_to_tar

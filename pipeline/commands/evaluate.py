@@ -65,7 +65,7 @@ def evaluate(
     trimap: Widths = None,
     bootstrap: Replicates = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    precision: Annotated[str | None, typer.Option(help="fp32, tf32, bf16 or fp16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, tf32, bf16, fp16 or int8.")] = None,
     plain_forward: PlainForward = None,
     config: ConfigFile = None,
     sets: Sets = None,

@@ -150,7 +150,7 @@ def run(
     memory_limit: Annotated[
         str | None, typer.Option(help="Most memory of all copies on a machine, like 8GiB.")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, tf32, bf16 or fp16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, tf32, bf16, fp16 or int8.")] = None,
     plain_forward: PlainForward = None,
     limit_shards: LimitShards = None,
     include: Include = None,
@@ -197,7 +197,7 @@ def predict(
     output: Annotated[str, typer.Option(help="Where masks and overlays go; any URL.")],
     weights: Annotated[str, typer.Option(help="Weights file or URL, or `demo`.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16, fp16 or int8.")] = "fp32",
     plain_forward: PlainForward = None,
     show: Annotated[bool, typer.Option("--show", help="Draw them in the terminal.")] = False,
     as_json: AsJson = False,
@@ -205,11 +205,10 @@ def predict(
     """Label single pictures: masks, overlays, all side by side."""
     from pipeline.pictures import find_pictures
     from pipeline.predict import predict_files
-    from pipeline.prepare import check_reads_pictures, load_weights
+    from pipeline.prepare import check_can_label, load_weights
 
     file = load_weights(weights)
-    file.check_is_trained()
-    check_reads_pictures(file)
+    check_can_label(file, precision)
     target = Store(output)
     pictures = find_pictures(images, target)
     draw = _drawing() if show and not as_json else None

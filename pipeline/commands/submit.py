@@ -54,7 +54,7 @@ def submit(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Copies of the network.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPU share of one copy.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, tf32, bf16, fp16 or int8.")] = None,
     limit_shards: LimitShards = None,
     include: Include = None,
     exclude: Exclude = None,

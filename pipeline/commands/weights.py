@@ -1,4 +1,4 @@
-"""The commands about weights files: weights list, show, convert, verify."""
+"""The commands about weights files: weights list, show, convert, halve, calibrate, verify."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.commands.options import AsJson
 from pipeline.errors import ConfigError
 
 app = typer.Typer(
-    help="Weights files: list the published ones, convert, show, verify.",
+    help="Weights files: list the published ones, convert, calibrate, show, verify.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -162,7 +162,29 @@ def halve(
     )
 
 
-for command in (show, convert, halve, verify):
+def calibrate(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A weights file; any URL.")],
+    destination: Annotated[
+        str, typer.Argument(metavar="DST", help="The .safetensors file to write; any URL.")
+    ],
+    images: Annotated[
+        str, typer.Option("--input", help="Pictures like those to come: an input of `run`.")
+    ],
+    pictures: Annotated[int, typer.Option(min=1, help="How many of them.")] = 64,
+) -> None:
+    """Write a weights file again with what `--precision int8` needs: the ranges of its layers."""
+    from pipeline.calibrate import calibrate as calibrate_file
+
+    written = calibrate_file(source, destination, images, pictures)
+    seen = written.info.origin["int8_pictures"]
+    console.out.print(
+        f"{destination}: ranges of {len(written.info.int8_peaks)} layers on {seen} pictures, "
+        f"{console.size(len(written.data))}, sha256 {written.sha256}",
+        markup=False,
+    )
+
+
+for command in (show, convert, halve, calibrate, verify):
     app.command()(command)
 
 
@@ -228,6 +250,8 @@ def _print_description(found: dict[str, Any]) -> None:
     )
     if found["initialisation"]:
         console.out.print("only starts a training: its scores are zero", markup=False)
+    if found["int8"]:
+        console.out.print("has the ranges that int8 needs", markup=False)
     for key, value in found["origin"].items():
         console.out.print(f"origin: {key} {value}", markup=False)
 

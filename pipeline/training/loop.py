@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from fcn_core.checkpoint import WeightsFile, WeightsInfo, build, save_weights
+from fcn_core.checkpoint import WeightsFile, build, save_weights
 from fcn_core.errors import TrainingError
 from fcn_core.model import FCN
 from fcn_core.predictor import Predictor
 from fcn_core.training_init import from_nothing, transplant
 from fcn_core.training_learner import Course, Group, Learner, Lesson
+from fcn_core.weights_info import WeightsInfo
 from pipeline.ordered import ahead
 from pipeline.store import Store
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint

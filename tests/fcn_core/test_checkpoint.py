@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcn_core.architecture import VARIANTS, Architecture
-from fcn_core.checkpoint import WeightsFile, WeightsInfo, read_weights, save_weights
+from fcn_core.checkpoint import WeightsFile, read_weights, save_weights
 from fcn_core.errors import WeightsError
 from fcn_core.labels import LabelSet
 from fcn_core.preprocessing import CAFFE_VOC, CENTRED_RGB
+from fcn_core.weights_info import WeightsInfo
 
 WIDTH = 1 / 16
 LABELS = LabelSet("four", ("a", "b", "c", "d"))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_core.architecture import VARIANTS, Architecture
-from fcn_core.checkpoint import WeightsFile, WeightsInfo, save_weights
+from fcn_core.checkpoint import WeightsFile, save_weights
 from fcn_core.convert import Request, convert
 from fcn_core.errors import WeightsError
 from fcn_core.labels import VOC, LabelSet
@@ -21,6 +21,7 @@ from fcn_core.model import FCN
 from fcn_core.predictor import Predictor
 from fcn_core.preprocessing import CAFFE_VOC, PREPROCESSINGS
 from fcn_core.sources import VGG16_LAYERS
+from fcn_core.weights_info import WeightsInfo
 from tests import formats
 from tests.formats import caffemodel, classifier_caffemodel, torch_file, vgg16_state
 

@@ -7,12 +7,12 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
 from fcn_core.architecture import Architecture
-from fcn_core.checkpoint import WeightsInfo
 from fcn_core.errors import FcnError, WeightsError
 from fcn_core.labels import LabelSet
 from fcn_core.predictor import Predictor
 from fcn_core.preprocessing import CENTRED_RGB
 from fcn_core.stitch import ShiftAndStitch
+from fcn_core.weights_info import WeightsInfo
 from tests import oracle_networks
 from tests.fcn_core.test_model import cases, picture, picture_for, relative_error
 

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcn_core import forward, trunks
+from fcn_core import arithmetic, trunks
 from fcn_core.architecture import VARIANTS, Architecture
 from fcn_core.blank import BoundedCache
-from fcn_core.checkpoint import WeightsInfo
 from fcn_core.crops import crops
 from fcn_core.forward import FastForward
 from fcn_core.labels import LabelSet
 from fcn_core.layers import decoder, trunk
 from fcn_core.predictor import Predictor
 from fcn_core.preprocessing import CENTRED_RGB
+from fcn_core.weights_info import WeightsInfo
 from fcn_core.windows import axes, canvas, needed_scores, windowed_layers
 
 PAGE = (Path(__file__).parents[2] / "docs/forward.md").read_text()
@@ -100,7 +100,7 @@ def test_fc6_in_pieces_is_fc6(random_fcn, monkeypatch):
     model = exact(random_fcn, "fcn32s")
     image_BCHW = picture(model, 150, 40)
     whole = FastForward(model)(image_BCHW)
-    monkeypatch.setattr(forward, "_PATCH_BYTES", 1)  # a row at a time
+    monkeypatch.setattr(arithmetic, "_PATCH_BYTES", 1)  # a row at a time
     assert relative_error(FastForward(model)(image_BCHW), whole) < 1e-12
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fcn_core.architecture import Architecture
-from fcn_core.checkpoint import WeightsFile, WeightsInfo, save_weights
+from fcn_core.checkpoint import WeightsFile, save_weights
 from fcn_core.errors import FcnError, ImageError, WeightsError
 from fcn_core.labels import LabelSet
 from fcn_core.predictor import Predictor
@@ -18,6 +18,7 @@ from fcn_core.preprocessing import (
     CENTRED_RGB,
     Preprocessing,
 )
+from fcn_core.weights_info import WeightsInfo
 from tests import oracles
 
 RNG = np.random.default_rng(0)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fcn_core.architecture import Architecture
-from fcn_core.checkpoint import WeightsInfo
 from fcn_core.errors import WeightsError
 from fcn_core.labels import LabelSet
 from fcn_core.preprocessing import CENTRED_RGB
 from fcn_core.training_init import from_nothing, transplant
+from fcn_core.weights_info import WeightsInfo
 from tests.networks import random_fcn
 
 OLD = LabelSet("old", ("a", "b", "c"))

@@ -104,7 +104,7 @@ def test_urls_are_required() -> None:
         ("compute.workers=1.5", "valid integer"),
         ("compute.gpus_per_worker=0", "greater than 0"),
         ("compute.executor=dask", "'auto', 'local' or 'ray'"),
-        ("model.precision=fp8", "'fp32', 'tf32', 'bf16' or 'fp16'"),
+        ("model.precision=fp8", "'fp32', 'tf32', 'bf16', 'fp16' or 'int8'"),
         ("output.masks=[]", "at least 1 item"),
         ("output.masks=[jpeg]", "'parquet', 'png', 'tar' or 'confidence'"),
         ("limits.max_bad_fraction=1.5", "less than or equal to 1"),

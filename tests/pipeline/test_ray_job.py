@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fcn_core.int8 import has_int8
+from pipeline.calibrate import calibrate
 from pipeline.errors import ClusterError, StoreError
 from pipeline.monitoring import METRICS
 from pipeline.run import run
@@ -81,6 +83,18 @@ def test_local_and_ray_leave_equal_trees(
     assert results[0].failed == results[1].failed
     assert world.tree(tmp_path / "local") == world.tree(tmp_path / "ray")
     assert verify(Store(str(tmp_path / "ray")), deep=True).problems == ()
+
+
+@pytest.mark.skipif(not has_int8(), reason="this CPU has no VNNI and no AMX")
+def test_local_and_ray_leave_equal_trees_in_int8(
+    cluster: None, shards: Path, weights: Path, tmp_path: Path
+) -> None:
+    ready = tmp_path / "int8.safetensors"
+    calibrate(str(weights), str(ready), str(shards), 12)
+    for name in ("local", "ray"):
+        flags = {"compute__executor": name, "model__precision": "int8"}
+        assert run(world.config(shards, tmp_path / name, ready, **flags)).exit_code == 0
+    assert world.tree(tmp_path / "local") == world.tree(tmp_path / "ray")
 
 
 def test_folder_with_labels_gives_equal_trees(cluster: None, weights: Path, tmp_path: Path) -> None:

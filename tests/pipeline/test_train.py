@@ -340,8 +340,9 @@ def test_advice_about_the_recipes_of_the_authors(settings, tmp_path, caplog, cha
     if changes:
         from dataclasses import replace
 
-        from fcn_core.checkpoint import INITIALISATION, WeightsInfo, save_weights
+        from fcn_core.checkpoint import save_weights
         from fcn_core.preprocessing import CAFFE_VOC
+        from fcn_core.weights_info import INITIALISATION, WeightsInfo
 
         model = random_fcn("fcn8s", 3, 1 / 32)
         info = WeightsInfo(model.architecture, world.TINY, CAFFE_VOC, {"role": INITIALISATION})

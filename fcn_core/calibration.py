@@ -1,0 +1,64 @@
+"""The ranges that int8 needs: how great the outputs of each convolution become on real pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from fcn_core import int8
+from fcn_core.checkpoint import WeightsFile
+from fcn_core.errors import WeightsError
+from fcn_core.predictor import Predictor
+from fcn_core.predictor_checks import Picture
+from fcn_core.weights_info import WeightsInfo
+
+
+def calibrated(file: WeightsFile, pictures: Iterable[Picture]) -> WeightsInfo:
+    """What a weights file says, with the ranges that pictures show.
+
+    Args:
+        file: of a trained network.
+        pictures: (H, W, 3) uint8 RGB; such as will be labelled, tens of them.
+
+    Returns:
+        The description with `int8_peaks`, and `origin["int8_pictures"]`, how many there were.
+
+    Raises:
+        WeightsError: no pictures, a network that int8 is not for, or one whose features are not
+            finite.
+        ImageError: an array is no picture.
+    """
+    if file.info.variant not in int8.VARIANTS:
+        raise WeightsError(
+            file.where, file.info.variant, f"one of {', '.join(int8.VARIANTS)}",
+            "Use --precision bf16 or fp32 with it.",
+        )  # fmt: skip
+    predictor = Predictor.load(file, plain=True)
+    peaks: dict[str, float] = {}
+    for name, conv in predictor.model.named_modules():
+        if isinstance(conv, nn.Conv2d) and not name.startswith("score"):
+            conv.register_forward_hook(_watch(name, peaks))
+    count = 0
+    for picture in pictures:
+        predictor.predict([picture])
+        count += 1
+    if not count:
+        raise WeightsError(file.where, "no pictures", "some, to see the ranges of its layers on",
+                           "Name an input with pictures that decode.")  # fmt: skip
+    for name, peak in peaks.items():
+        if not math.isfinite(peak):
+            raise WeightsError(file.where, f"{name} gives {peak}", "finite numbers",
+                               "The training diverged: use an earlier checkpoint.")  # fmt: skip
+    origin = {**file.info.origin, "int8_pictures": count}
+    return replace(file.info, int8_peaks=peaks, origin=origin)
+
+
+def _watch(name: str, peaks: dict[str, float]) -> Callable[[nn.Module, object, Tensor], None]:
+    def look(_: nn.Module, __: object, found: Tensor) -> None:
+        # Before the ReLU: what is below 0 becomes 0.
+        peaks[name] = max(peaks.get(name, 0.0), float(found.max()))
+
+    return look

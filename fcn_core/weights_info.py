@@ -1,0 +1,102 @@
+"""What a weights file says about itself. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fcn_core.architecture import Architecture
+from fcn_core.errors import WeightsError
+from fcn_core.labels import LabelSet
+from fcn_core.layers import trunk
+from fcn_core.preprocessing import Preprocessing
+
+WEIGHTS_FORMAT = "fcn-pipeline/1"
+INITIALISATION = "initialisation"
+"""`origin["role"]` of weights that only start a training: their scores are zero."""
+
+KEY = "fcn"
+"""Of the safetensors metadata: one JSON document."""
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What a weights file says about itself.
+
+    Attributes:
+        architecture: which network; staged and at-once FCN-8s have equal shapes, so that only
+            its variant tells them apart.
+        labels: the classes it predicts, of the first head if there are several.
+        preprocessing: what its first layer expects.
+        origin: where the weights come from, in words and numbers.
+        other_labels: the classes of the other heads, in their order.
+        int8_peaks: for int8, the greatest output of each convolution of the trunk on pictures;
+            empty if that was not measured.
+
+    Raises (on creation):
+        WeightsError: the label sets are not those of the heads.
+    """
+
+    architecture: Architecture
+    labels: LabelSet
+    preprocessing: Preprocessing
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    other_labels: tuple[LabelSet, ...] = ()
+    int8_peaks: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        described = [labels.num_classes for labels in (self.labels, *self.other_labels)]
+        classes = list(self.architecture.head_classes.values())
+        if described != classes:
+            raise WeightsError(
+                "weights",
+                f"label sets of {described} classes",
+                f"heads of {classes}",
+                "Describe every head, in order.",
+            )
+
+    @property
+    def is_initialisation(self) -> bool:
+        """Whether these weights only start a training, so that their masks mean nothing."""
+        return self.origin.get("role") == INITIALISATION
+
+    @property
+    def variant(self) -> str:
+        """One of `fcn_core.architecture.VARIANTS`."""
+        return self.architecture.variant
+
+    def check_has_ranges(self, where: str) -> None:
+        """Refuse weights that cannot be computed in int8 for want of ranges.
+
+        Args:
+            where: named in the error.
+
+        Raises:
+            WeightsError: they are not there.
+        """
+        convolutions = [layer.name for layer in trunk(self.architecture) if layer.kind == "conv"]
+        missing = [name for name in convolutions if name not in self.int8_peaks]
+        if missing:
+            raise WeightsError(
+                where,
+                f"no range for int8 of {missing[0]}",
+                "the greatest outputs of its layers on pictures like yours",
+                "Measure them: fcnseg weights calibrate SRC DST --input INPUT, and use DST.",
+            )
+
+    def to_metadata(self) -> dict[str, str]:
+        """The safetensors metadata."""
+        document: dict[str, Any] = {
+            "format": WEIGHTS_FORMAT,
+            **self.architecture.to_dict(),
+            "labels": self.labels.to_dict(),
+            "preprocessing": self.preprocessing.to_dict(),
+            "origin": dict(self.origin),
+        }
+        if self.other_labels:
+            document["other_labels"] = [labels.to_dict() for labels in self.other_labels]
+        if self.int8_peaks:
+            document["int8_peaks"] = dict(self.int8_peaks)
+        return {KEY: json.dumps(document, sort_keys=True)}
