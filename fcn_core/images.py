@@ -219,7 +219,7 @@ def _open(data: bytes, where: str, max_pixels: int) -> Image.Image:
             where,
             f"{width}x{height} pixels",
             f"at most {max_pixels:,} are read",
-            "Raise limits.max_image_pixels if the picture is meant.",
+            "Raise limits.max_image_pixels (of predict: --max-image-pixels) if it is meant.",
         )
     return image
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import FcnError
-from fcn_core.images import colour, decode_image, encode_image, encode_mask, overlay
+from fcn_core.images import MAX_PIXELS, colour, decode_image, encode_image, encode_mask, overlay
 from fcn_core.predictor import Predictor
 from fcn_core.predictor_checks import Precision
 from pipeline.errors import InputError
@@ -45,14 +46,25 @@ class Shown:
     side_by_side: NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class PredictOptions:
+    """How pictures are labelled.
+
+    Attributes:
+        device: "cpu", "cuda".
+        precision: "fp32", "tf32", "bf16", "fp16", "int8".
+        plain_forward: compute all of the padded canvas.
+        max_image_pixels: larger pictures are bad ones.
+    """
+
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    plain_forward: bool = False
+    max_image_pixels: int = MAX_PIXELS
+
+
 def predict_files(
-    pictures: Sequence[Picture],
-    output: Store,
-    weights: WeightsFile,
-    *,
-    device: str,
-    precision: Precision,
-    plain_forward: bool = False,
+    pictures: Sequence[Picture], output: Store, weights: WeightsFile, options: PredictOptions
 ) -> Iterator[Shown | FcnError]:
     """Write mask, overlay and side-by-side picture of each; an error instead for a bad one.
 
@@ -60,9 +72,7 @@ def predict_files(
         pictures: see `find_pictures`.
         output: gets `NAME-mask.png`, `NAME-overlay.png` and `NAME-side.png`.
         weights: of the network.
-        device: "cpu", "cuda".
-        precision: "fp32", "tf32", "bf16", "fp16", "int8".
-        plain_forward: compute all of the padded canvas.
+        options: how.
 
     Raises:
         InputError: a result that would overwrite a picture.
@@ -70,17 +80,23 @@ def predict_files(
         StoreError: the output cannot be written.
     """
     _refuse_overwriting(pictures, output)
-    predictor = Predictor.load(weights, device=device, precision=precision, plain=plain_forward)
-    for picture, found in map_ordered(_read, pictures, _READERS):
+    predictor = Predictor.load(
+        weights,
+        device=options.device,
+        precision=options.precision,
+        plain=options.plain_forward,
+    )
+    read = partial(_read, max_pixels=options.max_image_pixels)
+    for picture, found in map_ordered(read, pictures, _READERS):
         if isinstance(found, FcnError):
             yield found
         else:
             yield _write(picture, found, predictor, output)
 
 
-def _read(picture: Picture) -> tuple[Picture, NDArray[np.uint8] | FcnError]:
+def _read(picture: Picture, max_pixels: int) -> tuple[Picture, NDArray[np.uint8] | FcnError]:
     try:
-        return picture, decode_image(read_url(picture.address), picture.address)
+        return picture, decode_image(read_url(picture.address), picture.address, max_pixels)
     except FcnError as error:
         return picture, error
 

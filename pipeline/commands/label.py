@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -199,12 +199,16 @@ def predict(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, tf32, bf16, fp16 or int8.")] = "fp32",
     plain_forward: PlainForward = None,
+    max_image_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Larger pictures are refused. Default: 100 million.")
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="Draw them in the terminal.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Label single pictures: masks, overlays, all side by side."""
+    from fcn_core.images import MAX_PIXELS
     from pipeline.pictures import find_pictures
-    from pipeline.predict import predict_files
+    from pipeline.predict import PredictOptions, predict_files
     from pipeline.prepare import check_can_label, load_weights
 
     file = load_weights(weights)
@@ -213,9 +217,13 @@ def predict(
     pictures = find_pictures(images, target)
     draw = _drawing() if show and not as_json else None
     bad, done = 0, []
-    options: dict[str, Any] = {"device": device, "precision": precision}
-    options |= {"plain_forward": bool(plain_forward)}
-    for found in predict_files(pictures, target, file, **options):
+    options = PredictOptions(
+        device,
+        precision,  # type: ignore[arg-type]  # the predictor refuses what it does not know
+        bool(plain_forward),
+        max_image_pixels or MAX_PIXELS,
+    )
+    for found in predict_files(pictures, target, file, options):
         if isinstance(found, FcnError):
             bad += 1
             console.err.print(f"error: {found}", markup=False)

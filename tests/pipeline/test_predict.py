@@ -177,3 +177,13 @@ def test_show_draws_as_the_terminal_can(
     ]  # fmt: skip
     seen = on_a_terminal(command, answer)
     assert sign in seen and words in seen
+
+
+def test_how_large_a_picture_may_be_is_said(
+    photos: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
+) -> None:
+    height, width, _ = decode_image((photos / "a.jpg").read_bytes()).shape
+    words = ("predict", photos / "a.jpg", "--output", tmp_path / "out", "--weights", weights)
+    code, _, err = fcnseg(*words, "--max-image-pixels", height * width - 1)
+    assert code == 1 and f"{width}x{height} pixels" in err and "limits.max_image_pixels" in err
+    assert fcnseg(*words, "--max-image-pixels", height * width)[0] == 0
