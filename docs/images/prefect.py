@@ -1,6 +1,6 @@
 """Take the pictures of docs/prefect.md: three nights on a server, a worker and a head of their own.
 
-Usage: python docs/images/prefect.py   (from the root, with `chromium` on the PATH)
+Usage: python -m docs.images.prefect   (from the root, with `chromium` on the PATH)
 
 The third night shows another scene than the two before, and a picture that cannot be decoded.
 """
