@@ -28,11 +28,14 @@ $(VENV)/.done: requirements.lock pyproject.toml
 demo: setup  ## Label rendered scenes with Prefect and Ray, in ./demo
 	$(BIN)/python -m flows.demo demo
 
-test: setup  ## All tests but the slow ones (at most 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow"
+# Most tests wait or compute on one core. A file stays in one process: its tests share a cluster.
+TWO := -n 2 --dist loadfile
 
-test-all: setup  ## Every test (at most 45 minutes on 2 cores)
-	$(BIN)/python -m pytest
+test: setup  ## All tests but the slow ones (at most 15 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow" $(TWO)
+
+test-all: test  ## Every test (at most 45 minutes on 2 cores)
+	$(BIN)/python -m pytest -m slow
 
 # Left to `make test`: whole processes, and networks that train.
 E2E := tests/pipeline/test_kill.py tests/pipeline/test_export_readers.py tests/test_readme.py \
@@ -45,7 +48,7 @@ check: setup  ## Format, lint, types and unit tests (one to two minutes)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not (slow or browser or ray or prefect or s3 or cluster or gpu)" \
-	  $(addprefix --ignore=,$(E2E))
+	  $(addprefix --ignore=,$(E2E)) $(TWO)
 
 # Results go to build/bench; those in benchmarks/ are of the machines that RESULTS.md names.
 bench: setup  ## Measure against loops and peers, on this machine (at most 20 minutes on 2 cores)

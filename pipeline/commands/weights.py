@@ -14,7 +14,7 @@ from pipeline.commands.options import AsJson
 from pipeline.errors import ConfigError
 
 app = typer.Typer(
-    help="Weights files: list the published ones, convert, calibrate, show, verify.",
+    help="Weights files: list the published ones, convert, show, verify.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
