@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ _LEVELS = 255
 _LEAST_SCALE = 1e-12
 """Of a layer that is 0 throughout."""
 
-_UNITS = ("avx512_vnni", "avx_vnni", "amx_int8")
+_UNITS = "one with avx512_vnni, avx_vnni or amx_int8"
 
 
 @dataclass(frozen=True)
@@ -185,12 +186,24 @@ def check_int8(architecture: Architecture, device: str, *, plain: bool = False) 
                        "Leave --plain-forward out.")  # fmt: skip
     if not has_int8():
         raise FcnError(
-            "precision", "int8 on a CPU without units for it", f"one of {', '.join(_UNITS)}",
+            "precision", "int8 on a CPU that does not sum bytes exactly", _UNITS,
             "Use --precision fp32, or bf16 where the CPU has it; lscpu lists its units.",
         )  # fmt: skip
 
 
+@cache
 def has_int8() -> bool:
-    """Whether this CPU multiplies bytes exactly, and this torch can have it do so."""
-    units = torch.cpu.get_capabilities()
-    return any(units.get(name) for name in _UNITS) and hasattr(torch.ops.onednn, "qconv_pointwise")
+    """Whether this CPU, this torch and their settings sum products of bytes exactly: by trial.
+
+    Without VNNI or AMX, kernels add two products in 16 bits, which cuts great ones off.
+    """
+    if not hasattr(torch.ops.onednn, "qconv_pointwise"):
+        return False
+    conv = nn.Conv2d(64, 16, 3, bias=False)
+    nn.init.constant_(conv.weight, 127.0)
+    x_BCHW = torch.full((1, 64, 8, 8), 255, dtype=torch.uint8)
+    try:
+        found = _Int8Convolution(conv, read=_Bytes(1.0, 0), gives=None)(x_BCHW, pad=0)
+    except RuntimeError:  # no such kernel here
+        return False
+    return bool((found == 64 * 9 * 127 * 255).all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from fcn_core.checkpoint import WeightsFile, save_weights
 from fcn_core.errors import ImageError
 from fcn_core.images import decode_image
 from pipeline.config import InputConfig, LimitsConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ShardError
 from pipeline.prepare import load_weights
 from pipeline.store import write_url
 from pipeline.training.source import Source, list_source
@@ -59,7 +60,13 @@ def _pictures(source: Source, most: int) -> Iterator[NDArray[np.uint8]]:
     few = replace(source, limits=source.limits.model_copy(update={"chunk_images": each}))
     left = most
     for shard in shards:
-        for sample in next(few.chunks(shard)).samples[:left]:
+        try:
+            with closing(few.chunks(shard)) as chunks:
+                samples = next(chunks).samples[:left]
+        except ShardError as error:
+            log.warning("passed over: %s", error)
+            continue
+        for sample in samples:
             try:
                 yield decode_image(sample.image, sample.location, source.limits.max_image_pixels)
                 left -= 1

@@ -236,7 +236,9 @@ def test_what_cannot_be_int8_says_why(random_fcn, small, monkeypatch):
     with pytest.raises(ImageError):
         calibrated(without, [np.zeros((3, 3), np.uint8)])
     monkeypatch.setattr("fcn_core.int8.has_int8", lambda: False)
-    with pytest.raises(FcnError, match=r"without units for it.*avx512_vnni.*--precision fp32"):
+    with pytest.raises(
+        FcnError, match=r"does not sum bytes exactly.*avx512_vnni.*--precision fp32"
+    ):
         Predictor.load(small, precision="int8")
 
 

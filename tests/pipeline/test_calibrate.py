@@ -57,15 +57,18 @@ def test_the_ranges_are_those_of_pictures_spread_over_the_input(
     assert "has the ranges that int8 needs" in fcnseg("weights", "show", path)[1]
 
 
-def test_a_bad_picture_is_passed_over(
+def test_what_is_damaged_is_passed_over(
     shards: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     members = {"bad.jpg": b"no picture", **world.samples(0)}
     (shards / "s0.tar").write_bytes(world.tar(members))
+    (shards / "cut.tar").write_bytes(b"no tar")
     with caplog.at_level("WARNING", "fcnseg"):
         found = calibrate(str(weights), str(tmp_path / "w.safetensors"), str(shards), 100)
     assert found.info.origin["int8_pictures"] == 12
-    assert "passed over" in caplog.text and "bad.jpg" in caplog.text
+    passed_over = [line for line in caplog.text.splitlines() if "passed over" in line]
+    assert len(passed_over) == 2
+    assert "cut.tar" in passed_over[0] and "bad.jpg" in passed_over[1]
 
 
 def test_what_cannot_be_calibrated_writes_nothing(
