@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -61,8 +60,7 @@ def _pictures(source: Source, most: int) -> Iterator[NDArray[np.uint8]]:
     left = most
     for shard in shards:
         try:
-            with closing(few.chunks(shard)) as chunks:
-                samples = next(chunks).samples[:left]
+            samples = next(few.chunks(shard)).samples[:left]
         except ShardError as error:
             log.warning("passed over: %s", error)
             continue
