@@ -45,7 +45,9 @@ def calibrate(source: str, destination: str, images: str, most: int) -> WeightsF
     file.check_is_trained()
     found = list_source(InputConfig(url=images), file.info.labels, LimitsConfig())
     info = calibrated(file, _pictures(found, most))
-    written = WeightsFile(save_weights(file.load(), info), f"weights {destination}")
+    is_half = {tensor.dtype for tensor in file.tensors.values()} == {"F16"}
+    data = save_weights(file.load(), info, half=is_half)
+    written = WeightsFile(data, f"weights {destination}")
     refuse_overwriting(destination, written.data)
     write_url(destination, written.data)
     return written

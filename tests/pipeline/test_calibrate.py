@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -50,11 +51,19 @@ def test_the_ranges_are_those_of_pictures_spread_over_the_input(
     assert f"{path}: ranges of 15 layers on 5 pictures" in out and after.sha256 in out
     seen = [*pictures_of(0, 2), *pictures_of(1, 2), *pictures_of(2, 1)]
     assert after.info == calibrated(before, seen)
-    assert set(after.tensors) == set(before.tensors)
+    assert after.tensors == before.tensors
+    old, new = before.load().state_dict(), after.load().state_dict()
+    assert all(torch.equal(new[name], old[name]) for name in old)
     assert fcnseg(*words)[0] == 0  # the same bytes are there already
     code, out, _ = fcnseg("weights", "show", path, "--json")
     assert json.loads(out)["int8"] is True
     assert "has the ranges that int8 needs" in fcnseg("weights", "show", path)[1]
+
+
+def test_halves_stay_halves(shards: Path, tmp_path: Path) -> None:
+    found = calibrate("demo", str(tmp_path / "w.safetensors"), str(shards), 1)
+    assert found.tensors == read_weights("demo").tensors
+    assert {tensor.dtype for tensor in found.tensors.values()} == {"F16"}
 
 
 def test_what_is_damaged_is_passed_over(
