@@ -113,7 +113,7 @@ class Commit:
                 where,
                 f"no readable commit ({error})",
                 "a commit of this project",
-                "Delete it: its shard will be labelled again.",
+                "Delete it: its shard will be labelled again. `fcnseg verify` lists all such.",
             ) from error
 
 
