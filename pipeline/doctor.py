@@ -8,7 +8,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from fcn_core.errors import FcnError
 from pipeline.checks.finding import Finding, fine, problem, warning
@@ -102,9 +104,10 @@ def examine_output(store: Store) -> Iterator[Finding]:
     """Whether OUTPUT can be listed, read, written and deleted; what it guarantees; its clock."""
     where = f"OUTPUT {store.location('')}"
     try:
-        next(store.listing(), None)
-        held = store.probe()
-        skew = None if store.is_local else clock_skew(store)
+        with _leaving_no_folder(store):
+            next(store.listing(), None)
+            held = store.probe()
+            skew = None if store.is_local else clock_skew(store)
     except FcnError as error:
         yield Finding.of(error)
         return
@@ -121,6 +124,19 @@ def examine_output(store: Store) -> Iterator[Finding]:
             yield warning(where, f"not held: {name}", remedy)
     if skew is not None:
         yield _judge_clock(where, skew)
+
+
+@contextmanager
+def _leaving_no_folder(store: Store) -> Iterator[None]:
+    """Remove the empty folders that writing to a local disk makes on the way."""
+    path = Path(store.location(""))
+    mine = [one for one in (path, *path.parents) if store.is_local and not one.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # somebody wrote there meanwhile, or nothing was made
+            for folder in mine:
+                folder.rmdir()
 
 
 def clock_skew(store: Store) -> float | None:

@@ -162,6 +162,12 @@ def test_an_output_is_left_as_it_was(tmp_path: Path) -> None:
     assert store.read("kept") == b"1"
 
 
+def test_an_output_that_is_not_there_is_not_there_afterwards(tmp_path: Path) -> None:
+    (tmp_path / "top").mkdir()
+    assert {finding.level for finding in examine_output(Store(f"{tmp_path}/top/a/b"))} == {"ok"}
+    assert list(tmp_path.rglob("*")) == [tmp_path / "top"]
+
+
 def test_a_store_without_conditions_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(f"memory://doctor-{os.getpid()}")
     held = store.probe()
