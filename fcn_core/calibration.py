@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from fcn_core import int8
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import WeightsError
 from fcn_core.predictor import Predictor
@@ -31,11 +30,7 @@ def calibrated(file: WeightsFile, pictures: Iterable[Picture]) -> WeightsInfo:
             finite.
         ImageError: an array is no picture.
     """
-    if file.info.variant not in int8.VARIANTS:
-        raise WeightsError(
-            file.where, file.info.variant, f"one of {', '.join(int8.VARIANTS)}",
-            "Use --precision bf16 or fp32 with it.",
-        )  # fmt: skip
+    file.info.check_can_have_ranges(file.where)
     predictor = Predictor.load(file, plain=True)
     peaks: dict[str, float] = {}
     for name, conv in predictor.model.named_modules():

@@ -22,13 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
 from fcn_core import trunks
-from fcn_core.architecture import Architecture
-from fcn_core.errors import FcnError, WeightsError
+from fcn_core.errors import FcnError
 from fcn_core.layers import Layer
 from fcn_core.preprocessing import Preprocessing
-
-VARIANTS = ("fcn32s", "fcn16s", "fcn8s", "fcn8s-atonce")
-"""The networks that can be computed so."""
 
 _LEVELS = 255
 _LEAST_SCALE = 1e-12
@@ -134,18 +130,18 @@ class _Int8Convolution:
         weight = conv.weight.detach()
         scales = (weight.abs().amax((1, 2, 3)) / 127).clamp_min(_LEAST_SCALE)
         rounded = (weight / scales[:, None, None, None]).round_().to(torch.int8).contiguous()
-        self._strides = list(conv.stride), list(conv.dilation), conv.groups
+        self._geometry = list(conv.stride), list(conv.dilation), conv.groups
         self._read, self._gives = read, gives
         self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int32)
         self._bias = None if conv.bias is None else conv.bias.detach()
-        stride, dilation, groups = self._strides
+        stride, dilation, groups = self._geometry
         pads = [int(side) for side in conv.padding]
         self._weight: Tensor = torch.ops.onednn.qconv_prepack(
             rounded, scales, read.scale, read.zero, stride, pads, dilation, groups, None
         )
 
     def __call__(self, x_BCHW: Tensor, pad: int) -> Tensor:
-        stride, dilation, groups = self._strides
+        stride, dilation, groups = self._geometry
         scale = 1.0 if self._gives is None else self._gives.scale
         kind = torch.float32 if self._gives is None else torch.uint8
         found: Tensor = torch.ops.onednn.qconv_pointwise(
@@ -162,24 +158,19 @@ def _pooled(layer: Layer, x_BCHW: Tensor, *, ceil: bool) -> Tensor:
     return found
 
 
-def check_int8(architecture: Architecture, device: str, *, plain: bool = False) -> None:
-    """Refuse what cannot be computed in int8 here.
+def check_int8(device: str, *, plain: bool = False) -> None:
+    """Refuse to compute in int8 where it cannot be done. For the network: `WeightsInfo`.
 
     Args:
-        architecture: of the network.
         device: "cpu".
         plain: whether the plain forward pass was asked for.
 
     Raises:
         FcnError: another device, a CPU without such arithmetic, the plain forward pass, or a torch
             without the kernels.
-        WeightsError: another network.
     """
-    if architecture.variant not in VARIANTS:
-        raise WeightsError("weights", architecture.variant, f"one of {', '.join(VARIANTS)} for "
-                           "--precision int8", "Use --precision bf16 or fp32.")  # fmt: skip
     if device != "cpu":
-        raise FcnError("precision", f"int8 on {device}", "a CPU: a GPU computes bf16 as quickly",
+        raise FcnError("precision", f"int8 on {device}", "a CPU: there is no int8 for others here",
                        "Use --precision bf16.")  # fmt: skip
     if plain:
         raise FcnError("precision", "int8 in the plain forward pass", "the fast one",
@@ -199,8 +190,9 @@ def has_int8() -> bool:
     """
     if not hasattr(torch.ops.onednn, "qconv_pointwise"):
         return False
-    conv = nn.Conv2d(64, 16, 3, bias=False)
-    nn.init.constant_(conv.weight, 127.0)
+    with torch.device("meta"):  # or a new layer takes random numbers from everybody's
+        conv = nn.Conv2d(64, 16, 3, bias=False)
+    conv.weight = nn.Parameter(torch.full((16, 64, 3, 3), 127.0))
     x_BCHW = torch.full((1, 64, 8, 8), 255, dtype=torch.uint8)
     try:
         found = _Int8Convolution(conv, read=_Bytes(1.0, 0), gives=None)(x_BCHW, pad=0)

@@ -114,7 +114,7 @@ class Predictor:
         check_network(model.architecture, info, head)
         is_plain = plain or not isinstance(model, FCN)
         if precision == "int8":
-            check_int8(model.architecture, device, plain=is_plain)
+            check_int8(device, plain=is_plain)
             info.check_has_ranges("weights")
         self.info = info
         self.head = head

@@ -17,6 +17,9 @@ WEIGHTS_FORMAT = "fcn-pipeline/1"
 INITIALISATION = "initialisation"
 """`origin["role"]` of weights that only start a training: their scores are zero."""
 
+INT8_VARIANTS = ("fcn32s", "fcn16s", "fcn8s", "fcn8s-atonce")
+"""The networks that `fcn_core.int8` can compute."""
+
 KEY = "fcn"
 """Of the safetensors metadata: one JSON document."""
 
@@ -67,15 +70,33 @@ class WeightsInfo:
         """One of `fcn_core.architecture.VARIANTS`."""
         return self.architecture.variant
 
-    def check_has_ranges(self, where: str) -> None:
-        """Refuse weights that cannot be computed in int8 for want of ranges.
+    def check_can_have_ranges(self, where: str) -> None:
+        """Refuse networks that int8 is not for.
 
         Args:
             where: named in the error.
 
         Raises:
-            WeightsError: they are not there.
+            WeightsError: this is one.
         """
+        if self.variant not in INT8_VARIANTS:
+            raise WeightsError(
+                where,
+                self.variant,
+                f"one of {', '.join(INT8_VARIANTS)} for int8",
+                "Use --precision bf16 or fp32 with it.",
+            )
+
+    def check_has_ranges(self, where: str) -> None:
+        """Refuse weights that cannot be computed in int8.
+
+        Args:
+            where: named in the error.
+
+        Raises:
+            WeightsError: the network is none for it, or ranges are missing.
+        """
+        self.check_can_have_ranges(where)
         convolutions = [layer.name for layer in trunk(self.architecture) if layer.kind == "conv"]
         missing = [name for name in convolutions if name not in self.int8_peaks]
         if missing:

@@ -161,11 +161,13 @@ def _quantiles(
 ) -> dict[str, list[float | None]]:
     values = np.concatenate([*batches, np.zeros(0, np.float32)])
     found: dict[str, list[float | None]] = {name: [] for name in _QUANTILES}
+    at = list(_QUANTILES.values())
     for start, end in pairwise(edges):
         known = values[start:end][~np.isnan(values[start:end])]
-        # Up to MAX_CELLS shards a cell holds one, and a quantile takes its time.
-        at = list(_QUANTILES.values())
-        cell = np.quantile(known, at) if len(known) > 1 else np.full(len(at), [*known, np.nan][0])
+        if len(known) > 1:
+            cell = np.quantile(known, at)
+        else:  # as in runs of up to MAX_CELLS shards: a quantile takes its time
+            cell = np.full(len(at), known[0] if len(known) else np.nan)
         for name, value in zip(_QUANTILES, cell, strict=True):
             found[name].append(none_if_nan(round(float(value), 5)))
     return found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,13 +17,13 @@ from torch.nn import functional as F  # noqa: N812 - torch's own habit
 from fcn_core.calibration import calibrated
 from fcn_core.checkpoint import WeightsFile, read_weights, save_weights
 from fcn_core.errors import FcnError, ImageError, WeightsError
-from fcn_core.int8 import VARIANTS, Int8Layers, Int8Ranges, has_int8
+from fcn_core.int8 import Int8Layers, Int8Ranges, has_int8
 from fcn_core.labels import SCENES, LabelSet
 from fcn_core.metrics import ConfusionMatrix
 from fcn_core.predictor import Predictor
 from fcn_core.preprocessing import CAFFE_VOC, CENTRED_RGB
 from fcn_core.scenes import render_scene
-from fcn_core.weights_info import WeightsInfo
+from fcn_core.weights_info import INT8_VARIANTS, WeightsInfo
 
 LABELS = LabelSet("four", ("a", "b", "c", "d"))
 needs_units = pytest.mark.skipif(not has_int8(), reason="this CPU has no VNNI and no AMX")
@@ -125,7 +128,7 @@ def _scale(file, layers, wanted):
 
 @needs_units
 @settings(max_examples=25)
-@given(st.integers(1, 150), st.integers(1, 150), st.integers(0, 99), st.sampled_from(VARIANTS))
+@given(st.integers(1, 150), st.integers(1, 150), st.integers(0, 99), st.sampled_from(INT8_VARIANTS))
 def test_windows_change_no_bit(random_fcn, height, width, seed, variant):
     file = with_ranges(weights_file(random_fcn, variant, seed=seed), pictures((40, 57)))
     fast = Predictor.load(file, precision="int8")
@@ -240,6 +243,18 @@ def test_what_cannot_be_int8_says_why(random_fcn, small, monkeypatch):
         FcnError, match=r"does not sum bytes exactly.*avx512_vnni.*--precision fp32"
     ):
         Predictor.load(small, precision="int8")
+
+
+@needs_units
+def test_a_cpu_without_units_is_found_out_and_no_random_number_is_taken():
+    script = "import torch; from fcn_core.int8 import has_int8; before = torch.get_rng_state(); "
+    script += "print(has_int8(), torch.equal(before, torch.get_rng_state()))"
+    for units, expected in (("AVX2", "False True"), ("DEFAULT", "True True")):
+        environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": units}
+        found = subprocess.run(
+            [sys.executable, "-c", script], env=environment, check=True, capture_output=True
+        )
+        assert found.stdout.decode().strip() == expected
 
 
 def test_a_missing_layer_is_named(small):
