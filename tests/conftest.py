@@ -47,6 +47,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("long: set FCNSEG_LONG=1")
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name a case of bytes by its argument alone: what a writer makes may hold the time of day, and
+    the processes that share the tests have to call them the same."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _ray_forgets_tokens() -> Iterator[None]:
     yield

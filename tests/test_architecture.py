@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,3 +106,21 @@ def test_nothing_that_comes_from_a_store_is_executed(path: Path) -> None:
             assert "weights_only" in call
         if name == "yaml.load":
             assert dotted(path) == "pipeline.yaml_text"  # whose loader is a SafeLoader
+
+
+@pytest.mark.slow
+def test_tests_are_called_the_same_in_every_process() -> None:
+    """Or the two processes of `make test` refuse to share them: names hold no time of day, no
+    order of a set, no folder of a process."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+
+    def names(seed: str) -> list[str]:
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        run = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        return [line for line in run.stdout.splitlines() if "::" in line]
+
+    first = names("1")
+    assert len(first) > 3_000
+    assert names("2") == first  # begun seconds later
