@@ -1,7 +1,7 @@
 """A network that costs nothing, for the worker processes of a run: what is left is the pipeline.
 
-`in_worker_processes()` puts a `sitecustomize` module on the search path that these take over from
-their parent. It replaces `Predictor.predict`: a picture's mask is a chequered one of its size.
+`in_worker_processes()` replaces `Predictor.predict` in them: a picture's mask is a chequered one of
+its size.
 """
 
 from __future__ import annotations
@@ -13,32 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-SITE = """
-import importlib.abc, importlib.util, sys
-
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "fcn_core.predictor":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        plain = spec.loader.exec_module
-
-        def exec_module(module):
-            plain(module)
-            from benchmarks.null_network import predict
-            module.Predictor.predict = predict
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Finder())
-"""
+from tests import child_patches
 
 
 @lru_cache(maxsize=64)
@@ -66,6 +47,11 @@ def predict(
     return found
 
 
+def patch(predictor: ModuleType) -> None:
+    """Of `fcn_core.predictor`."""
+    predictor.Predictor.predict = predict
+
+
 @contextmanager
 def in_worker_processes() -> Iterator[None]:
     """Worker processes that are started meanwhile have no network, nor those of an embedded Ray."""
@@ -73,9 +59,9 @@ def in_worker_processes() -> Iterator[None]:
 
     before = os.environ.get("PYTHONPATH")
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "sitecustomize.py").write_text(SITE)
+        child_patches.install(Path(folder), {"fcn_core.predictor": "benchmarks.null_network:patch"})
         sys.path.insert(0, folder)
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.getcwd(), before)))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, before)))
         close_template()
         try:
             yield

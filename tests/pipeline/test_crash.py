@@ -1,6 +1,6 @@
 """kill -9 at every single store write, of the driver and of a worker; then the same command again.
 
-One Ray cluster serves all the kills. `tests/crash/sitecustomize.py` does the killing.
+One Ray cluster serves all the kills. `tests.patches.crash` does the killing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import pytest
 from pipeline.run import run
 from pipeline.store import Store
 from pipeline.verify import verify
-from tests import world
+from tests import child_patches, world
 from tests.conftest import use_s3
 from tests.ray_head import ray_head
 from tests.s3_server import S3Server, is_installed
 
 ROOT = Path(__file__).parents[2]
+PATCH = "tests.patches.crash:patch"
 pytestmark = pytest.mark.slow
 
 
@@ -44,6 +45,7 @@ class Crash:
         self.folder = folder
         self.store = store
         folder.mkdir()
+        self.site = child_patches.install(folder / "site", {"pipeline.store": PATCH})
 
     def arm(self, role: str, n: int) -> None:
         for name in ("driver", "worker"):
@@ -61,7 +63,7 @@ class Crash:
             **os.environ,
             **self.store,
             "FCNSEG_CRASH": str(self.folder),
-            "PYTHONPATH": f"{ROOT / 'tests/crash'}{os.pathsep}{ROOT}",
+            "PYTHONPATH": f"{self.site}{os.pathsep}{ROOT}",
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
         }

@@ -26,8 +26,6 @@ from pipeline.workers.process import machine_memory
 from pipeline.writers import Receipt
 from tests import world
 
-pytestmark = pytest.mark.timeout(60)
-
 Work = tuple[Job, WeightsFile, tuple[Shard, ...]]
 
 

@@ -20,8 +20,6 @@ from pipeline.workers.template import close_template
 from tests import poison, world
 from tests.ray_head import embedded_ray
 
-pytestmark = pytest.mark.timeout(120)
-
 REASONS = {
     "segv": "the worker process died (SIGSEGV), 3 times, with this sample alone",
     "exit": "the worker process died (exit code 7), 3 times",

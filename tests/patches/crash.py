@@ -1,5 +1,4 @@
-"""Kills a process at its n-th store write. Python runs this at start-up of every process whose
-PYTHONPATH names this folder, Ray's workers included; the product knows nothing of it.
+"""Kills a process at its n-th store write.
 
 FCNSEG_CRASH names a folder. `<role>.at` in it holds n; `<role>.count` grows by one byte per write.
 A role is "worker" (a Ray worker process) or "driver" (any other). Whoever makes the n-th write
@@ -9,18 +8,14 @@ giving it its name, else before the request is sent.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.abc
-import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-WRITES = ("write", "create", "replace", "upload", "delete")
+VERBS = ("write", "create", "replace", "upload", "delete")
 FOLDER = os.environ.get("FCNSEG_CRASH", "")
 
 
@@ -60,28 +55,7 @@ def _fatal(verb: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Wraps the verbs of `pipeline.store.Store` when that module is loaded."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name != "pipeline.store":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.loader is not None
-        load = spec.loader.exec_module
-
-        def load_and_wrap(module: ModuleType) -> None:
-            load(module)
-            for verb in WRITES:
-                with contextlib.suppress(AttributeError):
-                    setattr(module.Store, verb, _fatal(getattr(module.Store, verb)))
-
-        spec.loader.exec_module = load_and_wrap  # type: ignore[method-assign]
-        return spec
-
-
-if FOLDER:
-    sys.meta_path.insert(0, _Finder())
+def patch(store: ModuleType) -> None:
+    """Of `pipeline.store`, where a folder to be told by is named."""
+    for verb in VERBS if FOLDER else ():
+        setattr(store.Store, verb, _fatal(getattr(store.Store, verb)))
