@@ -35,7 +35,7 @@ def calibrated(file: WeightsFile, pictures: Iterable[Picture]) -> WeightsInfo:
     peaks: dict[str, float] = {}
     for name, conv in predictor.model.named_modules():
         if isinstance(conv, nn.Conv2d) and not name.startswith("score"):
-            conv.register_forward_hook(_watch(name, peaks))
+            conv.register_forward_hook(_watch(name, peaks, file.where))
     count = 0
     for picture in pictures:
         predictor.predict([picture])
@@ -43,17 +43,19 @@ def calibrated(file: WeightsFile, pictures: Iterable[Picture]) -> WeightsInfo:
     if not count:
         raise WeightsError(file.where, "no pictures", "some, to see the ranges of its layers on",
                            "Name an input with pictures that decode.")  # fmt: skip
-    for name, peak in peaks.items():
-        if not math.isfinite(peak):
-            raise WeightsError(file.where, f"{name} gives {peak}", "finite numbers",
-                               "The training diverged: use an earlier checkpoint.")  # fmt: skip
     origin = {**file.info.origin, "int8_pictures": count}
     return replace(file.info, int8_peaks=peaks, origin=origin)
 
 
-def _watch(name: str, peaks: dict[str, float]) -> Callable[[nn.Module, object, Tensor], None]:
+def _watch(
+    name: str, peaks: dict[str, float], where: str
+) -> Callable[[nn.Module, object, Tensor], None]:
     def look(_: nn.Module, __: object, found: Tensor) -> None:
+        peak = float(found.max())
+        if not math.isfinite(peak):  # NaN would be lost in the next maximum
+            raise WeightsError(where, f"{name} gives {peak}", "finite numbers",
+                               "The training diverged: use an earlier checkpoint.")  # fmt: skip
         # Before the ReLU: what is below 0 becomes 0.
-        peaks[name] = max(peaks.get(name, 0.0), float(found.max()))
+        peaks[name] = max(peaks.get(name, 0.0), peak)
 
     return look

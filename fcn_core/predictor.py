@@ -5,9 +5,10 @@ Shape suffixes: B batch, C channel, K class, H height px, W width px.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ _DTYPES = {
     "fp16": torch.float16,
     "int8": torch.float32,  # of what is not in the trunk
 }
+_CUDNN = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Prediction:
 
     Attributes:
         mask: (H, W) uint8, class index of the highest logit (the lowest index among equals).
-        mean_confidence: mean over pixels of the softmax probability of the chosen class, 0-1.
+        mean_confidence: mean over pixels of the softmax probability of the chosen class, 0-1; NaN
+            if the logits of any pixel are NaN or reach infinity, so that the mask means nothing.
         confidence: (H, W) uint8, that probability times 255, rounded; None if not asked for.
         pairs: (K, 256) int64, pixels by class of the mask and byte of the label; None if no labels
             were given.
@@ -123,6 +126,7 @@ class Predictor:
         )
         self.labels = info.labels if head is None else sets[head]
         self.device = torch.device(device)
+        self._allow_tf32 = precision == "tf32"
         self.dtype = _DTYPES[precision]
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
         self.model = model.eval().to(self.device, self.dtype)
@@ -133,8 +137,8 @@ class Predictor:
         if isinstance(self.model, FCN) and not is_plain:
             int8 = precision == "int8"
             ranges = Int8Ranges.of(info.preprocessing, info.int8_peaks) if int8 else None
-            self.logits = FastForward(self.model, int8=ranges)
-        self._allow_tf32 = precision == "tf32"
+            with self._products():  # it computes features of blank canvases
+                self.logits = FastForward(self.model, int8=ranges)
         pre = info.preprocessing
         self._bus = (CudaBus if self.device.type == "cuda" else Bus)(self.device)
         self._mean = torch.tensor(pre.mean, device=self.device).view(1, -1, 1, 1)
@@ -255,9 +259,7 @@ class Predictor:
         """How cuDNN may multiply; its choice of kernels must not change from run to run."""
         if self.device.type != "cuda":
             return nullcontext()
-        return cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=self._allow_tf32
-        )
+        return _cudnn(self._allow_tf32)
 
     def _preprocess(self, stack_BHWC: Tensor) -> Tensor:
         x_BCHW = stack_BHWC.permute(0, 3, 1, 2).float()
@@ -265,6 +267,15 @@ class Predictor:
             x_BCHW = torch.cat([x_BCHW[:, :3].flip(1), x_BCHW[:, 3:]], dim=1)
         x_BCHW = (x_BCHW - self._mean) / self._std
         return x_BCHW.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _cudnn(allow_tf32: bool) -> Iterator[None]:
+    # The flags are the process's: two predictors in two threads would undo one another's.
+    with _CUDNN, cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=allow_tf32
+    ):  # fmt: skip
+        yield
 
 
 def _predictions(arrays: Sequence[NDArray[Any]], with_maps: bool) -> list[Prediction]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import numpy as np
@@ -45,6 +46,25 @@ def check_image(image: Picture, channels: int, where: str) -> None:
     if image.dtype == np.float32 and not np.isfinite(image).all():
         remedy = "Fill in what the sensor did not measure, for example with the mean."
         raise ImageError(where, "NaN or infinity", "finite numbers", remedy)
+
+
+def check_scores(mean_confidence: float, where: str) -> None:
+    """Refuse a mask that means nothing.
+
+    Args:
+        mean_confidence: see `Prediction`.
+        where: named in the error.
+
+    Raises:
+        WeightsError: the logits of some pixels are NaN or reach infinity.
+    """
+    if math.isnan(mean_confidence):
+        raise WeightsError(
+            where,
+            "the network's scores are NaN or infinite",
+            "finite ones: of all pictures, the weights diverged, or fp16 overflows",
+            "Try --precision fp32, then an earlier checkpoint of the training.",
+        )
 
 
 def check_network(architecture: Architecture, info: WeightsInfo, head: str | None) -> None:

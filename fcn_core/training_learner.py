@@ -163,7 +163,7 @@ class Learner:
             batches: what this process has of the step's pictures.
 
         Raises:
-            TrainingError: the loss is not finite; nothing was changed.
+            TrainingError: the loss or a gradient is not finite; nothing was changed.
         """
         self.model.train()
         recipe, group = self.course.recipe, self.group
@@ -182,7 +182,7 @@ class Learner:
         if not math.isfinite(mean):
             raise _diverged(number, f"the loss is {mean}")
         factor = recipe.schedule(number, self.course.max_steps)
-        self._update(factor)
+        self._update(number, factor)
         return Lesson(number, mean, self._rate * factor, int(labelled))
 
     def check_is_finite(self, number: int) -> None:
@@ -205,12 +205,16 @@ class Learner:
         label_BHW = batch.label.to(self.device, non_blocking=True)
         return summed_cross_entropy(logits_BKHW, label_BHW)
 
-    def _update(self, factor: float) -> None:
+    def _update(self, number: int, factor: float) -> None:
         recipe = self.course.recipe
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not math.isfinite(norm):
+            raise _diverged(number, f"the norm of the gradients is {float(norm)}")
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate * factor * group["rate"]
         if recipe.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), recipe.clip_norm, norm)
         self.optimizer.step()
 
     def optimizer_tensors(self) -> dict[str, Tensor]:

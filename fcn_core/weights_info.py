@@ -86,6 +86,14 @@ class WeightsInfo:
                 f"one of {', '.join(INT8_VARIANTS)} for int8",
                 "Use --precision bf16 or fp32 with it.",
             )
+        fc6_inputs = 7 * 7 * self.architecture.channels(512)  # no layer sums more products
+        if fc6_inputs * 255 * 127 >= 2**31:
+            raise WeightsError(
+                where,
+                f"width {self.architecture.width:g}",
+                "at most 2.64 for int8: sums of more products do not fit 32 bits",
+                "Use --precision bf16 or fp32 with it.",
+            )
 
     def check_has_ranges(self, where: str) -> None:
         """Refuse weights that cannot be computed in int8.

@@ -55,9 +55,9 @@ def calibrate(source: str, destination: str, images: str, most: int) -> WeightsF
 
 def _pictures(source: Source, most: int) -> Iterator[NDArray[np.uint8]]:
     """Those that decode of the first of each chosen shard."""
-    step = max(1, len(source.shards) // most)
-    shards = source.shards[::step][:most]
-    each = -(-most // max(1, len(shards)))
+    count = max(1, min(most, len(source.shards)))
+    shards = [source.shards[place * len(source.shards) // count] for place in range(count)]
+    each = -(-most // count)
     few = replace(source, limits=source.limits.model_copy(update={"chunk_images": each}))
     left = most
     for shard in shards:

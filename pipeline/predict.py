@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn_core.checkpoint import WeightsFile
-from fcn_core.errors import FcnError
+from fcn_core.errors import FcnError, WeightsError
 from fcn_core.images import MAX_PIXELS, colour, decode_image, encode_image, encode_mask, overlay
 from fcn_core.predictor import Predictor
-from fcn_core.predictor_checks import Precision
+from fcn_core.predictor_checks import Precision, check_scores
 from pipeline.errors import InputError
 from pipeline.ordered import map_ordered
 from pipeline.pictures import Picture, address_of
@@ -91,7 +91,10 @@ def predict_files(
         if isinstance(found, FcnError):
             yield found
         else:
-            yield _write(picture, found, predictor, output)
+            try:
+                yield _write(picture, found, predictor, output)
+            except WeightsError as error:
+                yield error
 
 
 def _read(picture: Picture, max_pixels: int) -> tuple[Picture, NDArray[np.uint8] | FcnError]:
@@ -123,6 +126,7 @@ def _write(
     picture: Picture, image: NDArray[np.uint8], predictor: Predictor, output: Store
 ) -> Shown:
     prediction = predictor.predict([image])[0]
+    check_scores(prediction.mean_confidence, picture.address)
     labels, mask = predictor.labels, prediction.mask
     painted = overlay(image, mask, labels.palette)
     side = side_by_side(image, colour(mask, labels.palette), painted)

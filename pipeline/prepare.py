@@ -42,13 +42,18 @@ def prepare(config: RunConfig) -> Prepared:
     Raises:
         WeightsError: no weights, such as `check_can_label` refuses, or of another number of classes
             than the label set.
-        ConfigError, LabelSetError: the label set cannot be had.
+        ConfigError, LabelSetError: the label set cannot be had, or flags contradict.
         StoreError: a store cannot be read.
     """
     if config.model.weights is None:
         raise ConfigError(
             "--weights", "nothing", "a weights file", "For the shipped ones: --weights demo."
         )
+    if config.model.precision == "int8" and config.compute.plain_forward:
+        raise ConfigError(
+            "--precision", "int8 in the plain forward pass", "the fast one",
+            "Leave --plain-forward out.",
+        )  # fmt: skip
     request = plan_request(config)
     weights = load_weights(config.model.weights, config.input.store)
     check_can_label(weights, config.model.precision)

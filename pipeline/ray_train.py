@@ -17,10 +17,11 @@ import ray.train
 import ray.train.torch
 
 from fcn_core.errors import FcnError
-from pipeline.bookkeeping.identity import anywhere
+from pipeline.bookkeeping.identity import absolute
 from pipeline.ray_job import connected
 from pipeline.training.config import SCRATCH, TrainConfig
 from pipeline.training.progress import Outcome, TrainProgress
+from pipeline.training.source import BadSamples
 
 _WAIT_SECONDS = 0.5
 
@@ -30,6 +31,7 @@ def train_on_ray(
     check: Callable[[], None],
     is_stopped: Callable[[], bool],
     on_progress: Callable[[TrainProgress], None],
+    bad: BadSamples | None = None,
 ) -> Outcome:
     """Train with `compute.workers` processes until the end, or until told to stop.
 
@@ -41,6 +43,7 @@ def train_on_ray(
         check: raises if the directory is another driver's by now.
         is_stopped: whether to stop after the step that is on.
         on_progress: called with what the first process tells.
+        bad: samples known to be bad, if all were looked at.
 
     Raises:
         FcnError: what a process raised, or a cluster that cannot be reached.
@@ -49,7 +52,7 @@ def train_on_ray(
         desk: Any = ray.remote(num_cpus=0)(_Desk).remote()
         trainer = ray.train.torch.TorchTrainer(
             _work,
-            train_loop_config={"config": _anywhere(config), "desk": desk},
+            train_loop_config={"config": _anywhere(config), "desk": desk, "bad": bad},
             scaling_config=_scaling(config),
             run_config=ray.train.RunConfig(storage_path=folder, name="fcnseg-train"),
         )
@@ -81,17 +84,17 @@ def train_on_ray(
 def _anywhere(config: TrainConfig) -> TrainConfig:
     """The same with absolute paths: Ray's workers have working directories of their own."""
 
-    def absolute(section: Any, *names: str) -> Any:
+    def placed(section: Any, *names: str) -> Any:
         found = {name: getattr(section, name) for name in names}
-        return section.model_copy(update={n: v and anywhere(v) for n, v in found.items()})
+        return section.model_copy(update={n: v and absolute(v) for n, v in found.items()})
 
     sources = {
-        name: source and absolute(source, "url", "labels", "label_set")
+        name: source and placed(source, "url", "labels", "label_set")
         for name, source in (("input", config.input), ("val", config.val))
     }
-    model = config.model if config.model.init == SCRATCH else absolute(config.model, "init")
+    model = config.model if config.model.init == SCRATCH else placed(config.model, "init")
     return config.model_copy(
-        update={**sources, "model": model, "output": absolute(config.output, "url")}
+        update={**sources, "model": model, "output": placed(config.output, "url")}
     )
 
 
@@ -187,7 +190,7 @@ def _work(told: dict[str, Any]) -> None:
         on_progress=lambda progress: ray.get(desk.tell.remote(progress)),
     )
     try:
-        outcome = TrainingLoop(prepared, around).run()
+        outcome = TrainingLoop(prepared, around, told["bad"]).run()
     except FcnError as error:
         ray.get(desk.end.remote(error))
         raise

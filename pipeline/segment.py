@@ -19,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from fcn_core.checkpoint import WeightsFile
-from fcn_core.errors import FcnError, LabelError
+from fcn_core.errors import FcnError, LabelError, WeightsError
 from fcn_core.images import decode_image
 from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix
 from fcn_core.predictor import Prediction, Predictor
+from fcn_core.predictor_checks import check_scores
 from pipeline.errors import PoisonError
 from pipeline.ordered import ahead, map_ordered
 from pipeline.results import ImageResult, Piece, Preview, PreviewChoice, PreviewCounts
@@ -85,7 +86,8 @@ class Segmenter:
     def __call__(self, samples: Sequence[Sample], announce: Announce = lambda _: None) -> Piece:
         """Masks, counts and failures of some samples.
 
-        A sample that cannot be decoded, or whose label does not fit, becomes a failure.
+        A sample becomes a failure that cannot be decoded, whose label does not fit, or for which
+        the network's scores are no numbers.
 
         Raises:
             MemoryError: a picture, or what the network makes of it, does not fit.
@@ -100,6 +102,11 @@ class Segmenter:
         for window, predictions, seconds in self._predicted(samples, failures, at_work):
             forward_seconds += seconds
             for (_, decoded), prediction in zip(window, predictions, strict=True):
+                try:
+                    check_scores(prediction.mean_confidence, decoded.sample.location)
+                except WeightsError as error:
+                    failures.append(Failure.of(decoded.sample.key, error, decoded.sample.location))
+                    continue
                 assert prediction.pairs is not None
                 confusion.add_pairs(prediction.pairs)
                 result = _counted(decoded, prediction.pairs, prediction)

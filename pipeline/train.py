@@ -26,6 +26,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.log import read_metrics
 from pipeline.training.loop import LAST, Surroundings, TrainingLoop, device_of
 from pipeline.training.prepare import (
+    SUCCESS,
     PreparedTraining,
     check_directory,
     claim_directory,
@@ -33,8 +34,6 @@ from pipeline.training.prepare import (
 )
 from pipeline.training.progress import Outcome, TrainProgress, TrainResult
 from pipeline.training.source import BadSamples, check_labels
-
-SUCCESS = "_SUCCESS"
 
 OnProgress = Callable[[TrainProgress], None]
 
@@ -68,14 +67,14 @@ def train(config: TrainConfig, on_progress: OnProgress = lambda _: None) -> Trai
         output = output.guarded(lease.check)
         claim_directory(output, prepared.parts)
         output.delete(SUCCESS)
-        begun = latest_step(output)
-        bad = _check(prepared) if config.train.check_labels and not begun else None
+        is_new = not latest_step(output)
+        bad = _check(prepared) if config.train.check_labels and is_new else None
         with StopRequest() as stop:
             if config.compute.workers > 1 or config.compute.ray_address:
                 # Imported where it is wanted: one process must do without Ray.
                 from pipeline.ray_train import train_on_ray
 
-                outcome = train_on_ray(config, lease.check, stop.is_set, on_progress)
+                outcome = train_on_ray(config, lease.check, stop.is_set, on_progress, bad)
             else:
                 around = Surroundings(
                     output, Alone(), _set_up(config), lambda: stop.is_set() or lease.is_lost,
@@ -87,7 +86,7 @@ def train(config: TrainConfig, on_progress: OnProgress = lambda _: None) -> Trai
             output.write(SUCCESS, _marker(prepared))
     if not outcome.is_finished:
         stop.leave()
-    return _result(prepared, outcome, begun, started)
+    return _result(prepared, outcome, outcome.first, started)
 
 
 def _set_up(config: TrainConfig) -> str:
@@ -156,7 +155,7 @@ def _is_finished(output: Store, prepared: PreparedTraining) -> bool:
 
 
 def _nothing_to_do(prepared: PreparedTraining) -> Outcome:
-    return Outcome(prepared.total_steps, True, ())
+    return Outcome(prepared.total_steps, prepared.total_steps, True, ())
 
 
 def _marker(prepared: PreparedTraining) -> bytes:

@@ -169,11 +169,16 @@ def portable(config: Section) -> dict[str, Any]:
 
 def anywhere(value: str) -> str:
     """A name, path or URL as it holds from any working directory, without a password."""
-    if value == DEMO_WEIGHTS or value in LABEL_SETS:
+    found = absolute(value)
+    return masked(re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", found)) if "://" in found else found
+
+
+def absolute(value: str) -> str:
+    """The same, with all that a URL holds."""
+    is_name = value == DEMO_WEIGHTS or value in LABEL_SETS
+    if is_name or get_protocol(value) not in ("file", "local"):
         return value
-    if get_protocol(value) in ("file", "local"):
-        return os.path.abspath(os.path.expanduser(value.split("://")[-1]))
-    return masked(re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", value))
+    return os.path.abspath(os.path.expanduser(value.split("://")[-1]))
 
 
 def read_identity(output: Store) -> Identity:

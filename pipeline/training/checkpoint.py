@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _KEY = "fcn_training"
+_NAME = re.compile(rf"{CHECKPOINTS}/step-\d{{8}}\.safetensors")
 _REMEDY = "Remove it: the training goes on from the one before it."
 log = logging.getLogger("fcnseg")
 
@@ -46,7 +48,9 @@ def path_of(step: int) -> str:
 
 
 def write_checkpoint(output: Store, checkpoint: Checkpoint, keep: int) -> None:
-    """Put a checkpoint, whole or not at all; then remove those older than the newest `keep`.
+    """Put a checkpoint, whole or not at all; then remove all but this and the `keep` - 1 before it.
+
+    Those of later steps go too: they could not be read, or this training would have begun there.
 
     Raises:
         StoreError: the store refuses.
@@ -59,7 +63,9 @@ def write_checkpoint(output: Store, checkpoint: Checkpoint, keep: int) -> None:
     document = {"step": checkpoint.step, "cursor": asdict(checkpoint.cursor)}
     data = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(document, sort_keys=True)})
     output.write(path_of(checkpoint.step), bytes(data))
-    for path in _paths(output)[keep:]:
+    paths = _paths(output)
+    mine = paths.index(path_of(checkpoint.step))
+    for path in paths[:mine] + paths[mine + keep :]:
         output.delete(path)
 
 
@@ -88,9 +94,9 @@ def latest_step(output: Store) -> int:
 
 
 def _paths(output: Store) -> list[str]:
-    """Newest first."""
+    """Ours, newest first."""
     found = (info.path for info in output.objects(CHECKPOINTS))
-    return sorted((path for path in found if path.endswith(".safetensors")), reverse=True)
+    return sorted((path for path in found if _NAME.fullmatch(path)), reverse=True)
 
 
 def _read(data: bytes, where: str) -> Checkpoint:

@@ -8,7 +8,7 @@ before it needs to be read again.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -130,8 +130,9 @@ class Step:
     Attributes:
         number: of all stages together, counted from 1.
         batches: this process's share.
-        keys: of all pictures of the step.
-        failures: of this process's share; nothing is learnt from these.
+        keys: of all pictures of the step, by slot.
+        locations: of all, likewise.
+        failures: of this process's share by slot; nothing is learnt from these.
         pixels: that this process's share feeds to the network.
         cursor: the place behind them.
     """
@@ -139,7 +140,8 @@ class Step:
     number: int
     batches: tuple[Batch, ...]
     keys: tuple[str, ...]
-    failures: tuple[Failure, ...]
+    locations: tuple[str, ...]
+    failures: Mapping[int, Failure]
     pixels: int
     cursor: Cursor
 
@@ -196,7 +198,8 @@ def steps(
                 draft.number,
                 tuple(batches),
                 tuple(sample.key for sample in draft.samples),
-                tuple(failure for *_, failure in mine if failure is not None),
+                tuple(sample.location for sample in draft.samples),
+                {slot: f for slot, (*_, f) in zip(slots, mine, strict=True) if f is not None},
                 sum(label.size for _, label in views),
                 draft.cursor,
             )

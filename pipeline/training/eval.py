@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from pipeline.samples import Failure, Sample
 from pipeline.training.source import Source
 
 _PANEL_PIXELS = 1_000_000
+_JPEG_SIDE = 65_000
 _QUALITY = 85
 
 
@@ -117,7 +119,11 @@ def panels(
         mask: (H, W).
         labels: for the colours.
     """
-    step = max(1, round((image.shape[0] * image.shape[1] / _PANEL_PIXELS) ** 0.5))
+    height, width = image.shape[:2]
+    step = max(
+        1, round((height * width / _PANEL_PIXELS) ** 0.5),
+        math.ceil(height / _JPEG_SIDE), math.ceil(3 * width / _JPEG_SIDE),
+    )  # fmt: skip
     image, truth, mask = (array[::step, ::step] for array in (image, truth, mask))
     painted = [overlay(image, classes, labels.palette) for classes in (truth, mask)]
     buffer = io.BytesIO()

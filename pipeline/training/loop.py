@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fcn_core.checkpoint import WeightsFile, build, save_weights
+from fcn_core.checkpoint import build, save_weights
 from fcn_core.errors import TrainingError
 from fcn_core.model import FCN
 from fcn_core.predictor import Predictor
@@ -19,6 +19,7 @@ from fcn_core.training_init import from_nothing, transplant
 from fcn_core.training_learner import Course, Group, Learner, Lesson
 from fcn_core.weights_info import WeightsInfo
 from pipeline.ordered import ahead
+from pipeline.samples import Failure
 from pipeline.store import Store
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from pipeline.training.data import Cursor, Share, Step, steps, stream
@@ -40,7 +41,8 @@ class Surroundings:
     """Where a training runs.
 
     Attributes:
-        output: its directory; written by the first process alone.
+        output: its directory; written by the first process, but for overlays, which each draws
+            of its share.
         group: of processes that train together.
         device: "cpu", "cuda", "cuda:1".
         stop: whether to stop after the step that is on.
@@ -92,7 +94,8 @@ class TrainingLoop:
         is_finished = self.step == self.prepared.total_steps and not is_stopped
         if is_finished and self.step == self.first and self.is_first:
             self._write_weights(LAST, {})  # who died behind the last checkpoint may not have
-        return Outcome(self.step, is_finished, tuple(self.bad.failures.values()))
+        failures = tuple(self.bad.failures.values())
+        return Outcome(self.first, self.step, is_finished, failures)
 
     def _end_log(self) -> None:
         """However it ends: what a diverging training told of itself is what one looks at."""
@@ -116,7 +119,7 @@ class TrainingLoop:
             for step in ready:
                 lesson = self._learn(step)
                 self._note(step, lesson, time.monotonic() - moment)
-                is_stopped = around.group.sum([float(around.stop())])[0] > 0
+                is_stopped = self._agree(step)
                 is_end = self.step % self.prepared.stage_steps == 0
                 is_mark = is_end or self.step % config.checkpoint_every == 0
                 if is_stopped or is_mark:
@@ -139,16 +142,27 @@ class TrainingLoop:
             where = f"training, step {step.number}, samples {keys}"
             raise error.at(where) from error
         self.step, self.cursor = step.number, step.cursor
-        for failure in step.failures:
-            self._warn_once(failure.location, failure.reason)
-            self.bad.add(failure)
-        self.bad.seen = max(self.bad.seen, step.number * self.recipe.batch_size)
-        self.bad.check()
         return lesson
 
-    def _warn_once(self, location: str, reason: str) -> None:
-        if not any(failure.location == location for failure in self.bad.failures.values()):
-            log.warning("skipped %s: %s", location, reason)
+    def _agree(self, step: Step) -> bool:
+        """Hear from all processes what they skipped, and whether to stop.
+
+        Raises:
+            LimitsError: too many samples are bad; in every process.
+        """
+        slots = range(self.recipe.batch_size)
+        bad = [float(slot in step.failures) for slot in slots]
+        stop, *bad = self.around.group.sum([float(self.around.stop()), *bad])
+        for slot in (slot for slot in slots if bad[slot]):
+            own = step.failures.get(slot)
+            failure = own or Failure(
+                step.keys[slot], "skipped by another process", "ImageError", step.locations[slot]
+            )
+            if self.bad.add(failure) and own:
+                log.warning("skipped %s: %s", own.location, own.reason)
+        self.bad.saw(self.recipe.batch_size, step.cursor.epoch)
+        self.bad.check()
+        return stop > 0
 
     def _note(self, step: Step, lesson: Lesson, seconds: float) -> None:
         if self.log is None:
@@ -212,9 +226,13 @@ class TrainingLoop:
         done = self.log is not None and any(e["step"] == step for e in self.log.evaluations())
         if self.around.group.sum([float(done)])[0]:
             return False
+        self.learner.check_is_finite(step)  # the best weights are written behind it
         question = Question(self.config.eval_images, self.config.overlays)
-        # The very network that is trained, in its place; `learn` turns it back to training.
-        predictor = Predictor(self.learner.model, self._info({}), device=self.around.device)
+        # The very network that is trained, in its place; `learn` turns it back to training. One
+        # picture at a time, as `evaluate` asks: the slots of a batch would be computed in vain.
+        predictor = Predictor(
+            self.learner.model, self._info({}), device=self.around.device, batch_size=1
+        )
         answer = evaluate(predictor, prepared.val, question, self.around.group, self.around.stop)
         if answer is None:
             return True
@@ -272,7 +290,7 @@ class TrainingLoop:
             return from_nothing(network, self.config.seed)
         start = transplant(init.load(), init.info, network, self.prepared.labels, init.where)
         if self.is_first:
-            log.warning("%s", describe_start(init, start.copied, start.extended, start.fresh))
+            log.warning("%s: %s", init.where, start.describe())
         return start.model
 
     def _teach(self, model: FCN) -> Learner:
@@ -285,18 +303,6 @@ class TrainingLoop:
 def _quality(line: Mapping[str, Any]) -> float:
     found = line["evaluation"]["mean_iou"]
     return -1.0 if found is None else float(found)
-
-
-def describe_start(
-    init: WeightsFile, copied: tuple[str, ...], extended: tuple[str, ...], fresh: tuple[str, ...]
-) -> str:
-    """What of the initial weights is used, in a line."""
-    parts = [f"{len(copied)} layers copied"]
-    if extended:
-        parts.append(f"classes added to {', '.join(extended)}")
-    if fresh:
-        parts.append(f"new: {', '.join(fresh)}")
-    return f"{init.where}: {'; '.join(parts)}"
 
 
 def device_of(wanted: str) -> str:

@@ -23,6 +23,7 @@ from pipeline.training.source import Source, list_source
 PATH = "_train.json"
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
+SUCCESS = "_SUCCESS"
 log = logging.getLogger("fcnseg")
 
 
@@ -107,8 +108,10 @@ def prepare_training(config: TrainConfig) -> PreparedTraining:
         **{name: getattr(config.train, name)
            for name in ("seed", "precision", "shuffle_samples", "eval_every", "eval_images")},
         "chunks": [config.limits.chunk_images, config.limits.chunk_bytes],
+        "max_image_pixels": config.limits.max_image_pixels,
         "input": data.digest,
         "val": val.digest if val else None,
+        "val_labels": val.labels.to_dict() if val else None,
     }  # fmt: skip
     # Through JSON, so that what is compared later is what was written.
     parts = json.loads(json.dumps(parts))
@@ -181,7 +184,7 @@ def _advise(config: TrainConfig, init: WeightsFile | None) -> None:
 def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
     """Refuse a directory that belongs to something else. Writes nothing.
 
-    One without a checkpoint belongs to nobody.
+    One with neither a checkpoint nor the mark of a finished training belongs to nobody.
 
     Raises:
         OutputError: naming the first difference.
@@ -192,7 +195,7 @@ def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
             "Choose another --output.",
         )  # fmt: skip
     data = _read(output, PATH)
-    if data is None or not output.objects(CHECKPOINTS):
+    if data is None or not (output.objects(CHECKPOINTS) or _read(output, SUCCESS)):
         return
     where = output.location(PATH)
     try:
@@ -206,9 +209,9 @@ def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
     if form != FORMAT:
         raise OutputError(where, f"format {form}", f"format {FORMAT}", "Use a new directory.")
     for name, value in mine.items():
-        if theirs.get(name) != value:
+        if name in theirs and theirs[name] != value:  # what is not there was not yet written down
             raise OutputError(
-                where, f"a training with {name} {_short(theirs.get(name))}",
+                where, f"a training with {name} {_short(theirs[name])}",
                 f"{name} {_short(value)}, as it was asked for now",
                 "Use a new --output (--init can start from the weights of this one), or the "
                 "settings and data of this one to resume it.",

@@ -31,11 +31,13 @@ class Outcome:
     """How a training loop ended.
 
     Attributes:
+        first: the step that it began behind.
         step: the last one that was done.
         is_finished: whether it was the last of all.
-        failures: samples that nothing was learnt from.
+        failures: samples that nothing was learnt from, in any process.
     """
 
+    first: int
     step: int
     is_finished: bool
     failures: tuple[Failure, ...]

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fcn_core.errors import ImageError
+from fcn_core.errors import ImageError, LabelError
 from fcn_core.images import decode_image
-from fcn_core.labels import LabelSet
+from fcn_core.labels import VOID, LabelSet
 from fcn_core.training_batch import Sample as Arrays
 from pipeline.chunks import Chunk, ChunkLimits, Sources, read_chunks
 from pipeline.collect import is_over
@@ -118,7 +118,8 @@ class BadSamples:
     Attributes:
         where: their input.
         limits: how many are too many.
-        seen: labelled samples looked at so far, at most once each.
+        seen: labelled samples looked at so far; each counts once as soon as an epoch was seen
+            from its beginning to its end.
         failures: by location.
     """
 
@@ -126,10 +127,31 @@ class BadSamples:
     limits: LimitsConfig
     seen: int = 0
     failures: dict[str, Failure] = field(default_factory=dict)
+    _is_whole: bool = False
+    _epoch: int | None = None
+    _began: int | None = None
 
-    def add(self, failure: Failure) -> None:
-        """One more; the same one again counts for nothing."""
-        self.failures[f"{failure.location} {failure.key}"] = failure
+    def add(self, failure: Failure) -> bool:
+        """One more; the same one again counts for nothing: whether it is new."""
+        name = f"{failure.location} {failure.key}"
+        is_new = name not in self.failures
+        self.failures[name] = failure
+        return is_new
+
+    def saw_all(self) -> None:
+        """Every sample has been looked at."""
+        self._is_whole = True
+
+    def saw(self, samples: int, epoch: int) -> None:
+        """Samples of a step more, the last one of this epoch."""
+        if self._is_whole:
+            return
+        self.seen += samples
+        if self._epoch is not None and epoch != self._epoch:
+            if self._began is not None:
+                self.seen, self._is_whole = self.seen - self._began, True
+            self._began = self.seen
+        self._epoch = epoch
 
     def check(self) -> None:
         """Refuse to go on with too many.
@@ -152,28 +174,37 @@ def check_labels(source: Source, threads: int) -> BadSamples:
     """Look at every label once.
 
     Raises:
-        LabelError: one holds a value that is no class; naming the sample.
+        LabelError: one holds a value that is no class; naming the sample. Or all are void.
         InputError: no sample has a label.
         LimitsError: too many are bad.
     """
     bad = BadSamples(source.where, source.limits)
 
-    def look(item: Sample | Failure) -> Failure | None:
+    def look(item: Sample | Failure) -> Failure | bool:
+        """Whether any of its pixels has a class."""
         if isinstance(item, Failure):
             return item
         try:
-            source.truth(item)
+            return bool((source.truth(item) != VOID).any())
         except ImageError as error:
             return Failure.of(item.key, error, item.location)
-        return None
 
-    for failure in map_ordered(look, source.samples(), threads):
+    has_classes = False
+    for found in map_ordered(look, source.samples(), threads):
         bad.seen += 1
-        if failure is not None:
-            bad.add(failure)
+        if isinstance(found, Failure):
+            bad.add(found)
+        else:
+            has_classes = has_classes or found
     if not bad.seen:
         raise unlabelled(source)
+    bad.saw_all()
     bad.check()
+    if not has_classes:
+        raise LabelError(
+            source.where, f"every pixel of {bad.seen} labels is void", "pixels that have a class",
+            "Name the labels that are meant, or a label set that says what their values mean.",
+        )  # fmt: skip
     return bad
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
-from fcn_core.calibration import calibrated
+from fcn_core.architecture import Architecture
+from fcn_core.calibration import _watch, calibrated
 from fcn_core.checkpoint import WeightsFile, read_weights, save_weights
 from fcn_core.errors import FcnError, ImageError, WeightsError
 from fcn_core.int8 import Int8Layers, Int8Ranges, has_int8
@@ -201,6 +204,35 @@ def test_ranges_are_the_greatest_outputs(random_fcn):
     with torch.inference_mode():
         first = F.relu(model.conv1_1(image)).max()
     assert one[0]["conv1_1"] == pytest.approx(float(first), rel=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", ["conv1_1", "fc6"])
+def test_features_that_are_not_finite_have_no_range(random_fcn, layer):
+    file = weights_file(random_fcn)
+    model = file.load()
+    weight = model.get_submodule(layer).weight
+    weight[0, 0], weight[0, 1] = 3e38, -3e38
+    damaged = WeightsFile(save_weights(model, file.info), "damaged")
+    with pytest.raises(WeightsError, match=rf"{layer} gives (inf|nan)"):
+        calibrated(damaged, pictures((40, 57), (20, 30)))
+
+
+def test_nan_is_not_lost_in_a_maximum():
+    look = _watch("fc6", {"fc6": 2.0}, "here")
+    with pytest.raises(WeightsError, match="fc6 gives nan"):
+        look(nn.Identity(), None, torch.tensor([1.0, torch.nan]))
+
+
+def test_wider_networks_would_not_fit_32_bits():
+    """7 x 7 x 512 w products of at most 255 x 127, all of one sign."""
+    labels = LabelSet("two", ("a", "b"))
+    for width, fits in ((2.64, True), (2.65, False)):
+        inputs = 7 * 7 * Architecture("fcn8s", 2, width).channels(512)
+        assert (inputs * 255 * 127 < 2**31) == fits
+        info = WeightsInfo(Architecture("fcn8s", 2, width), labels, CENTRED_RGB)
+        with nullcontext() if fits else pytest.raises(WeightsError, match=r"at most 2\.64"):
+            info.check_can_have_ranges("here")
 
 
 def test_ranges_travel_in_the_file(small):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 
 from fcn_core.architecture import Architecture
+from fcn_core.blank import Blanks
 from fcn_core.checkpoint import WeightsFile, save_weights
 from fcn_core.errors import FcnError, ImageError, WeightsError
 from fcn_core.labels import LabelSet
@@ -38,6 +41,25 @@ LARGE = noise(90, 130)
 
 def info(preprocessing=CENTRED_RGB):
     return WeightsInfo(Architecture("fcn8s", LABELS.num_classes, 1 / 16), LABELS, preprocessing)
+
+
+def test_blank_canvases_are_computed_as_pictures_are(random_fcn, monkeypatch):
+    """On CUDA, with the same products; there is none here: whatever computes stands in it."""
+    inside = []
+
+    @contextmanager
+    def products(self):
+        inside.append(True)
+        yield
+        inside.pop()
+
+    features, seen = Blanks._features, []
+    monkeypatch.setattr(Predictor, "_products", products)
+    monkeypatch.setattr(
+        Blanks, "_features", lambda *args: seen.append(list(inside)) or features(*args)
+    )
+    Predictor(random_fcn(), info()).predict([PICTURES[0]])
+    assert len(seen) >= 2 and all(found == [True] for found in seen)
 
 
 @pytest.fixture(scope="module")

@@ -84,3 +84,28 @@ def test_nothing_is_a_function_of_the_seed():
     assert torch.equal(first.conv1_1.weight, same.conv1_1.weight)
     assert not torch.equal(first.conv1_1.weight, other.conv1_1.weight)
     assert not first.score_fr.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("variant", "to"), [("fcn8s-atonce", "fcn8s"), ("fcn8s", "fcn8s-atonce"), ("fcn16s", "fcn16s")]
+)
+def test_scaled_and_plain_skips_say_the_same(variant, to):
+    old, start, new = moved(variant, to)
+    assert not start.fresh and not start.unused
+    before, after = coarse(old), coarse(new)
+    assert before.std() > 0.1
+    assert torch.allclose(after, before, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_used_is_told(random_fcn):
+    _, start, _ = moved("fcn8s", "fcn16s")
+    assert start.unused == ("score_pool3",)
+    assert start.describe() == "17 layers copied; not used: score_pool3"
+    old = random_fcn("fcn16s", 3, WIDTH, upsampling="learned")
+    info = WeightsInfo(old.architecture, OLD, CENTRED_RGB)
+    start = transplant(old, info, Architecture("fcn8s", 3, WIDTH), OLD, "weights x")
+    assert start.unused == ("upscore16", "upscore2")
+    old = random_fcn("fcn32s", 3, WIDTH, output_stride=8)
+    info = WeightsInfo(old.architecture, OLD, CENTRED_RGB)
+    start = transplant(old, info, Architecture("fcn32s", 3, WIDTH), OLD, "weights x")
+    assert "output stride 8" in start.describe()

@@ -240,6 +240,16 @@ def test_a_loss_that_is_not_finite_changes_nothing():
         taught.check_is_finite(4)
 
 
+@pytest.mark.parametrize("recipe", [PLAIN, MODERN])
+def test_a_gradient_that_is_not_finite_changes_nothing(recipe):
+    taught = learner(recipe)
+    taught.model.score_fr.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = parameters(taught)
+    with pytest.raises(TrainingError, match=r"step 4: the norm of the gradients is (nan|inf)"):
+        taught.learn(4, batches(*range(recipe.batch_size)))
+    assert all(torch.equal(p, before[n]) for n, p in parameters(taught).items())
+
+
 def test_nothing_is_learnt_from_what_cannot_be_used():
     taught = learner(replace(PLAIN, weight_decay=0.0))
     before = parameters(taught)

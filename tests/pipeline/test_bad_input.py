@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from fcn_core.model import FCN
 from pipeline.config import RunConfig
@@ -19,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.run import run
 from pipeline.store import Store
 from pipeline.writers import add_to_tar
-from tests import world
+from tests import networks, world
 
 Fcnseg = Callable[..., tuple[int, str, str]]
 
@@ -434,3 +435,31 @@ def test_a_link_hides_no_overlap(names: tuple[str, str], weights: Path, tmp_path
     source, output = (tmp_path / name for name in names)
     with pytest.raises(ConfigError, match="lie inside one another"):
         run(world.config(source, output, weights))
+
+
+@pytest.fixture
+def overflowing(tmp_path: Path) -> Path:
+    """Weights that are finite, and give scores that are not."""
+    model = networks.random_fcn(num_classes=3, width=1 / 32, biases=0.3)
+    with torch.no_grad():
+        model.score_fr.weight.fill_(3e38)
+    path = tmp_path / "overflowing.safetensors"
+    path.write_bytes(world.weights_bytes(model))
+    return path
+
+
+def test_scores_that_are_no_numbers_end_a_run_as_bad_input_does(
+    shards: Path, overflowing: Path, tmp_path: Path, fcnseg: Fcnseg
+) -> None:
+    out = tmp_path / "out"
+    code, text, err = fcnseg("run", shards, out, "--weights", overflowing)
+    assert code == 4, text + err
+    rows = quarantine(out)
+    assert len(rows) == 4 and all("scores are NaN or infinite" in row["reason"] for row in rows)
+    assert not list((out / "png").rglob("*.png"))
+    picture = tmp_path / "p.jpg"
+    picture.write_bytes(GOOD)
+    words = ("predict", picture, "--output", tmp_path / "one", "--weights", overflowing)
+    code, _, err = fcnseg(*words)
+    assert code == 1 and f"{picture}: the network's scores are NaN or infinite" in err
+    assert not (tmp_path / "one").exists()

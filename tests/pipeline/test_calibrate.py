@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,13 @@ from fcn_core.errors import WeightsError
 from fcn_core.images import decode_image
 from fcn_core.int8 import has_int8
 from fcn_core.predictor import Predictor
-from pipeline.calibrate import calibrate
+from pipeline.calibrate import _pictures, calibrate
+from pipeline.chunks import Chunk
+from pipeline.config import InputConfig, LimitsConfig
 from pipeline.errors import ConfigError, InputError
 from pipeline.run import run
+from pipeline.shards import Shard
+from pipeline.training.source import Source, list_source
 from tests import world
 
 Fcnseg = Callable[..., tuple[int, str, str]]
@@ -58,6 +62,27 @@ def test_the_ranges_are_those_of_pictures_spread_over_the_input(
     code, out, _ = fcnseg("weights", "show", path, "--json")
     assert json.loads(out)["int8"] is True
     assert "has the ranges that int8 needs" in fcnseg("weights", "show", path)[1]
+
+
+@pytest.mark.parametrize(("shards_count", "most"), [(15, 8), (15, 14), (3, 3), (2, 9), (9, 1)])
+def test_shards_are_spread_over_the_whole_input(
+    tmp_path: Path, shards_count: int, most: int
+) -> None:
+    world.write_shards(tmp_path / "in", shards_count, 1)
+    found = list_source(InputConfig(url=str(tmp_path / "in")), world.TINY, LimitsConfig())
+    read: list[str] = []
+
+    class Watched(Source):
+        def chunks(self, shard: Shard) -> Iterator[Chunk]:
+            read.append(shard.id)
+            return super().chunks(shard)
+
+    pictures = list(_pictures(Watched(**vars(found)), most))
+    ids = [shard.id for shard in found.shards]
+    places = [ids.index(name) for name in read]
+    assert len(places) == len(pictures) == min(most, shards_count)
+    gaps = np.diff([*places, shards_count])
+    assert places[0] == 0 and gaps.max() - gaps.min() <= 1
 
 
 def test_halves_stay_halves(shards: Path, tmp_path: Path) -> None:
@@ -108,6 +133,8 @@ def test_int8_without_ranges_is_refused_before_anything_is_written(
     words = (shards, out, "--weights", weights, "--precision", "int8")
     code, _, err = fcnseg("run", *words)
     assert code == 1 and "no range for int8 of conv1_1" in err and "weights calibrate" in err
+    code, _, err = fcnseg("run", *words, "--plain-forward")
+    assert code == 2 and "int8 in the plain forward pass" in err
     assert not out.exists()
     picture = tmp_path / "p.jpg"
     picture.write_bytes(world.samples(0)["img0.jpg"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bookkeeping.identity import read_identity, remembered
+from pipeline.bookkeeping.identity import absolute, anywhere, read_identity, remembered
 from pipeline.bookkeeping.redo import read_redo, write_redo
 from pipeline.commits import commit_path, quarantine_path
 from pipeline.errors import OutputError
@@ -178,6 +179,9 @@ def test_the_configuration_is_kept_without_working_directory_and_passwords(
     assert kept["model"] == {"weights": "sftp://me@host/w"}
     assert "secret" not in json.dumps(kept)
     assert remembered(world.config("in", "o", "demo"))["model"] == {"weights": "demo"}
+    signed = "https://me:secret@host/w?X-Amz-Signature=abc"  # a worker elsewhere needs all of it
+    assert absolute(signed) == signed and absolute("w") == str(tmp_path / "w")
+    assert not {"secret", "abc"} & set(re.split(r"\W", anywhere(signed)))
     (tmp_path / "ca.pem").touch()
     kept = remembered(world.config("in", "o", "demo", output__store={"ca_bundle": "ca.pem"}))
     assert kept["output"]["store"] == {"ca_bundle": str(tmp_path / "ca.pem")}

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fcn_core.checkpoint import read_weights
 from pipeline import segment
@@ -116,6 +118,28 @@ def test_what_is_in_work_is_announced(
     segmenter([sample(n, "plain") for n in range(6)], lambda places: told.append(list(places)))
     assert {place for places in told for place in places} == set(range(6))
     assert all(len(places) <= (4 + 1 if decoders else 1) for places in told)
+
+
+def test_scores_that_are_no_numbers_are_no_masks(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [sample(n, "labelled") for n in range(6)]
+    calm = content(segmenter([samples[n] for n in (0, 1, 3, 4, 5)]))
+    height, plain = world.SIZES[2][0], segmenter.predictor.logits
+
+    def logits(x: Tensor, head: str | None) -> Tensor:
+        found = plain(x, head)
+        if x.shape[2] == height:
+            found[0, 1, 3, 4] = torch.nan
+        return found
+
+    assert [size[0] == height for size in world.SIZES].count(True) == 1
+    monkeypatch.setattr(segmenter.predictor, "logits", logits)
+    found = segmenter(samples)
+    (failure,) = found.failures
+    assert (failure.key, failure.error, failure.location) == ("k2", "WeightsError", "s.tar#2")
+    assert "the network's scores are NaN or infinite" in failure.reason
+    assert content(replace(found, failures=())) == calm
 
 
 def test_a_cpu_is_left_to_the_network(weights: Path) -> None:

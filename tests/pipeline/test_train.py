@@ -8,17 +8,22 @@ import random
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import LabelError, TrainingError, WeightsError
+from fcn_core.training_learner import Learner
 from pipeline.errors import ConfigError, InputError, LeaseError, OutputError
 from pipeline.lease import Lease
 from pipeline.run import run
 from pipeline.store import Store
 from pipeline.train import train
+from pipeline.training.checkpoint import latest_step
 from pipeline.training.config import load_train_config
+from pipeline.training.eval import panels
 from tests import world
 from tests.networks import random_fcn
 
@@ -184,20 +189,66 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(settings, undisturbed, 
         train(config, killed_at(5))
     path = "checkpoints/step-00000004.safetensors"
     Store(config.output.url).write(path, Store(config.output.url).read(path)[:99])
-    assert train(config).last_sha256 == sha_of(undisturbed, settings)
+    result = train(config)
+    assert result.last_sha256 == sha_of(undisturbed, settings)
+    assert result.trained_now == STEPS - 2
     assert "step-00000004" in caplog.text
+
+
+def test_damaged_checkpoints_never_push_out_good_ones(settings):
+    """Killed again and again behind each checkpoint, it gets further each time."""
+    config = settings()
+    store = Store(config.output.url)
+    store.write("checkpoints/mine.safetensors", b"of somebody")
+    for step in (4, 6):
+        store.write(f"checkpoints/step-0000000{step}.safetensors", b"damaged")
+    reached = []
+    for last in (3, 5):
+        with pytest.raises(KilledError):
+            train(config, killed_at(last))
+        reached.append(latest_step(store))
+    assert reached == [2, 4]
+    assert train(config).trained_now == 2
+    names = [info.path for info in store.objects("checkpoints")]
+    assert [name.rpartition("/")[2] for name in sorted(names)] == [
+        "mine.safetensors", "step-00000004.safetensors", "step-00000006.safetensors",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("changes", "name"),
     [({"train__seed": 1}, "seed"), ({"train__max_steps": 7}, "recipe"),
-     ({"input__include": ("s0*",)}, "input"), ({"model__width": 1 / 16}, "width")],
+     ({"input__include": ("s0*",)}, "input"), ({"model__width": 1 / 16}, "width"),
+     ({"limits__max_image_pixels": 10_000}, "max_image_pixels")],
 )  # fmt: skip
 def test_another_configuration_on_the_same_directory_is_refused(settings, changes, name):
     with pytest.raises(KilledError):
         train(settings(), killed_at(3))
     with pytest.raises(OutputError, match=f"a training with {name} "):
         train(settings(**changes))
+
+
+def test_a_finished_training_is_not_taken_for_another_one(settings):
+    """Also where its checkpoints were removed to free space."""
+    train(settings())
+    store = Store(settings().output.url)
+    for info in store.objects("checkpoints"):
+        store.delete(info.path)
+    before = store.read("last.safetensors")
+    with pytest.raises(OutputError, match="a training with seed 0"):
+        train(settings(train__seed=7))
+    assert train(settings()).trained_now == 0
+    assert store.read("last.safetensors") == before
+
+
+def test_who_began_before_a_setting_was_written_down_goes_on(settings, undisturbed):
+    with pytest.raises(KilledError):
+        train(settings(), killed_at(3))
+    store = Store(settings().output.url)
+    document = json.loads(store.read("_train.json"))
+    del document["parts"]["max_image_pixels"], document["parts"]["val_labels"]
+    store.write("_train.json", json.dumps(document).encode())
+    assert train(settings()).last_sha256 == sha_of(undisturbed, settings)
 
 
 def test_settings_that_change_no_weights_may_differ(settings, undisturbed):
@@ -284,6 +335,24 @@ def test_a_diverging_training_says_where_and_what_to_try(settings):
     assert "_lease.json" not in {info.path for info in Store(config.output.url).objects()}
 
 
+def test_weights_that_are_not_finite_are_never_the_best(settings, monkeypatch):
+    """Not even where the first look at them is the evaluation."""
+    learn = Learner.learn
+
+    def overflown(self, number, batches):
+        lesson = learn(self, number, batches)
+        with torch.no_grad():
+            self.model.score_fr.bias[0] = torch.nan
+        return lesson
+
+    monkeypatch.setattr(Learner, "learn", overflown)
+    config = settings(train__eval_every=1, train__checkpoint_every=5)
+    with pytest.raises(TrainingError, match=r"score_fr\.bias holds NaN"):
+        train(config)
+    names = {info.path for info in Store(config.output.url).objects()}
+    assert not {"best.safetensors", "last.safetensors"} & names
+
+
 def test_out_of_range_labels_are_refused_before_the_first_step(settings, tmp_path):
     members = world.samples(0, 3)
     wrong = world.label(2, world.SIZES[2])
@@ -351,3 +420,11 @@ def test_advice_about_the_recipes_of_the_authors(settings, tmp_path, caplog, cha
         changes = {"model__init": str(path), "model__variant": "fcn8s"}
     prepare_training(settings(train__recipe="heavy", **changes))
     assert said in caplog.text
+
+
+@pytest.mark.parametrize("size", [(3, 30_000), (70_000, 2), (1500, 1200)])
+def test_pictures_of_any_shape_can_be_drawn(size):
+    image = np.zeros((*size, 3), np.uint8)
+    drawn = panels(image, image[..., 0], image[..., 0], world.TINY)
+    with Image.open(io.BytesIO(drawn)) as picture:
+        picture.load()

@@ -19,7 +19,7 @@ from fcn_core.recipes import HEAVY, MODERN, Augmentation
 from pipeline.config import InputConfig, LimitsConfig
 from pipeline.errors import InputError, LimitsError
 from pipeline.training.data import Cursor, Share, steps, stream
-from pipeline.training.source import check_labels, list_source
+from pipeline.training.source import BadSamples, check_labels, list_source
 from tests import world
 
 LIMITS = LimitsConfig(chunk_images=3)
@@ -127,7 +127,8 @@ def test_a_bad_picture_leaves_its_place_empty_and_is_told(tmp_path):
     data = damaged(tmp_path, {"img1.jpg": b"no picture"})
     (step,) = batch_of(data)
     slot = step.keys.index("img1")
-    assert [failure.key for failure in step.failures] == ["img1"]
+    assert {place: failure.key for place, failure in step.failures.items()} == {slot: "img1"}
+    assert step.locations[slot] == step.failures[slot].location
     assert (step.batches[slot].label == VOID).all()
     assert all((b.label != VOID).any() for b in step.batches if b.slots != (slot,))
 
@@ -135,7 +136,8 @@ def test_a_bad_picture_leaves_its_place_empty_and_is_told(tmp_path):
 def test_a_label_of_another_size_is_a_bad_sample(tmp_path):
     data = damaged(tmp_path, {"img2.png": world.png(world.label(1, (5, 6)))})
     (step,) = batch_of(data)
-    assert "label is 6x5" in step.failures[0].reason
+    (failure,) = step.failures.values()
+    assert "label is 6x5" in failure.reason
 
 
 def test_an_out_of_range_label_is_refused_with_its_sample(tmp_path):
@@ -157,6 +159,29 @@ def test_too_many_bad_ones_are_too_many(tmp_path):
     data = damaged(tmp_path, {f"img{n}.png": b"x" for n in range(3)})
     with pytest.raises(LimitsError, match="3 of 4 samples are bad"):
         check_labels(data, 1)
+
+
+def test_labels_that_are_void_throughout_teach_nothing(tmp_path):
+    void = {f"img{n}.png": world.png(np.full(world.SIZES[n], VOID, np.uint8)) for n in range(4)}
+    data = damaged(tmp_path, void)
+    with pytest.raises(LabelError, match="every pixel of 4 labels is void"):
+        check_labels(data, 1)
+    del void["img2.png"]
+    check_labels(damaged(tmp_path, void), 1)
+
+
+def test_a_sample_counts_once_when_an_epoch_has_been_seen():
+    bad = BadSamples("here", LIMITS)
+    epochs = [0, 0, 1, 1, 1, 2, 2, 2, 3]  # of nine steps of 4; an epoch has 11 or 12 samples
+    seen = []
+    for epoch in epochs:
+        bad.saw(4, epoch)
+        seen.append(bad.seen)
+    assert seen == [4, 8, 12, 16, 20, 12, 12, 12, 12]
+    bad = BadSamples("here", LIMITS, seen=11)
+    bad.saw_all()
+    bad.saw(4, 0)
+    assert bad.seen == 11
 
 
 def test_samples_without_a_label_are_passed_over(tmp_path):

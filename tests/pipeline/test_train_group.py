@@ -11,6 +11,7 @@ import torch
 
 from fcn_core.checkpoint import WeightsFile
 from fcn_core.training_learner import Alone
+from pipeline.errors import LimitsError
 from pipeline.training.config import TrainConfig, load_train_config
 from pipeline.training.loop import Surroundings, TrainingLoop
 from pipeline.training.prepare import prepare_training
@@ -50,13 +51,13 @@ def run(config, group):
     assert TrainingLoop(prepared, around).run().is_finished
 
 
-def settings(root: Path, output: str, crop: int) -> TrainConfig:
+def settings(root: Path, output: str, crop: int, **changes: object) -> TrainConfig:
     flags = {
         "input.url": str(root / "in"), "val.url": str(root / "in"),
         "input.label_set": str(root / "tiny.yaml"), "output.url": str(root / output),
         "model.variant": "fcn32s", "model.width": 1 / 32, "train.max_steps": 4,
         "train.batch_size": 4, "train.crop": crop, "train.log_every": 1, "train.eval_every": 4,
-        "compute.threads": 1,
+        "compute.threads": 1, **changes,
     }  # fmt: skip
     return load_train_config(None, [], flags)
 
@@ -92,3 +93,37 @@ def test_two_processes_learn_what_one_does(tmp_path, crop):
     for name, tensor in two.load().state_dict().items():
         # AdamW divides by tiny second moments: what is rounded differently moves a little apart.
         assert torch.allclose(tensor, tensors[name], rtol=0.02, atol=2e-3), name
+
+
+def refuse(rank, size, meeting, config, queue):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size
+    )
+    prepared = prepare_training(config)
+    around = Surroundings(prepared.output, Gloo(rank, size), "cpu", stop=lambda: False)
+    try:
+        TrainingLoop(prepared, around).run()
+    except LimitsError as error:
+        queue.put(str(error))
+    torch.distributed.destroy_process_group()
+
+
+def test_what_processes_skip_counts_for_all(tmp_path):
+    """Three of twelve are too many; of its own six, no process skips three."""
+    (tmp_path / "in").mkdir()
+    members = {**world.samples(0, 12), **{f"img{n}.jpg": b"no picture" for n in (1, 4, 7)}}
+    (tmp_path / "in" / "a.tar").write_bytes(world.tar(members))
+    (tmp_path / "tiny.yaml").write_text("{name: tiny, classes: [ground, thing, stuff]}")
+    flags = {"val.url": None, "train.batch_size": 12, "train.check_labels": False}
+    config = settings(tmp_path, "out", 16, **flags)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    arguments = (2, str(tmp_path / "meeting"), config, queue)
+    processes = [context.Process(target=refuse, args=(rank, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    said = [queue.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join()
+    assert all("3 of 12 samples are bad" in text for text in said)
