@@ -18,7 +18,7 @@ from pipeline.bookkeeping.table_index import Bools, hashes
 from pipeline.chunks import Sources, count_images
 from pipeline.errors import InputError, MissingError, ShardError
 from pipeline.inputs.devkit import list_devkit
-from pipeline.inputs.parquet import labels_passed_over
+from pipeline.inputs.parquet import columns_passed_over
 from pipeline.inputs.selection import EVERYTHING, Selection
 from pipeline.inputs.shard_list import Shard, ShardList
 from pipeline.inputs.virtual import Packing, left_out, pack
@@ -251,17 +251,17 @@ def subtract(found: Survey, request: PlanRequest) -> Plan:
         vanished=len(gone) + len(images_gone),
         vanished_names=tuple(names[:_MOST_NAMED]),
         packing=packing,
-        passed_over=(*listing.passed_over, *_columns_passed_over(listing, request.images)),
+        passed_over=(*listing.passed_over, *_left_columns(listing, request.images)),
         layout=listing.layout,
         sources=Sources(request.images, request.labels or request.images),
     )
 
 
-def _columns_passed_over(listing: Listing, images: Store) -> list[str]:
+def _left_columns(listing: Listing, images: Store) -> list[str]:
     """Of the first file, for all."""
     if listing.kind != "parquet":
         return []
-    return labels_passed_over(listing.shards[0], images)
+    return columns_passed_over(listing.shards[0], images)
 
 
 def _list(request: PlanRequest) -> Listing:

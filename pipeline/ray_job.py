@@ -22,6 +22,7 @@ from pipeline.chunks import read_chunks
 from pipeline.cluster.placement import IO_CPUS, Pool, plan_pool, selector
 from pipeline.cluster.ray_client import check_token
 from pipeline.cluster.ray_signals import own_sigterm_handler
+from pipeline.cluster.reach import check_reachable
 from pipeline.errors import ClusterError, ShardError, StoreError
 from pipeline.job import Job, ShardFailure
 from pipeline.monitoring import Driver
@@ -121,6 +122,7 @@ def connected(address: str | None) -> Iterator[None]:
     # Ray's core prints an error about its own actor arguments (ray#53727) at every start.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address or inside_job:
+        check_reachable(address)
         check_token(f"ray {address or 'auto'}")
         options["address"] = address or "auto"
     else:

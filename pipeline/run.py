@@ -14,6 +14,7 @@ from pipeline.bookkeeping.history import RunRecord, begin_run, cancel_run, opene
 from pipeline.bookkeeping.identity import check, claim
 from pipeline.bookkeeping.morning import Ending, Reference, RunShare, find_reference, finish_run
 from pipeline.bookkeeping.redo import Redo, read_redo, write_redo
+from pipeline.cluster.reach import check_reachable
 from pipeline.collect import Collector, is_over, needed_masks
 from pipeline.commits import Author
 from pipeline.config import RunConfig
@@ -75,6 +76,7 @@ def run(
     Raises:
         ConfigError, OutputError, WeightsError, LabelSetError: before anything is written.
         InputError: nothing to label; nothing is written.
+        ClusterError: no Ray head at the address that is named, or it is lost.
         LeaseError: another driver works on this output.
         StoreError: a store fails; run again to resume.
     """
@@ -91,6 +93,8 @@ def run(
     mine = replace(prepared.identity, layout=found.listing.layout)
     check(output, mine)
     reference = find_reference(config.drift, mine, config.output.store)
+    if config.resolved_executor() == "ray":
+        check_reachable(config.ray_address())
     preflight(output)
     with Lease(output) as lease, Monitor(config.monitoring) as monitor:
         output = output.guarded(lease.check)

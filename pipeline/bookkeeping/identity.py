@@ -249,15 +249,57 @@ def _difference(theirs: Identity, mine: Identity) -> tuple[str, str] | None:
         )
     if theirs.input != mine.input:
         return f"it holds the labels of {theirs.input}", f"this run labels {mine.input}"
-    for name in {**theirs.parts, **mine.parts}:
-        then, now = theirs.parts.get(name), mine.parts.get(name)
-        if then != now:
-            return f"it was made with {name} {_short(then)}", f"this run has {_short(now)}"
+    unlike = first_difference(theirs.parts, mine.parts)
+    if unlike is not None:
+        return unlike.words("it was made with {}", "this run has {}")
     if None not in (theirs.layout, mine.layout) and theirs.layout != mine.layout:
         return f"its input was laid out as {theirs.layout}", f"now it is {mine.layout}"
-    if theirs.chunk_limits != mine.chunk_limits:
-        return f"it was made with {theirs.chunk_limits}", f"this run has {mine.chunk_limits}"
-    return None
+    then, now = (
+        {"limits.chunk_images": of.images, "limits.chunk_bytes": of.bytes}
+        for of in (theirs.chunk_limits, mine.chunk_limits)
+    )
+    unlike = first_difference(then, now)
+    return None if unlike is None else unlike.words("it was made with {}", "this run has {}")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two documents differ first.
+
+    Attributes:
+        name: dotted; an item of a list by its place.
+        then: what the one holds there; None where it has nothing.
+        now: what the other one does.
+    """
+
+    name: str
+    then: Any
+    now: Any
+
+    def words(self, before: str, after: str) -> tuple[str, str]:
+        """Both sides, shortened: the first one with the name."""
+        then, now = (_short(value) for value in (self.then, self.now))
+        return before.format(f"{self.name} {then}"), after.format(now)
+
+
+def first_difference(then: Any, now: Any, name: str = "") -> Difference | None:
+    """The first thing that differs between two JSON documents, as deep as it lies.
+
+    >>> first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
+    Difference(name='a.c', then=2, now=3)
+    """
+    if then == now:
+        return None
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        pairs = {key: (then.get(key), now.get(key)) for key in {**then, **now}}
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        pairs = {str(place): both for place, both in enumerate(zip(then, now, strict=True))}
+    else:
+        return Difference(name, then, now)
+    found = (
+        first_difference(*both, f"{name}.{key}" if name else key) for key, both in pairs.items()
+    )
+    return next((one for one in found if one is not None), None)
 
 
 def _refuse(output: Store, found: str, expected: str) -> None:

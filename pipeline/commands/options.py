@@ -40,7 +40,10 @@ ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file of a
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="section.field=value; may be repeated.")
 ]
-ShardSize = Annotated[int | None, typer.Option(min=1, help="Images per shard of a folder.")]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images per new shard of a folder; earlier ones stay as they are."),
+]
 LimitShards = Annotated[int | None, typer.Option(min=1, help="At most this many pending shards.")]
 Include = Annotated[
     list[str] | None,

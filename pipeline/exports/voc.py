@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.exports.form import Batch, Subject
+from PIL import Image
+
+from fcn_core.images import decode_image
+from pipeline.exports.form import Batch, Picture, Subject
 from pipeline.exports.lines import Lines
 from pipeline.inputs.devkit import IMAGES, LABELS, LISTS
 
 ROOT = "VOCdevkit/VOC2012"
 """Where torchvision looks, and `--layout voc` of this project finds it as well."""
+
+_QUALITY = 95
 
 
 class Voc:
@@ -42,7 +48,7 @@ class Voc:
     def _objects(self, batch: Batch) -> Iterator[tuple[str, bytes]]:
         for picture in batch.pictures:
             if picture.labelled.image is not None:
-                yield f"{ROOT}/{IMAGES}/{picture.file_name}", picture.labelled.image
+                yield f"{ROOT}/{IMAGES}/{picture.name}.jpg", _jpeg(picture)
             yield f"{ROOT}/{LABELS}/{picture.name}.png", picture.labelled.png
 
     def _labelmap(self) -> str:
@@ -51,3 +57,14 @@ class Voc:
         for name, colour in zip(labels.classes, labels.palette, strict=True):
             lines.append(f"{name}:{','.join(map(str, colour))}::")
         return "\n".join(lines) + "\n"
+
+
+def _jpeg(picture: Picture) -> bytes:
+    """The image: as it is, if it is a JPEG. Readers of VOC look for ID.jpg and for nothing else."""
+    data = picture.labelled.image
+    assert data is not None
+    if picture.file_name.endswith(".jpg"):
+        return data
+    buffer = io.BytesIO()
+    Image.fromarray(decode_image(data, picture.name)).save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()

@@ -165,10 +165,11 @@ def _columns(schema: pa.Schema, where: str) -> tuple[str, str | None]:
     return image, labels[0] if labels else None
 
 
-def labels_passed_over(shard: Shard, source: Store) -> list[str]:
-    """Columns that are called like labels and hold no pictures: "column label (int64)".
+def columns_passed_over(shard: Shard, source: Store) -> list[str]:
+    """Columns called like labels that hold no pictures, or like keys that hold no text.
 
-    Empty for a file that cannot be read: that is told when its turn comes.
+    As "column label (int64)". Empty for a file that cannot be read: that is told when its turn
+    comes.
 
     Raises:
         StoreError: the store fails.
@@ -179,10 +180,12 @@ def labels_passed_over(shard: Shard, source: Store) -> list[str]:
             _, label = _columns(schema, shard.path)
     except (ShardError, MissingError):
         return []
+    has_keys = any(field.name in KEY_COLUMNS and _is_text(field.type) for field in schema)
     return [
         f"column {field.name} ({field.type})"
         for field in schema
-        if field.name in LABEL_COLUMNS and not _holds_bytes(field.type) and label is None
+        if (field.name in LABEL_COLUMNS and not _holds_bytes(field.type) and label is None)
+        or (field.name in KEY_COLUMNS and not has_keys)
     ]
 
 

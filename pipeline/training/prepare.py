@@ -13,6 +13,7 @@ from fcn_core.checkpoint import WeightsFile
 from fcn_core.labels import LabelSet
 from fcn_core.preprocessing import CENTRED_RGB, PREPROCESSINGS, Preprocessing
 from pipeline.bookkeeping.identity import PATH as RUN_PATH
+from pipeline.bookkeeping.identity import first_difference
 from pipeline.config import InputConfig
 from pipeline.errors import ConfigError, MissingError, OutputError
 from pipeline.prepare import load_weights, read_label_set, refuse_overlap
@@ -208,14 +209,17 @@ def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
         ) from error  # fmt: skip
     if form != FORMAT:
         raise OutputError(where, f"format {form}", f"format {FORMAT}", "Use a new directory.")
-    for name, value in mine.items():
-        if name in theirs and theirs[name] != value:  # what is not there was not yet written down
-            raise OutputError(
-                where, f"a training with {name} {_short(theirs[name])}",
-                f"{name} {_short(value)}, as it was asked for now",
-                "Use a new --output (--init can start from the weights of this one), or the "
-                "settings and data of this one to resume it.",
-            )  # fmt: skip
+    # What is not there was not yet written down when that training began.
+    names = [name for name in mine if name in theirs]
+    then, now = ({name: of[name] for name in names} for of in (theirs, mine))
+    difference = first_difference(then, now)
+    if difference is not None:
+        found, expected = difference.words("a training with {}", "{}, as it was asked for now")
+        raise OutputError(
+            where, found, expected,
+            "Use a new --output (--init can start from the weights of this one), or the "
+            "settings and data of this one to resume it.",
+        )  # fmt: skip
 
 
 def claim_directory(output: Store, mine: Mapping[str, Any]) -> None:
@@ -236,8 +240,3 @@ def _read(output: Store, path: str) -> bytes | None:
         return output.read(path)
     except MissingError:
         return None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return text if len(text) <= 200 else f"{text[:200]}…"

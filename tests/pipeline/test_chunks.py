@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pipeline.chunks import Chunk, ChunkLimits, Sources, count_images, read_chunks, split
 from pipeline.errors import ShardError, StoreError
 from pipeline.inputs import parquet as parquet_input
-from pipeline.inputs.parquet import labels_passed_over
+from pipeline.inputs.parquet import columns_passed_over
 from pipeline.inputs.virtual import pack
 from pipeline.shards import Shard, list_input
 from pipeline.store import Store
@@ -423,19 +423,21 @@ def test_rows_are_read_in_batches_of_any_size(
         ({"label": pa.array([1, 2]), "mask": [b"a", b"b"]}, []),
         ({"label": [b"a", b"b"]}, []),
         ({"class": pa.array([1, 2])}, []),
+        ({"id": pa.array([1, 2])}, ["column id (int64)"]),
+        ({"id": pa.array([1, 2]), "file_name": ["a", "b"]}, []),
     ],
 )
 def test_labels_that_are_no_pictures_are_told(tmp_path: Path, columns: dict, told: list) -> None:
     found = from_table(tmp_path, {"image": pa.array([b"A", b"B"]), **columns})
     source = Store(str(tmp_path))
     assert len(samples(found)) == 2
-    assert labels_passed_over(list_input(source, None).shards[0], source) == told
+    assert columns_passed_over(list_input(source, None).shards[0], source) == told
 
 
 def test_labels_of_a_damaged_file_are_not_looked_for(tmp_path: Path) -> None:
     (tmp_path / "s.parquet").write_bytes(b"no table")
     source = Store(str(tmp_path))
-    assert labels_passed_over(list_input(source, None).shards[0], source) == []
+    assert columns_passed_over(list_input(source, None).shards[0], source) == []
 
 
 def test_a_flipped_byte_of_a_table_is_a_bad_shard_or_no_harm(tmp_path: Path) -> None:

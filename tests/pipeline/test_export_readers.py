@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.datasets import VOCSegmentation
 
+from fcn_core.predictor import Predictor
 from pipeline.run import run
 from tests import world
 from tests.exports import (
@@ -53,6 +54,25 @@ def test_voc_is_read_by_torchvision(output: Path, truth: Masks, tmp_path: Path) 
         assert image.size == mask.size
     images = tmp_path / "VOCdevkit/VOC2012/JPEGImages"
     assert (images / "s0_img3.jpg").read_bytes() == image_bytes("s0", "img3")
+
+
+def test_voc_has_jpegs_of_other_pictures(weights: Path, tmp_path: Path) -> None:
+    """Of PNG and WebP; the mask is the one of the picture that was labelled."""
+    source = tmp_path / "in"
+    source.mkdir()
+    slope = np.linspace(0, 255, 40 * 50).reshape(40, 50)
+    smooth = np.dstack([slope, slope[::-1], slope[:, ::-1]]).astype(np.uint8)
+    pictures = {"a": smooth, "b": smooth[::-1].copy()}
+    for (name, pixels), form in zip(pictures.items(), ("png", "webp"), strict=True):
+        Image.fromarray(pixels).save(source / f"{name}.{form}", lossless=True)
+    run(world.config(source, tmp_path / "out", weights, output__masks=("parquet",)))
+    export(tmp_path / "out", tmp_path / "voc", "voc", split="val")
+    dataset = VOCSegmentation(str(tmp_path / "voc"), image_set="val")
+    assert len(dataset) == 2
+    for (image, mask), pixels in zip(dataset, pictures.values(), strict=True):
+        expected = Predictor.load(weights).predict([pixels])[0].mask
+        assert np.array_equal(np.asarray(mask), expected)
+        assert np.abs(np.asarray(image, float) - pixels).max() < 16
 
 
 def test_voc_is_an_input_of_this_project(output: Path, weights: Path, tmp_path: Path) -> None:

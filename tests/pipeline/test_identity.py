@@ -88,9 +88,10 @@ CHANGES = [
     ({"parts": {**PARTS, "precision": "bf16"}}, "made with precision fp32; this run has bf16"),
     ({"parts": {**PARTS, "weights_sha256": "cd"}}, "weights_sha256 ab; this run has cd"),
     ({"parts": {**PARTS, "labels": {"classes": ["x"] * 99}}}, '...'),
+    ({"parts": {**PARTS, "labels": {"classes": ["a", "b"]}}}, "labels.classes.1 é; this run has b"),
     ({"parts": {"precision": "fp32"}}, "this run has null"),
     ({"parts": {**PARTS, "dilation": 2}}, "made with dilation null; this run has 2"),
-    ({"chunk_limits": ChunkLimits(8, 64 * 2**20)}, "images=512"),
+    ({"chunk_limits": ChunkLimits(8, 64 * 2**20)}, "with limits.chunk_images 512; this run has 8"),
 ]  # fmt: skip
 
 
