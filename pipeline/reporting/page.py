@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 CHARTS = "echarts.min.js"
 """The charting library, byte for byte as released; `make vendor-charts` fetches it."""
 
-SCRIPTS = (CHARTS, "report.js", "charts.js", "gallery.js")
+SCRIPTS = (CHARTS, "report.js", "charts.js", "inflate.js", "gallery.js")
 LICENSES = ("echarts.NOTICE", "echarts.LICENSE", "echarts.LICENSE-d3")
 
 _FOLDER = "reporting/assets"

@@ -188,19 +188,73 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> b
     for name in ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou"):
         values = [line["evaluation"][name] for line in asked]
         scores.plot(numbers, _known(values), marker=".", label=name)
+    drawn = []
     for index, name in enumerate(classes):
-        values = [line["evaluation"]["iou"][index] for line in asked]
-        iou.plot(numbers, _known(values), marker=".", label=name)
+        values = _known([line["evaluation"]["iou"][index] for line in asked])
+        (curve,) = iou.plot(numbers, values, **_style(index))
+        last = values[-1] if values else math.nan
+        drawn.append((-1.0 if math.isnan(last) else last, curve, name))
     titles = ("training loss, nats per labelled pixel", "learning rate", "VAL", "VAL, IU per class")
     for axes, title in zip((loss, rate, scores, iou), titles, strict=True):
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
     if asked:
-        scores.legend(fontsize="small")
-        iou.legend(fontsize="x-small", ncols=2)
+        scores.legend(fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+        # In the order of the curves' right ends, so that the eye need not search.
+        drawn.sort(key=lambda one: -one[0])
+        title = "last IU per class, %"
+        if len(drawn) > _MOST_ENTRIES:
+            half = _MOST_ENTRIES // 2
+            drawn = drawn[:half] + drawn[-half:]
+            title += f": highest {half}, lowest {half}"
+        letters = 20 if len(drawn) <= _COLUMN else 14
+        figure.legend(
+            [curve for _, curve, _ in drawn],
+            [_entry(name, last, letters) for last, _, name in drawn],
+            loc="outside right upper",
+            title=title,
+            title_fontsize="small",
+            handlelength=3.2,
+            columnspacing=1,
+            **_legend_size(len(drawn)),
+        )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
+
+
+_COLOURS = 10
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+_MARKERS = (".", "s", "^", "x", "D", "v", "+")
+
+_COLUMN = 60
+_MOST_ENTRIES = 150
+"""Of the legend: more would be too small to read."""
+
+
+def _style(index: int) -> dict[str, Any]:
+    """How the curve of a class is drawn: 280 are told apart, the first ten by colour alone."""
+    dashes = index // _COLOURS
+    return {
+        "color": f"C{index % _COLOURS}",
+        "linestyle": _DASHES[dashes % len(_DASHES)],
+        "marker": _MARKERS[dashes // len(_DASHES) % len(_MARKERS)],
+        "markersize": 4,
+    }
+
+
+def _entry(name: str, last: float, letters: int) -> str:
+    """A class in the legend, of bounded length and without formulas; below 0 it has no IU."""
+    name = name if len(name) <= letters else name[: letters - 1] + "…"
+    name = name.replace("$", r"\$")
+    return f"{name}  —" if last < 0 else f"{name}  {100 * last:.1f}"
+
+
+def _legend_size(entries: int) -> dict[str, Any]:
+    """So many entries in the height of the picture, in two columns if they have to be."""
+    columns = 1 if entries <= _COLUMN else 2
+    points = min(8.0, 400 / max(1, math.ceil(entries / columns)))
+    return {"ncols": columns, "fontsize": points, "labelspacing": 0.4 if points == 8.0 else 0.15}
 
 
 def _known(values: Sequence[float | None]) -> list[float]:

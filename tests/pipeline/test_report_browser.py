@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.bookkeeping.ledger import Ledger
 from pipeline.bookkeeping.summary import Summary
 from pipeline.demo import demo_config, make_scene_shards
 from pipeline.report import REPORT_PATH, write_report
+from pipeline.reporting.page import asset
 from pipeline.run import run
 from pipeline.store import Store
 from tests.pipeline.test_report import LABELS, add_shard, preview, written
@@ -28,6 +32,17 @@ _CHARTS = "canvas[data-zr-dom-id]"
 _PIXELS = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
 _COLOURS = """c => new Set(new Uint32Array(
     c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size"""
+_ALL_DRAWN = """() => [...document.querySelectorAll('.canvas')].every(e => e.dataset.drawn)
+    && [...document.querySelectorAll('.card canvas')].every(e => e.dataset.painted)"""
+_ON_PAPER = """window.addEventListener('load', () => window.addEventListener('beforeprint', () => {
+    const all = (name) => [...document.querySelectorAll(name)];
+    window.onPaper = {
+        charts: all('.canvas').map((e) => [
+            e.id, e.parentElement.querySelectorAll('.paper svg path').length]),
+        pictures: all('.card canvas').length, painted: all('.card canvas[data-painted]').length,
+        rows: all('details.data[open] tbody tr').length,
+    };
+}))"""
 _LOADED = "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd / 1000"
 _OPEN_SECONDS = 2.0
 _SHARDS = 100_000
@@ -63,6 +78,7 @@ def open_report(chromium: Any) -> Iterator[Open]:
     def call(path: Path, width: int = 1280, scheme: str = "light") -> Opened:
         page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         found = Opened(page, {})
+        page.add_init_script(_ON_PAPER)
         page.on("console", lambda message: found.trouble.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: found.trouble.append(f"error: {error}"))
         page.on("request", lambda request: found.trouble.append(request.url)
@@ -188,6 +204,37 @@ def test_what_is_painted_is_the_mask(scenes: Path, open_report: Open) -> None:
     np.testing.assert_array_equal(rgb, colours[mask])
 
 
+def test_whatever_zlib_writes_is_read(chromium: Any) -> None:
+    from playwright.sync_api import Error
+
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, top, size).astype(np.uint8).tobytes()
+             for top in (1, 3, 21, 256) for size in (1, 2, 700, 70_000)]  # fmt: skip
+    texts = [*noise, b"", bytes(300_000), bytes(range(256)) * 300, noise[-1] + noise[-1][:30_000]]
+    strategies = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
+    page = chromium.new_page()
+    page.evaluate(asset("inflate.js").replace("const inflate", "window.inflate") + "0")
+    call = """([packed, size]) => {
+        const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0));
+        const found = inflate(bytes, size);
+        let text = '';
+        for (let i = 0; i < size; i += 30000) {
+            text += String.fromCharCode(...found.subarray(i, i + 30000));
+        }
+        return btoa(text);
+    }"""
+    for text in texts:
+        for level, strategy in ((0, 0), *((9, strategy) for strategy in strategies)):
+            packer = zlib.compressobj(level, strategy=strategy)
+            packed = packer.compress(text) + packer.flush()
+            found = page.evaluate(call, [base64.b64encode(packed).decode(), len(text)])
+            assert base64.b64decode(found) == text
+    cut = base64.b64encode(zlib.compress(noise[-1])[:1000]).decode()
+    with pytest.raises(Error, match="damaged pixels"):
+        page.evaluate(call, [cut, 70_000])
+    page.close()
+
+
 def test_the_viewer_by_keyboard(scenes: Path, open_report: Open) -> None:
     report = open_report(scenes)
     page, keys = report.page, report.keys()
@@ -242,6 +289,71 @@ def test_tables_are_sorted(scenes: Path, open_report: Open) -> None:
     assert header.get_attribute("aria-sort") == "descending"
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_print_has_every_chart_and_picture_right_after_opening(
+    scenes: Path, open_report: Open, scheme: str
+) -> None:
+    report = open_report(scenes, 1280, scheme)
+    page = report.page
+    pdf = page.pdf()
+    found = page.evaluate("window.onPaper")
+    assert len(found["charts"]) >= 6 and all(paths >= 4 for _, paths in found["charts"])
+    assert found["pictures"] == found["painted"] == len(report.keys()) >= 12
+    assert pdf.count(b"/Subtype /Image") >= 2 * found["painted"]  # the image, and the mask over it
+    assert found["rows"] >= len(report.data["classes"]) + 6
+    # Nothing of it is left behind.
+    assert page.locator(".paper").count() == page.locator("details.data[open]").count() == 0
+    assert page.evaluate("document.documentElement.dataset.theme") is None
+
+
+def test_a_print_of_a_dark_narrow_report_is_light_wide_and_nothing_is_cut_off(
+    scenes: Path, open_report: Open
+) -> None:
+    report = open_report(scenes, 390, "dark")
+    page = report.page
+    page.locator("#theme").click()  # light
+    page.locator("#theme").click()  # dark
+    page.select_option("#matrix-unit", "pixels")
+    page.emulate_media(media="print", color_scheme="dark")
+    page.set_viewport_size({"width": 718, "height": 1000})  # a page of A4
+    page.wait_for_function("() => document.querySelectorAll('.paper svg').length > 0")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    for chart in page.locator(".paper").all():
+        shot = np.asarray(Image.open(io.BytesIO(chart.screenshot())).convert("RGB"))
+        assert shot.shape[1] >= 300 and len(np.unique(shot.reshape(-1, 3), axis=0)) >= 16
+        assert np.median(shot) > 200
+    assert page.locator("#matrix-unit").is_visible() and not page.locator("#theme").is_visible()
+    assert page.locator("details.data table").first.is_visible()
+    page.emulate_media(media="screen", color_scheme="dark")
+    page.wait_for_function("() => !document.querySelector('.paper')")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_what_is_on_the_screen_is_what_is_printed(tmp_path: Path, open_report: Open) -> None:
+    output = Store(str(tmp_path))
+    for n in range(30):
+        add_shard(output, f"s{n:02d}", previews=[[preview(f"k{n}", n)]])
+    written(output)
+    report = open_report(tmp_path / REPORT_PATH)
+    page = report.page
+    page.get_by_text("Mistakes", exact=True).click()
+    page.locator("details.data summary", has_text="Figures").nth(1).click()
+    page.pdf()
+    found = page.evaluate("window.onPaper")
+    assert found["pictures"] == found["painted"] == 24
+    assert page.locator("#not-printed").text_content().startswith("6 more are not printed")
+    # Thirty rows are too many unless asked for, and what the reader opened stays open.
+    opened = page.locator("details.data[open]")
+    assert opened.count() == 1 and opened.locator("tbody tr").count() == 30
+    assert found["rows"] >= 30 + 3
+
+
+def test_all_is_drawn_without_scrolling_when_there_is_time(scenes: Path, open_report: Open) -> None:
+    page = open_report(scenes).page
+    page.wait_for_function(_ALL_DRAWN)
+    assert page.evaluate("scrollY") == 0
+
+
 @pytest.mark.parametrize("kind", ["empty", "unlabelled", "one"])
 def test_thin_outputs_are_shown_without_complaint(
     tmp_path: Path, open_report: Open, kind: str
@@ -254,6 +366,7 @@ def test_thin_outputs_are_shown_without_complaint(
     written(output, {"z": "not a whole tar"} if kind == "empty" else None)
     report = open_report(tmp_path / REPORT_PATH)
     report.draw_all()
+    report.page.pdf()
     if kind == "one":
         assert report.keys() == ["<!--<script>"]
 
@@ -282,3 +395,7 @@ def test_a_hundred_thousand_shards_open_at_once(tmp_path: Path, open_report: Ope
     report.draw_all()
     print(f"{output.stat(REPORT_PATH).size:,} bytes, {min(seconds):.2f} s")
     assert min(seconds) < _OPEN_SECONDS
+    began = time.monotonic()
+    report.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    print(f"drawn for print in {time.monotonic() - began:.2f} s")
+    assert report.page.locator(".card canvas:not([data-painted])").count() == 0

@@ -24,6 +24,7 @@ from pipeline.train import train
 from pipeline.training.checkpoint import latest_step
 from pipeline.training.config import load_train_config
 from pipeline.training.eval import panels
+from pipeline.training.log import draw_curves
 from tests import world
 from tests.networks import random_fcn
 
@@ -127,6 +128,49 @@ def test_it_leaves_behind_what_the_contract_says(settings):
     best = weights(config, "best").info.origin
     assert best["best"].startswith("the highest mean_iou on VAL")
     assert best["val"] == max(scored, key=lambda line: line["evaluation"]["mean_iou"])["evaluation"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 11, 21, 60, 61, 150, 280])
+def test_curves_of_many_classes_are_told_apart_and_no_legend_covers_them(count, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: drawn.append(self) or save(self, *a, **k)
+    )
+    names = [f"$a class of {'a long name' if k % 5 == 0 else 'a name'} {k}" for k in range(count)]
+    lines = [
+        {
+            "step": step,
+            "evaluation": {
+                "pixel_accuracy": 0.9,
+                "mean_accuracy": 0.8,
+                "mean_iou": 0.7,
+                "frequency_weighted_iou": 0.6,
+                "iou": [None if k == 1 else 0.1 * step * (k + 1) / count for k in range(count)],
+            },
+        }
+        for step in range(1, 9)
+    ]
+    with Image.open(io.BytesIO(draw_curves(lines, names))) as picture:
+        assert picture.size == (1200, 800)
+    (figure,) = drawn
+    iou = figure.axes[-1]
+    looks = {
+        (c.get_color(), str(c.get_linestyle()), str(c._unscaled_dash_pattern), c.get_marker())
+        for c in iou.lines
+    }
+    assert len(looks) == count
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    entries = [text.get_text() for text in legends[0].get_texts()]
+    assert len(entries) == min(count, 150) and entries[0].endswith("  80.0")
+    assert count < 2 or entries[-1].endswith("  —")
+    for legend in legends:
+        box = legend.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= 1200 and box.y1 <= 800
+        assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)
+    assert all(axes.get_window_extent().width > 200 for axes in figure.axes)
 
 
 def test_event_files_hold_the_scalars(settings):

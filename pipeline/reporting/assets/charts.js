@@ -1,7 +1,7 @@
-// The charts. Each says in words what it shows, has its figures as a table, and is drawn when seen.
+// The charts. Each says in words what it shows, has its figures as a table, and is drawn when seen or printed.
 "use strict";
 (() => {
-  const { data, by, count, percent, element, swatch, colour, table, whenSeen, onTheme } = report;
+  const { data, by, count, percent, element, swatch, colour, table, whenSeen, whenPrinted, onTheme } = report;
   const names = data.classes;
   // Of Okabe and Ito (2008), told apart by all kinds of colour vision, and by patterns besides.
   const palette = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"];
@@ -49,32 +49,61 @@
   const lines = (...texts) => element("div", {}, ...texts.filter(Boolean).map((text, i) =>
     element("div", { style: i ? "" : "font-weight:600;max-width:40ch;overflow-wrap:anywhere;white-space:normal" }, text)));
 
-  const draw = (id, { option, words, columns, rows, wide = 1, group }) => {
+  // On paper: as wide as a page of A4 or Letter, or half of it, whatever the window is; and no tables that fill pages.
+  const PAPER_WIDTH = 680;
+  const MOST_ROWS = 24;
+  // `option` is told the width, in px; `tall` tells the height on paper.
+  const draw = (id, { option, words, columns, rows, wide = 1, group, tall }) => {
     const holder = by(id);
+    let chart = null;
     let repaint = () => {};
     if (!holder) return repaint;
     if (words) by(`${id}-text`).textContent = words;
     const details = holder.parentElement.querySelector("details.data");
-    if (details) {
-      details.addEventListener("toggle", () => {
-        const room = details.querySelector(".scroll");
-        if (details.open) room.replaceChildren(table(columns, rows(), wide));
-      });
-    }
+    const fillTable = () => details.querySelector(".scroll").replaceChildren(table(columns, rows(), wide));
+    details?.addEventListener("toggle", () => { if (details.open) fillTable(); });
     whenSeen(holder, () => {
-      const chart = echarts.init(holder, null, { renderer: "canvas" });
-      const paint = () => chart.setOption(option(), true);
+      chart = echarts.init(holder, null, { renderer: "canvas" });
+      const paint = () => chart.setOption(option(holder.clientWidth), true);
       paint();
       repaint = paint;
       if (group) { chart.group = group; echarts.connect(group); }
       onTheme(paint);
-      new ResizeObserver(() => chart.resize()).observe(holder);
+      new ResizeObserver(() => { if (holder.clientWidth) chart.resize(); }).observe(holder);
       holder.dispatchEvent(new CustomEvent("drawn", { detail: { chart, paint } }));
       holder.dataset.drawn = "yes";
     });
+    // A drawing of lines beside the canvas, sharp at any size, in which the parts are chosen that are on the screen.
+    let paper = null;
+    let isOpenedHere = false;
+    whenPrinted(() => {
+      const width = PAPER_WIDTH / (holder.closest(".columns") ? 2 : 1);
+      const height = tall ? tall(width) : Number.parseFloat(holder.style.height);
+      const page = element("div", { class: "paper", "aria-hidden": "true" });
+      holder.after(page);
+      paper = echarts.init(page, null, { renderer: "svg", width, height });
+      paper.setOption(option(width));
+      const { dataZoom = [], legend: legends = [] } = chart.getOption();
+      paper.setOption({
+        dataZoom: dataZoom.map(({ start, end }) => ({ start, end, show: end - start < 100 })),
+        legend: legends.map(({ selected }) => ({ selected })),
+      });
+      const svg = page.querySelector("svg");
+      svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+      if (details && !details.open && rows().length <= MOST_ROWS) {
+        fillTable();
+        details.open = true;
+        isOpenedHere = true;
+      }
+    }, () => {
+      paper.getDom().remove();
+      paper.dispose();
+      if (isOpenedHere) details.open = false;
+      isOpenedHere = false;
+    });
     return () => {
       repaint();
-      if (details?.open) details.dispatchEvent(new Event("toggle"));
+      if (details?.open) fillTable();
     };
   };
 
@@ -277,10 +306,11 @@
     const holder = by("matrix");
     const letters = Math.max(...names.map((name) => cut(name, 16).length));
     const margin = 14 + 6.6 * letters;
-    const fit = () => { holder.style.height = `${Math.min(Math.max(300, holder.clientWidth - margin * 0.4), 640)}px`; };
+    const tall = (width) => Math.min(Math.max(300, width - margin * 0.4), 640);
+    const fit = () => { if (holder.clientWidth) holder.style.height = `${tall(holder.clientWidth)}px`; };
     fit();
     const visible = () => Math.max(1, (size * (range[1] - range[0])) / 100);
-    const labelled = () => (holder.clientWidth - margin) / visible() > (unit() === "pixels" ? 38 : 27);
+    const labelled = (width) => (width - margin) / visible() > (unit() === "pixels" ? 38 : 27);
     // A series of its own kind: the library's heat map paints many cells over many frames.
     const scale = () => (getComputedStyle(document.documentElement).colorScheme === "dark"
       ? ["#1b2330", "#1d3f66", "#2a69a8", "#5ba3e6", "#b9dcff"] : ["#f3f6fa", "#c3dbf3", "#7fb2e3", "#2f74bd", "#0a3161"])
@@ -295,18 +325,18 @@
       return light === (value < 0.6) ? "#0c1117" : "#fff";
     };
     const side = (more) => axis({ type: "category", data: names.map((name) => cut(name, 16)), splitLine: { show: false }, axisLine: { show: false }, ...more });
-    const option = () => {
+    const option = (width) => {
       const cells = [];
       const stops = scale();
       counts.forEach((row, i) => row.forEach((n, j) => {
         if (n) cells.push([j, i, Math.sqrt(share[unit()](i, j))]);
       }));
       const square = (api, style, words) => {
-        const [width, height] = api.size([1, 1]);
+        const [across, down] = api.size([1, 1]);
         const [x, y] = api.coord([api.value(0), api.value(1)]);
         const gap = style.stroke || size > 40 ? 0 : 1;
         return {
-          type: "rect", shape: { x: x - width / 2, y: y - height / 2, width: width - gap, height: height - gap }, style,
+          type: "rect", shape: { x: x - across / 2, y: y - down / 2, width: across - gap, height: down - gap }, style,
           emphasis: { style: { stroke: colour("accent"), lineWidth: 2 } }, z2: style.stroke ? 2 : 1,
           textConfig: { position: "inside" }, ...(words ? { textContent: { style: { ...words, fontSize: 11, textAlign: "center", textVerticalAlign: "middle" } } } : {}),
         };
@@ -315,7 +345,7 @@
         const [j, i, value] = [0, 1, 2].map((d) => api.value(d));
         const text = unit() === "pixels" ? short(counts[i][j]) : whole(share[unit()](i, j));
         const edge = i === j ? { stroke: colour("text"), lineWidth: size > 40 ? 0.5 : 1.25 } : {};
-        return square(api, { fill: blend(stops, value), ...edge }, labelled() ? { text, fill: ink(value) } : null);
+        return square(api, { fill: blend(stops, value), ...edge }, labelled(width) ? { text, fill: ink(value) } : null);
       };
       const inside = (more) => ({ type: "inside", start: range[0], end: range[1], zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false,
         preventDefaultMouseMove: false, filterMode: "none", ...more });
@@ -334,7 +364,7 @@
         ],
       };
     };
-    draw("matrix", { option });
+    draw("matrix", { option, tall: (width) => Math.min(tall(width), size > 20 ? 640 : 520) });
     holder.addEventListener("drawn", (event) => {
       ({ chart } = event.detail);
       let wasMany = visible() > 45;
@@ -359,7 +389,7 @@
     by("matrix-in").addEventListener("click", () => zoomTo(0.6));
     by("matrix-out").addEventListener("click", () => zoomTo(1 / 0.6));
     by("matrix-reset").addEventListener("click", () => zoomTo(0));
-    by("matrix-unit").addEventListener("change", () => chart?.setOption(option(), true));
+    by("matrix-unit").addEventListener("change", () => chart?.setOption(option(holder.clientWidth), true));
     addEventListener("resize", fit);
     holder.addEventListener("keydown", (event) => {
       const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
@@ -370,7 +400,7 @@
       event.preventDefault();
       at = at ? [0, 1].map((d) => Math.min(size - 1, Math.max(0, at[d] + step[d]))) : [0, 0];
       by("matrix-cell").textContent = reading(...at);
-      chart.setOption(option(), true);
+      chart.setOption(option(holder.clientWidth), true);
     });
   };
 

@@ -16,19 +16,17 @@
 
   // --- pixels: class indices, compressed with zlib, painted here
   const unpacked = new Map();
-  const unpack = (packed) => {
+  const unpack = (packed, [width, height]) => {
     if (!unpacked.has(packed)) {
-      const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
-      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-      unpacked.set(packed, new Response(stream).arrayBuffer().then((buffer) => new Uint8Array(buffer)));
+      unpacked.set(packed, inflate(Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0)), width * height));
     }
     return unpacked.get(packed);
   };
   const channels = (hex) => [1, 3, 5].map((at) => Number.parseInt(hex.slice(at, at + 2), 16));
   const paints = data.colours.map(channels);
-  const paint = async (canvas, picture, kind) => {
-    const mask = await unpack(picture.mask);
-    const label = picture.label === null ? null : await unpack(picture.label);
+  const paint = (canvas, picture, kind) => {
+    const mask = unpack(picture.mask, picture.small);
+    const label = picture.label === null ? null : unpack(picture.label, picture.small);
     const context = canvas.getContext("2d");
     const pixels = context.createImageData(canvas.width, canvas.height);
     const wrong = channels(colour("bad"));
@@ -117,20 +115,24 @@
     return element("li", {}, button);
   };
   const cards = () => [...list.querySelectorAll(".card")];
+  const offerMore = () => {
+    const left = Math.max(0, shown.length - room);
+    by("more").hidden = !left;
+    by("more").textContent = `Show more (${count(left)} left)`;
+    by("not-printed").textContent = left ? `${count(left)} more are not printed: “Show more” in the report shows them.` : "";
+  };
   const fillList = () => {
     list.className = `gallery ${document.querySelector("input[name=view]:checked").value}`;
     list.replaceChildren(...shown.slice(0, room).map(card));
     if (!shown.length) list.append(element("li", { class: "empty" }, "No picture is like this. Loosen the filters above."));
     by("shown-count").textContent = `${count(shown.length)} of ${count(pictures.length)} pictures`;
-    by("more").hidden = shown.length <= room;
-    by("more").textContent = `Show more (${count(Math.max(0, shown.length - room))} left)`;
+    offerMore();
   };
   by("more").addEventListener("click", () => {
     const first = room;
     room += AT_ONCE;
     list.append(...shown.slice(first, room).map((picture, i) => card(picture, first + i)));
-    by("more").hidden = shown.length <= room;
-    by("more").textContent = `Show more (${count(Math.max(0, shown.length - room))} left)`;
+    offerMore();
     cards()[first].focus();
   });
   by("filters").addEventListener("input", choose);
@@ -179,14 +181,14 @@
   };
   const picture = () => shown[viewed];
   const name = (k) => (k === VOID ? "void" : names[k]);
-  const read = async (x, y) => {
+  const read = (x, y) => {
     const found = picture();
     const [width, height] = found.small;
     const [column, row] = [Math.floor(((x - zoom.x) / zoom.scale) * width), Math.floor(((y - zoom.y) / zoom.scale) * height)];
     if (column < 0 || row < 0 || column >= width || row >= height) return;
     const at = row * width + column;
-    const mask = (await unpack(found.mask))[at];
-    const label = found.label === null ? null : (await unpack(found.label))[at];
+    const mask = unpack(found.mask, found.small)[at];
+    const label = found.label === null ? null : unpack(found.label, found.small)[at];
     by("viewer-pixel").textContent = `Mask: ${name(mask)}${label === null ? "" : ` · label: ${name(label)}${label === VOID || label === mask ? "" : " · wrong"}`}`;
   };
   const pointers = new Map();

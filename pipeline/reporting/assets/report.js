@@ -87,19 +87,55 @@ const report = (() => {
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text, i) =>
       i === 0 ? element("th", { scope: "row" }, text) : element("td", { class: i < names ? "" : "n" }, text))))));
 
-  // When an element comes into sight, once.
+  // When an element comes into sight, or the browser has nothing else to do, once.
   const sights = new Map();
+  const see = (target) => {
+    watcher.unobserve(target);
+    const begin = sights.get(target);
+    sights.delete(target);
+    if (target.isConnected) begin?.(); // a picture that was filtered away is in none
+  };
   const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (!entry.isIntersecting) continue;
-      watcher.unobserve(entry.target);
-      const begin = sights.get(entry.target);
-      sights.delete(entry.target);
-      begin?.();
-    }
+    for (const entry of entries) if (entry.isIntersecting) see(entry.target);
   }, { rootMargin: "300px" });
-  const whenSeen = (target, begin) => { sights.set(target, begin); watcher.observe(target); };
+  const whenIdle = (begin) => (window.requestIdleCallback ? requestIdleCallback(begin) : setTimeout(begin, 50));
+  let isResting = true;
+  const seeNext = () => {
+    const [next] = sights.keys();
+    isResting = next === undefined;
+    if (isResting) return;
+    whenIdle(seeNext);
+    see(next);
+  };
+  const goOn = () => { if (isResting && document.readyState === "complete") { isResting = false; whenIdle(seeNext); } };
+  const whenSeen = (target, begin) => { sights.set(target, begin); watcher.observe(target); goOn(); };
+  addEventListener("load", goOn);
 
-  return { data, by, count, percent, element, swatch, colour, table, whenSeen,
+  // --- printing: on white, with everything drawn. What `begin` does, `end` takes back.
+  const printers = [];
+  const print = matchMedia("print");
+  let theme = null;
+  let isPrinting = false;
+  const prepare = () => {
+    if (isPrinting) return;
+    isPrinting = true;
+    [...sights.keys()].forEach(see);
+    theme = root.getAttribute("data-theme");
+    root.setAttribute("data-theme", "light");
+    printers.forEach(({ begin }) => begin());
+  };
+  const restore = () => {
+    if (!isPrinting || print.matches) return;
+    isPrinting = false;
+    if (theme === null) root.removeAttribute("data-theme");
+    else root.setAttribute("data-theme", theme);
+    printers.forEach(({ end }) => end());
+  };
+  addEventListener("beforeprint", prepare);
+  addEventListener("afterprint", restore);
+  print.addEventListener("change", () => (print.matches ? prepare() : restore()));
+  const whenPrinted = (begin, end) => printers.push({ begin, end });
+
+  return { data, by, count, percent, element, swatch, colour, table, whenSeen, whenPrinted,
     onTheme: (listener) => listeners.push(listener) };
 })();
