@@ -80,14 +80,18 @@ docs: setup  ## The documentation as a site, in build/site (strict: a broken lin
 
 # What stands in pipeline/reporting/assets, byte for byte: npm only fetches it, nothing is built.
 ECHARTS := 6.1.0
-vendor-charts:  ## Fetch the charting library of the report anew (needs npm)
+FFLATE := 0.8.3
+vendor-charts:  ## Fetch the libraries of the report anew (needs npm)
 	rm -rf build/charts && mkdir -p build/charts
 	cd build/charts && npm pack --silent echarts@$(ECHARTS) && tar -xzf echarts-$(ECHARTS).tgz
 	cd build/charts/package && cp dist/echarts.min.js $(CURDIR)/pipeline/reporting/assets/
 	cd build/charts/package && for name in LICENSE NOTICE; do \
 	  cp $$name $(CURDIR)/pipeline/reporting/assets/echarts.$$name; done
 	cp build/charts/package/licenses/LICENSE-d3 pipeline/reporting/assets/echarts.LICENSE-d3
-	cd pipeline/reporting/assets && sha256sum --check echarts.sha256
+	cd build/charts && rm -r package && npm pack --silent fflate@$(FFLATE) && tar -xzf fflate-$(FFLATE).tgz
+	cp build/charts/package/umd/index.js pipeline/reporting/assets/fflate.js
+	cp build/charts/package/LICENSE pipeline/reporting/assets/fflate.LICENSE
+	cd pipeline/reporting/assets && sha256sum --check vendored.sha256
 
 sbom: setup  ## Bill of materials (CycloneDX) of the image's packages, and licences, in build/
 	@mkdir -p build

@@ -18,7 +18,8 @@
   const unpacked = new Map();
   const unpack = (packed, [width, height]) => {
     if (!unpacked.has(packed)) {
-      unpacked.set(packed, inflate(Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0)), width * height));
+      const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+      unpacked.set(packed, fflate.unzlibSync(bytes, { out: new Uint8Array(width * height) }));
     }
     return unpacked.get(packed);
   };
