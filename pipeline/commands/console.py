@@ -301,12 +301,16 @@ def named(names: Sequence[str], most: int = 10) -> str:
     return f"{len(names)}: {', '.join(names[:most])}{', …' if len(names) > most else ''}"
 
 
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+_ESCAPES = {code: ascii(chr(code))[1:-1] for code in (*_CONTROLS, ord("\\"))}
+"""What would end a field or a line, for whatever program, as Python writes it."""
+
+
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table where somebody looks, tab-separated lines elsewhere."""
+    """A table where somebody looks; elsewhere a line per row, with a tab between two fields."""
     if not out.is_terminal:
         for row in (columns, *rows):
-            fields = (" ".join(field.split("\t")) for field in row)
-            sys.stdout.write("\t".join(fields) + "\n")
+            sys.stdout.write("\t".join(field.translate(_ESCAPES) for field in row) + "\n")
         return
     table = Table(*columns)
     for row in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from pipeline.commands.options import (
 from pipeline.store import Store
 
 if TYPE_CHECKING:
+    from pipeline.failed import Quarantined
     from pipeline.gc import Garbage
 
 
@@ -180,18 +182,26 @@ def failed(
         rows = [vars(image) for image in images]
         console.print_json({"quarantined": count, "failed_shards": shards, "images": rows})
         return
-    if images:
-        console.print_rows(
-            tuple(vars(images[0])), [tuple(vars(image).values()) for image in images]
-        )
-    for reason in shards.values():
-        console.out.print(f"failed: {reason}", markup=False)
+    _print_failures(images, shards)
     console.err.print(
         f"{count} images quarantined, {len(shards)} shards failed"
         + (", whose bad images are listed too" if shards and images else "")
         + (f"; the first {limit} images are listed (--limit)" if len(images) == limit else ""),
         markup=False,
     )
+
+
+def _print_failures(images: Sequence[Quarantined], shards: Mapping[str, str]) -> None:
+    """For people tables and sentences; for programs a line each, of as many fields."""
+    columns = ("shard", "key", "error", "reason", "location")
+    rows = [tuple(str(getattr(image, name)) for name in columns) for image in images]
+    if not console.out.is_terminal:
+        rows += [(shard, "", "", reason, "") for shard, reason in shards.items()]
+    if rows:
+        console.print_rows(columns, rows)
+    if console.out.is_terminal:
+        for reason in shards.values():
+            console.out.print(f"failed: {reason}", markup=False)
 
 
 def gc(
