@@ -165,7 +165,7 @@ def _look_around(patient: Patient) -> list[Finding]:
     found.append(fine("Python", platform.python_version()))
     found += examine_weights(config)
     if patient.has_input:
-        found += examine_input(Store(config.input.url, config.input.store))
+        found += examine_input(config.input)
     if patient.has_output:
         found += examine_writing(Store(config.output.url, config.output.store))
     return found
