@@ -323,6 +323,16 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def percent(share: float) -> str:
+    """A share of what is there: never nothing of something.
+
+    >>> percent(0.62), percent(0.004)
+    ('62%', '<1%')
+    """
+    text = f"{share:.0%}"
+    return "<1%" if text == "0%" and share else text
+
+
 def size(num_bytes: int) -> str:
     """Bytes for people.
 

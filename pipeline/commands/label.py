@@ -232,7 +232,7 @@ def predict(
             done.append(vars(found.written))
             continue
         one = found.written
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in one.shares.items())
+        shares = ", ".join(f"{k} {console.percent(share)}" for k, share in one.shares.items())
         console.out.print(f"{one.image}: {shares} -> {one.mask}", markup=False)
         if draw is not None:
             draw(found.side_by_side)

@@ -15,6 +15,7 @@ import sys
 import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,6 +188,21 @@ def test_results_are_those_of_the_predictor(
             assert side.size == (3 * width + 8, height)
             assert np.array_equal(np.asarray(side)[:, :width], image)
             assert np.array_equal(np.asarray(side)[:, -width:], np.asarray(overlay))
+
+
+def test_a_class_that_is_there_has_no_share_of_nothing(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fcnseg: Fcnseg
+) -> None:
+    mask = np.zeros((20, 100), np.uint8)
+    mask[0, :8], mask[1, :20] = 1, 2  # 0.4 %, 1 %
+    guess = SimpleNamespace(mask=mask, mean_confidence=0.5)
+    monkeypatch.setattr(Predictor, "predict", lambda *_: [guess])
+    (tmp_path / "a.jpg").write_bytes(world.jpeg(np.zeros((*mask.shape, 3), np.uint8)))
+    words = ("predict", tmp_path / "a.jpg", "--output", tmp_path / "o", "--weights", weights)
+    line, shares = fcnseg(*words)[1], json.loads(fcnseg(*words, "--json")[1])[0]["shares"]
+    first, second, third = shares
+    assert f": {first} 99%, {second} 1%, {third} <1% -> " in line
+    assert list(shares.values()) == [1972 / 2000, 20 / 2000, 8 / 2000]
 
 
 @pytest.mark.parametrize(
