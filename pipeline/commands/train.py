@@ -167,7 +167,8 @@ def _print(result: TrainResult) -> None:
         table.add_row("mean IU", console.number(found["mean_iou"]))
         console.out.print(table)
         console.out.print(
-            f"best on VAL: step {result.best['step']}, pixel accuracy "
+            f"best on VAL: step {result.best['step']}, highest mean IU "
+            f"{console.number(found['mean_iou'])}, pixel accuracy "
             f"{console.number(found['pixel_accuracy'])} -> {result.output}/best.safetensors",
             markup=False,
         )
