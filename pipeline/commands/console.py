@@ -25,6 +25,7 @@ from rich.text import Text
 from fcn_core.labels import LabelSet
 from pipeline import logs
 from pipeline.outcome import Progress, RunResult
+from pipeline.words import plural
 
 if TYPE_CHECKING:  # numpy and pyarrow, which most commands do not need here
     from pipeline.progress import Look
@@ -163,7 +164,7 @@ def describe_look(look: Look) -> str:
     left = look.seconds_left
     ends = f", {timedelta(seconds=round(left))} left" if left is not None else ""
     return (
-        f"{done.shards_done}/{done.shards_pending} shards, {done.images} images{bad}, "
+        f"{done.shards_done}/{done.shards_pending} shards, {plural(done.images, 'image')}{bad}, "
         f"{look.images_per_second:.1f}/s{ends}; {look.holder.describe()}"
     )
 
@@ -188,8 +189,8 @@ class VerifyLines:
 def describe_verification(found: Verification) -> str:
     """One line."""
     return (
-        f"{found.shards} shards, {found.files} objects, {size(found.bytes)}: "
-        f"{found.problem_count} problems"
+        f"{plural(found.shards, 'shard')}, {plural(found.files, 'object')}, {size(found.bytes)}: "
+        f"{plural(found.problem_count, 'problem')}"
     )
 
 
@@ -202,7 +203,7 @@ def describe(progress: Progress, doing: str = "labelling") -> str:
 def _images(progress: Progress) -> str:
     rate = progress.images / progress.seconds if progress.seconds else 0.0
     bad = f", {progress.failures} bad" if progress.failures else ""
-    return f"{progress.images} images{bad}, {rate:.1f}/s"
+    return f"{plural(progress.images, 'image')}{bad}, {rate:.1f}/s"
 
 
 def score_table(scores: Mapping[str, Any], labels: LabelSet) -> Table:
@@ -225,7 +226,7 @@ def print_scores(scores: Mapping[str, Any], labels: LabelSet) -> None:
         f"pixel accuracy {number(scores['pixel_accuracy'])}, "
         f"mean accuracy {number(scores['mean_accuracy'])}, "
         f"frequency weighted IU {number(scores['frequency_weighted_iou'])} "
-        f"({scores['labeled_images']} labelled of {scores['images']} images)",
+        f"({scores['labeled_images']} labelled of {plural(scores['images'], 'image')})",
         markup=False,
     )
 
@@ -248,13 +249,15 @@ def print_result(result: RunResult, *, as_json: bool = False) -> None:
 
 def _print_outcome(result: RunResult) -> None:
     if not result.done_now and not result.failed:
-        line = f"nothing pending: all {result.shards} shards are done"
+        every = "the shard is" if result.shards == 1 else f"all {result.shards} shards are"
+        line = f"nothing pending: {every} done"
         if result.committed < result.shards:
             line = f"nothing done: {result.committed} of {result.shards} shards are done"
     else:
         line = (
-            f"{result.done_now} shards done now, {result.committed} of {result.shards} in all, "
-            f"{result.images} images, {result.failures} quarantined, {result.seconds:.1f} s"
+            f"{plural(result.done_now, 'shard')} done now, "
+            f"{result.committed} of {result.shards} in all, {plural(result.images, 'image')}, "
+            f"{result.failures} quarantined, {result.seconds:.1f} s"
         )
     out.print(line, markup=False)
     print_passed_over(result.passed_over)
@@ -279,8 +282,9 @@ def print_vanished(count: int, names: Sequence[str]) -> None:
     """Say what the input no longer holds."""
     if count:
         more = ", …" if count > len(names) else ""
+        what = "shard or image" if count == 1 else "shards or images"
         say(
-            f"{count} shards or images vanished from the input ({', '.join(names)}{more}); what "
+            f"{count} {what} vanished from the input ({', '.join(names)}{more}); what "
             "is committed of them stays until their shard is labelled again",
             logging.WARNING,
         )
@@ -321,16 +325,6 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def number(value: float | None) -> str:
     """A score, or a dash where it is undefined."""
     return "-" if value is None else f"{value:.4f}"
-
-
-def percent(share: float) -> str:
-    """A share of what is there: never nothing of something.
-
-    >>> percent(0.62), percent(0.004)
-    ('62%', '<1%')
-    """
-    text = f"{share:.0%}"
-    return "<1%" if text == "0%" and share else text
 
 
 def size(num_bytes: int) -> str:

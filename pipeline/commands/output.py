@@ -19,6 +19,7 @@ from pipeline.commands.options import (
     read_text,
 )
 from pipeline.store import Store
+from pipeline.words import plural
 
 if TYPE_CHECKING:
     from pipeline.failed import Quarantined
@@ -51,8 +52,8 @@ def status(
     if last and last["committed"] != count:  # others vanished from the input, or were removed here
         of = f" (when the last run ended, {last['committed']} of {last['shards']} of the input)"
     console.out.print(
-        f"{count} shards committed{of}, "
-        f"{found.scores['images']} images, {found.scores['failures']} quarantined, "
+        f"{plural(count, 'shard')} committed{of}, "
+        f"{plural(found.scores['images'], 'image')}, {found.scores['failures']} quarantined, "
         f"mean IU {console.number(found.scores['mean_iou'])}\n"
         f"{running}; {found.marker or 'no marker'}",
         markup=False,
@@ -92,7 +93,9 @@ def report(
     console.print_scores(found.scores, found.identity.labels)
     for entry in found.summary.worst_of_all(5):
         iou = console.number(entry.score if entry.has_labels else None)
-        console.out.print(f"{entry.shard}: mean IU {iou}, {entry.images} images", markup=False)
+        console.out.print(
+            f"{entry.shard}: mean IU {iou}, {plural(entry.images, 'image')}", markup=False
+        )
     for record in read_history(store, 1):
         print_drift(record)
     console.out.print(store.location(REPORT_PATH), markup=False)
@@ -184,9 +187,9 @@ def failed(
         return
     _print_failures(images, shards)
     console.err.print(
-        f"{count} images quarantined, {len(shards)} shards failed"
+        f"{plural(count, 'image')} quarantined, {plural(len(shards), 'shard')} failed"
         + (", whose bad images are listed too" if shards and images else "")
-        + (f"; the first {limit} images are listed (--limit)" if len(images) == limit else ""),
+        + (f"; the first {limit} are listed (--limit)" if len(images) == limit else ""),
         markup=False,
     )
 
@@ -228,7 +231,7 @@ def gc(
         console.print_json({"deleted": delete, "objects": lines.rows, "bytes": lines.bytes})
         return
     console.err.print(
-        f"{lines.count} objects, {console.size(lines.bytes)}"
+        f"{plural(lines.count, 'object')}, {console.size(lines.bytes)}"
         + ("" if delete or not lines.count else "; nothing was deleted: add --delete"),
         markup=False,
     )

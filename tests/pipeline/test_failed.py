@@ -65,9 +65,9 @@ def test_the_command_lists_images_and_failed_shards(output: Store, fcnseg) -> No
     shard, key, error, reason, location = lines[4].split("\t")
     assert (shard, key, error, location) == ("s2", "", "", "") and "s2.tar" in reason
     assert len(lines) == 5
-    assert stderr == ("3 images quarantined, 1 shards failed, whose bad images are listed too\n")
+    assert stderr == ("3 images quarantined, 1 shard failed, whose bad images are listed too\n")
     code, stdout, stderr = fcnseg("failed", output.url, "--limit", 2)
-    assert len(stdout.splitlines()) == 4 and "the first 2 images are listed" in stderr
+    assert len(stdout.splitlines()) == 4 and "the first 2 are listed" in stderr
     code, stdout, _ = fcnseg("failed", output.url, "--json", "--limit", 1)
     document = json.loads(stdout)
     assert (document["quarantined"], list(document["failed_shards"])) == (3, ["s2"])
