@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
@@ -23,24 +24,33 @@ from pipeline.commands.submit import submit
 from pipeline.commands.train import train
 
 _TERMINATED = 128 + signal.SIGTERM
+_RESUMED = ("demo", "shard", "run", "submit", "train", "export")
 
 
 class _Commands(TyperGroup):
     """Our errors as one line and an exit code, whichever command raises them."""
 
     def invoke(self, ctx: Any) -> Any:
+        arguments = tuple(ctx.args)  # of the command: gone when it runs
         try:
             return super().invoke(ctx)
         except FcnError as error:
             console.say(f"error: {error}", logging.ERROR)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            console.say("interrupted: run the same command again to resume", logging.WARNING)
+            console.say(_stopped("interrupted", ctx, arguments), logging.WARNING)
             raise typer.Exit(130) from None
         except SystemExit as end:
             if end.code == _TERMINATED:
-                console.say("terminated: run the same command again to resume", logging.WARNING)
+                console.say(_stopped("terminated", ctx, arguments), logging.WARNING)
             raise
+
+
+def _stopped(how: str, ctx: Any, arguments: Sequence[str]) -> str:
+    """How it ended, and what to do where the command goes on from what it has done."""
+    command = ctx.invoked_subcommand
+    resumes = command in _RESUMED or (command == "failed" and "--retry" in arguments)
+    return f"{how}: run the same command again to resume" if resumes else how
 
 
 def _say_version(wanted: bool) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from fcn_core.errors import LabelError
 from pipeline import logs
 from pipeline.bookkeeping.shard_table import Entry
 from pipeline.commits import (
@@ -52,6 +53,17 @@ def is_over(bad: int, total: int, fraction: float) -> bool:
     (False, True, False)
     """
     return bad >= NEVER_FEWER and bad > fraction * total
+
+
+def what_to_do(bad: Sequence[Failure]) -> str:
+    """About too many bad images: labels that all mean something else were not made one by one."""
+    usual = "fix or drop them, or raise the limit"
+    if all(one.error == LabelError.__name__ and "label set" in one.reason for one in bad):
+        return (
+            "All of them have labels with values outside the label set: name the one that they "
+            f"were made with (--label-set), {usual}"
+        )
+    return usual.capitalize()
 
 
 @dataclass(frozen=True)
@@ -253,7 +265,7 @@ def _over_limit(shard: Shard, bad: Sequence[Failure], total: int, fraction: floa
     reason = (
         f"shard {shard.id}: {len(bad)} of {total} images are bad; at most {fraction:.0%} may be "
         f"(limits.max_bad_fraction_per_shard). First: {first.location}: {first.reason}. "
-        "Not committed. Fix or drop them, or raise the limit; then run again."
+        f"Not committed. {what_to_do(bad)}; then run again."
     )
     return ShardFailure(shard.id, reason, "LimitsError")
 

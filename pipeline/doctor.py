@@ -15,8 +15,9 @@ from pathlib import Path
 from fcn_core.errors import FcnError
 from pipeline.checks.finding import Finding, fine, problem, warning
 from pipeline.checks.machine import examine_device, examine_machine, examine_packages
-from pipeline.config import RunConfig
+from pipeline.config import InputConfig, RunConfig
 from pipeline.lease import MARGIN_SECONDS
+from pipeline.shards import check_names
 from pipeline.store import Store
 
 
@@ -48,7 +49,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
         yield from examine_device(config.compute.device)
     yield from examine_weights(config)
     if patient.has_input:
-        yield from examine_input(Store(config.input.url, config.input.store))
+        yield from examine_input(config.input)
     if patient.has_output:
         yield from examine_output(Store(config.output.url, config.output.store))
     if address is not None:
@@ -75,14 +76,17 @@ def examine_weights(config: RunConfig) -> Iterator[Finding]:
     yield fine(file.where, f"{kind}, {size}, sha256 {file.sha256[:12]}…")
 
 
-def examine_input(store: Store) -> Iterator[Finding]:
-    """Whether INPUT can be listed and read."""
+def examine_input(asked: InputConfig) -> Iterator[Finding]:
+    """Whether INPUT can be listed and read, and all names that are meant be written into tables."""
+    store = Store(asked.url, asked.store)
     where = f"INPUT {store.location('')}"
     try:
         first = next(store.listing(), None)
         if first is None:
             yield problem(where, "no objects there", "Check the URL; nothing would be labelled.")
             return
+        if asked.layout is None:  # a split names its images itself
+            check_names(store)
         store.read(first.path, 0, 1)
     except FcnError as error:
         yield Finding.of(error)

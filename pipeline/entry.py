@@ -13,5 +13,5 @@ def main() -> NoReturn:
 
         run_command()
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: run the same command again to resume\n")
+        sys.stderr.write("interrupted\n")
         sys.exit(130)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import posixpath
 import re
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 from fsspec.utils import get_protocol, glob_translate
 
 from pipeline.errors import InputError
+from pipeline.pictures_here import pictures_in, pictures_matching
 from pipeline.shards import IMAGE_SUFFIXES, is_visible
 from pipeline.store import Store
 
@@ -85,15 +85,15 @@ def _pictures(one: str, output: Store) -> Iterator[tuple[str, str]]:
 def _of_this_machine(path: str, output: Store) -> Iterator[tuple[str, str]]:
     path = os.path.expanduser(path)
     if os.path.isdir(path):
-        yield from _listed(path, output)
+        root, found = path, pictures_in(path)
     elif os.path.exists(path) or not _MAGIC.search(path):
         yield path, os.path.basename(path)
+        return
     else:
-        fixed, _ = _split(path)
-        for match in sorted(glob.glob(path, recursive=True)):
-            relative = os.path.relpath(match, fixed or ".")
-            if match.lower().endswith(IMAGE_SUFFIXES) and _is_no_result(match, output):
-                yield match, relative
+        root, found = _split(path)[0] or ".", pictures_matching(path)
+    for match in found:
+        if _is_no_result(match, output):
+            yield match, os.path.relpath(match, root)
 
 
 def _listed(folder: str, output: Store) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from fsspec.utils import get_protocol
 from numpy.typing import NDArray
 
 from fcn_core.checkpoint import WeightsFile
@@ -17,6 +18,7 @@ from fcn_core.predictor_checks import Precision, check_scores
 from pipeline.errors import InputError
 from pipeline.ordered import map_ordered
 from pipeline.pictures import Picture, address_of
+from pipeline.pictures_here import refuse_irregular
 from pipeline.store import Store, read_url
 
 _READERS = 2
@@ -99,6 +101,8 @@ def predict_files(
 
 def _read(picture: Picture, max_pixels: int) -> tuple[Picture, NDArray[np.uint8] | FcnError]:
     try:
+        if get_protocol(picture.address) == "file":
+            refuse_irregular(picture.address)
         return picture, decode_image(read_url(picture.address), picture.address, max_pixels)
     except FcnError as error:
         return picture, error

@@ -162,6 +162,18 @@ def check_key(key: str) -> str | None:
     return None
 
 
+def check_names(source: Store) -> None:
+    """Go through all names of an input; where they are files of this machine they may be no text.
+
+    Raises:
+        InputError: naming one that no input may have.
+        StoreError: the input cannot be listed.
+    """
+    if source.is_local:  # other stores have names in UTF-8 alone, and perhaps millions
+        for _ in _visible(source):
+            pass
+
+
 def is_text(name: str) -> bool:
     """Whether a name has a UTF-8 form, as tables need it; the name of a file may have none."""
     return not any("\ud800" <= character <= "\udfff" for character in name)

@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar, cast
 import fsspec
 from fsspec.utils import get_protocol
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.stores.errors import explained
 from pipeline.stores.objects import Leftover, ObjectInfo, Objects
 from pipeline.stores.options import StoreOptions, has_secret, masked
@@ -200,7 +200,12 @@ class Store:
         Raises:
             StoreError: nothing can be written here.
         """
-        path = f"_probe-{uuid.uuid4().hex}"
+        try:
+            return self._probed(f"_probe-{uuid.uuid4().hex}")
+        except StoreError as error:  # of the place: nobody asked for an object of this name
+            raise error.at(self.location("")) from error
+
+    def _probed(self, path: str) -> Guarantees:
         objects = self._open_explained()
         self.create(path, b"1")
         try:
@@ -215,7 +220,7 @@ class Store:
         return Guarantees(objects.atomic_create, objects.atomic_replace)
 
     def _do(self, path: str, action: Callable[[Objects], T], *, changes: bool = False) -> T:
-        with explained(self.location(path)):
+        with explained(self.location(path), writes=changes):
             objects = self._open()
             return self._tried(lambda: action(objects), changes=changes)
 

@@ -19,6 +19,7 @@ import numpy as np
 from fcn_core.labels import LabelSet
 from pipeline.bookkeeping.histograms import Histograms
 from pipeline.config import DriftConfig
+from pipeline.words import plural
 
 Level = Literal["stable", "moderate", "major"]
 
@@ -167,7 +168,7 @@ def compare(
     for window, which in ((now, "this run"), (before, reference)):
         if window.images < config.min_images:
             note = (
-                f"not compared: {which} has {window.images} images, "
+                f"not compared: {which} has {plural(window.images, 'image')}, "
                 f"drift.min_images is {config.min_images}"
             )
             return Comparison(reference, before.images, note=note)

@@ -55,12 +55,3 @@ def warning(subject: str, found: str, remedy: str) -> Finding:
 def problem(subject: str, found: str, remedy: str) -> Finding:
     """Something without which no run works."""
     return Finding("problem", subject, found, remedy)
-
-
-def plural(count: int, word: str) -> str:
-    """A count and its noun.
-
-    >>> plural(1, "node"), plural(3, "node")
-    ('1 node', '3 nodes')
-    """
-    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from fcn_core.errors import FcnError
-from pipeline.checks.finding import Finding, fine, plural, problem, warning
+from pipeline.checks.finding import Finding, fine, problem, warning
 from pipeline.checks.machine import examine_machine, examine_packages
 from pipeline.cluster.placement import REMEDY, Node, gpu_share, lack
 from pipeline.config import ComputeConfig, RunConfig
 from pipeline.doctor import Patient, examine_input, examine_weights, examine_writing
 from pipeline.ray_job import connected
 from pipeline.store import Store
+from pipeline.words import plural
 
 # isort: split
 import ray  # after pipeline.ray_job, which sets what it reads at import
@@ -165,7 +166,7 @@ def _look_around(patient: Patient) -> list[Finding]:
     found.append(fine("Python", platform.python_version()))
     found += examine_weights(config)
     if patient.has_input:
-        found += examine_input(Store(config.input.url, config.input.store))
+        found += examine_input(config.input)
     if patient.has_output:
         found += examine_writing(Store(config.output.url, config.output.store))
     return found

@@ -25,6 +25,7 @@ from rich.text import Text
 from fcn_core.labels import LabelSet
 from pipeline import logs
 from pipeline.outcome import Progress, RunResult
+from pipeline.words import plural
 
 if TYPE_CHECKING:  # numpy and pyarrow, which most commands do not need here
     from pipeline.progress import Look
@@ -163,7 +164,7 @@ def describe_look(look: Look) -> str:
     left = look.seconds_left
     ends = f", {timedelta(seconds=round(left))} left" if left is not None else ""
     return (
-        f"{done.shards_done}/{done.shards_pending} shards, {done.images} images{bad}, "
+        f"{done.shards_done}/{done.shards_pending} shards, {plural(done.images, 'image')}{bad}, "
         f"{look.images_per_second:.1f}/s{ends}; {look.holder.describe()}"
     )
 
@@ -188,8 +189,8 @@ class VerifyLines:
 def describe_verification(found: Verification) -> str:
     """One line."""
     return (
-        f"{found.shards} shards, {found.files} objects, {size(found.bytes)}: "
-        f"{found.problem_count} problems"
+        f"{plural(found.shards, 'shard')}, {plural(found.files, 'object')}, {size(found.bytes)}: "
+        f"{plural(found.problem_count, 'problem')}"
     )
 
 
@@ -202,7 +203,7 @@ def describe(progress: Progress, doing: str = "labelling") -> str:
 def _images(progress: Progress) -> str:
     rate = progress.images / progress.seconds if progress.seconds else 0.0
     bad = f", {progress.failures} bad" if progress.failures else ""
-    return f"{progress.images} images{bad}, {rate:.1f}/s"
+    return f"{plural(progress.images, 'image')}{bad}, {rate:.1f}/s"
 
 
 def score_table(scores: Mapping[str, Any], labels: LabelSet) -> Table:
@@ -225,7 +226,7 @@ def print_scores(scores: Mapping[str, Any], labels: LabelSet) -> None:
         f"pixel accuracy {number(scores['pixel_accuracy'])}, "
         f"mean accuracy {number(scores['mean_accuracy'])}, "
         f"frequency weighted IU {number(scores['frequency_weighted_iou'])} "
-        f"({scores['labeled_images']} labelled of {scores['images']} images)",
+        f"({scores['labeled_images']} labelled of {plural(scores['images'], 'image')})",
         markup=False,
     )
 
@@ -248,13 +249,15 @@ def print_result(result: RunResult, *, as_json: bool = False) -> None:
 
 def _print_outcome(result: RunResult) -> None:
     if not result.done_now and not result.failed:
-        line = f"nothing pending: all {result.shards} shards are done"
+        every = "the shard is" if result.shards == 1 else f"all {result.shards} shards are"
+        line = f"nothing pending: {every} done"
         if result.committed < result.shards:
             line = f"nothing done: {result.committed} of {result.shards} shards are done"
     else:
         line = (
-            f"{result.done_now} shards done now, {result.committed} of {result.shards} in all, "
-            f"{result.images} images, {result.failures} quarantined, {result.seconds:.1f} s"
+            f"{plural(result.done_now, 'shard')} done now, "
+            f"{result.committed} of {result.shards} in all, {plural(result.images, 'image')}, "
+            f"{result.failures} quarantined, {result.seconds:.1f} s"
         )
     out.print(line, markup=False)
     print_passed_over(result.passed_over)
@@ -279,8 +282,9 @@ def print_vanished(count: int, names: Sequence[str]) -> None:
     """Say what the input no longer holds."""
     if count:
         more = ", …" if count > len(names) else ""
+        what = "shard or image" if count == 1 else "shards or images"
         say(
-            f"{count} shards or images vanished from the input ({', '.join(names)}{more}); what "
+            f"{count} {what} vanished from the input ({', '.join(names)}{more}); what "
             "is committed of them stays until their shard is labelled again",
             logging.WARNING,
         )
@@ -301,12 +305,16 @@ def named(names: Sequence[str], most: int = 10) -> str:
     return f"{len(names)}: {', '.join(names[:most])}{', …' if len(names) > most else ''}"
 
 
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+_ESCAPES = {code: ascii(chr(code))[1:-1] for code in (*_CONTROLS, ord("\\"))}
+"""What would end a field or a line, for whatever program, as Python writes it."""
+
+
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table where somebody looks, tab-separated lines elsewhere."""
+    """A table where somebody looks; elsewhere a line per row, with a tab between two fields."""
     if not out.is_terminal:
         for row in (columns, *rows):
-            fields = (" ".join(field.split("\t")) for field in row)
-            sys.stdout.write("\t".join(fields) + "\n")
+            sys.stdout.write("\t".join(field.translate(_ESCAPES) for field in row) + "\n")
         return
     table = Table(*columns)
     for row in rows:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.bookkeeping.history import RunRecord
 from pipeline.commands.console import named, number, out, print_rows
+from pipeline.words import plural
 
 
 def print_history(records: Sequence[RunRecord]) -> None:
@@ -39,7 +40,8 @@ def drift_line(record: RunRecord) -> str:
     """A run's drift in a few words."""
     if record.comparison.note:
         return record.comparison.note
-    against = f"against {record.comparison.reference}, {record.comparison.reference_images} images"
+    images = plural(record.comparison.reference_images, "image")
+    against = f"against {record.comparison.reference}, {images}"
     if not record.drifted:
         return f"none {against}"
     return f"{named([drift.quantity for drift in record.drifted], 3)} {against}"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.checks.finding import plural
 from pipeline.commands import console
 from pipeline.commands.options import AsJson, ConfigFile, Sets, Weights, load_run_config, read_text
 from pipeline.config import parse_yaml
+from pipeline.words import plural
 
 if TYPE_CHECKING:
     from pipeline.doctor import Patient

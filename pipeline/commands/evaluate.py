@@ -26,6 +26,7 @@ from pipeline.commands.options import (
     run_flags,
 )
 from pipeline.errors import ConfigError
+from pipeline.words import plural
 
 if TYPE_CHECKING:
     from pipeline.scoring.evaluation import Evaluation
@@ -140,8 +141,9 @@ def _print(found: Evaluation) -> None:
     else:
         _print_scores(found, document)
     console.out.print(
-        f"{document['labeled_images']} labelled images, {document['unlabeled_images']} without a "
-        f"label left out, {len(document['failures'])} bad, {len(document['shards'])} shards, "
+        f"{plural(document['labeled_images'], 'labelled image')}, "
+        f"{document['unlabeled_images']} without a label left out, "
+        f"{len(document['failures'])} bad, {plural(len(document['shards']), 'shard')}, "
         f"{document['seconds']:.1f} s; policy {document['policy']}",
         markup=False,
     )
@@ -252,7 +254,7 @@ def _print_bad(found: Evaluation) -> None:
         console.say(f"bad: {failure.location}: {failure.reason} (shard {shard})", logging.WARNING)
     if len(found.failures) > BAD_SHOWN:
         more = len(found.failures) - BAD_SHOWN
-        console.say(f"…and {more} more bad samples; --json lists all", logging.WARNING)
+        console.say(f"…and {plural(more, 'more bad sample')}; --json lists all", logging.WARNING)
     for failed in found.failed:
         console.say(f"failed: {failed.reason}", logging.ERROR)
     if found.over_limit:

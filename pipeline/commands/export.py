@@ -13,6 +13,7 @@ import typer
 from pipeline.commands import console
 from pipeline.commands.options import AsJson, ConfigFile, Output, Sets, output_store, read_text
 from pipeline.store import Store
+from pipeline.words import plural
 
 if TYPE_CHECKING:  # what the other commands need not load
     from pipeline.export import Exported, Exporting
@@ -68,7 +69,8 @@ def export(
     else:
         done = "was exported before" if found.again else "exported"
         console.out.print(
-            f"{found.images} images of {found.shards} shards {done}: {target.location('')}",
+            f"{plural(found.images, 'image')} of {plural(found.shards, 'shard')} {done}: "
+            f"{target.location('')}",
             markup=False,
         )
     raise typer.Exit(found.exit_code)
@@ -94,15 +96,16 @@ def _progress() -> Iterator[Callable[[Exporting], None]]:
 
 def _print_left_out(found: Exported) -> None:
     lines = [
-        (found.pending, "shards are not labelled (yet) and left out; `fcnseg run` labels them"),
-        (found.changed, "shards are left out: their input changed since; `fcnseg run` again"),
-        (found.quarantined, "images are left out: they could not be labelled; see `fcnseg failed`"),
-        (found.turned, "images are turned by their EXIF orientation, and their masks fit the "
-         "turned ones: tools that pass EXIF over show them wrongly"),
+        (found.pending, "shard", "not labelled (yet) and left out; `fcnseg run` labels the rest"),
+        (found.changed, "shard", "left out: the input changed since; `fcnseg run` again"),
+        (found.quarantined, "image", "left out: quarantined; see `fcnseg failed`"),
+        (found.turned, "image", "turned by EXIF orientation, and masks fit what is turned: tools "
+         "that pass EXIF over show it wrongly"),
     ]  # fmt: skip
-    for count, text in lines:
+    for count, noun, text in lines:
         if count:
-            console.err.print(f"{count} {text}", markup=False)
+            are = "is" if count == 1 else "are"
+            console.err.print(f"{plural(count, noun)} {are} {text}", markup=False)
     if found.pending is None:
         console.err.print(
             "the run has not ended: how many shards are left out is not known", markup=False

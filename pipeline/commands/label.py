@@ -35,6 +35,7 @@ from pipeline.commands.options import (
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.store import Store
+from pipeline.words import percent, plural
 
 if TYPE_CHECKING:  # numpy
     from pipeline.show import Show
@@ -87,7 +88,8 @@ def shard(
         console.print_json(vars(packed))
     else:
         console.out.print(
-            f"{packed.shards} shards, {packed.images} images, {packed.labeled_images} labelled, "
+            f"{plural(packed.shards, 'shard')}, {plural(packed.images, 'image')}, "
+            f"{packed.labeled_images} labelled, "
             f"{len(packed.left_out)} left out",
             markup=False,
         )
@@ -232,7 +234,7 @@ def predict(
             done.append(vars(found.written))
             continue
         one = found.written
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in one.shares.items())
+        shares = ", ".join(f"{k} {percent(share)}" for k, share in one.shares.items())
         console.out.print(f"{one.image}: {shares} -> {one.mask}", markup=False)
         if draw is not None:
             draw(found.side_by_side)
@@ -291,11 +293,12 @@ def _print_plan(config: RunConfig, as_json: bool, exact: bool = False) -> None:
         )
         return
     console.out.print(
-        f"{found.total} shards, {'' if count.is_exact else 'about '}{count.images} images, "
+        f"{plural(found.total, 'shard')}, {'' if count.is_exact else 'about '}"
+        f"{plural(count.images, 'image')}, "
         f"{console.size(found.bytes)}; "
         f"{len(found.pending)} pending, {console.size(found.pending_bytes)}"
         + (f"; {found.outdated} of them changed" if found.outdated else "")
         + (f"; {found.left} more left out now" if found.left else "")
-        + (f"; {found.unpacked} images left out now" if found.unpacked else ""),
+        + (f"; {plural(found.unpacked, 'image')} left out now" if found.unpacked else ""),
         markup=False,
     )

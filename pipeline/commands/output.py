@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +19,10 @@ from pipeline.commands.options import (
     read_text,
 )
 from pipeline.store import Store
+from pipeline.words import plural
 
 if TYPE_CHECKING:
+    from pipeline.failed import Quarantined
     from pipeline.gc import Garbage
 
 
@@ -49,8 +52,8 @@ def status(
     if last and last["committed"] != count:  # others vanished from the input, or were removed here
         of = f" (when the last run ended, {last['committed']} of {last['shards']} of the input)"
     console.out.print(
-        f"{count} shards committed{of}, "
-        f"{found.scores['images']} images, {found.scores['failures']} quarantined, "
+        f"{plural(count, 'shard')} committed{of}, "
+        f"{plural(found.scores['images'], 'image')}, {found.scores['failures']} quarantined, "
         f"mean IU {console.number(found.scores['mean_iou'])}\n"
         f"{running}; {found.marker or 'no marker'}",
         markup=False,
@@ -90,7 +93,9 @@ def report(
     console.print_scores(found.scores, found.identity.labels)
     for entry in found.summary.worst_of_all(5):
         iou = console.number(entry.score if entry.has_labels else None)
-        console.out.print(f"{entry.shard}: mean IU {iou}, {entry.images} images", markup=False)
+        console.out.print(
+            f"{entry.shard}: mean IU {iou}, {plural(entry.images, 'image')}", markup=False
+        )
     for record in read_history(store, 1):
         print_drift(record)
     console.out.print(store.location(REPORT_PATH), markup=False)
@@ -180,18 +185,26 @@ def failed(
         rows = [vars(image) for image in images]
         console.print_json({"quarantined": count, "failed_shards": shards, "images": rows})
         return
-    if images:
-        console.print_rows(
-            tuple(vars(images[0])), [tuple(vars(image).values()) for image in images]
-        )
-    for reason in shards.values():
-        console.out.print(f"failed: {reason}", markup=False)
+    _print_failures(images, shards)
     console.err.print(
-        f"{count} images quarantined, {len(shards)} shards failed"
+        f"{plural(count, 'image')} quarantined, {plural(len(shards), 'shard')} failed"
         + (", whose bad images are listed too" if shards and images else "")
-        + (f"; the first {limit} images are listed (--limit)" if len(images) == limit else ""),
+        + (f"; the first {limit} are listed (--limit)" if len(images) == limit else ""),
         markup=False,
     )
+
+
+def _print_failures(images: Sequence[Quarantined], shards: Mapping[str, str]) -> None:
+    """For people tables and sentences; for programs a line each, of as many fields."""
+    columns = ("shard", "key", "error", "reason", "location")
+    rows = [tuple(str(getattr(image, name)) for name in columns) for image in images]
+    if not console.out.is_terminal:
+        rows += [(shard, "", "", reason, "") for shard, reason in shards.items()]
+    if rows:
+        console.print_rows(columns, rows)
+    if console.out.is_terminal:
+        for reason in shards.values():
+            console.out.print(f"failed: {reason}", markup=False)
 
 
 def gc(
@@ -218,7 +231,7 @@ def gc(
         console.print_json({"deleted": delete, "objects": lines.rows, "bytes": lines.bytes})
         return
     console.err.print(
-        f"{lines.count} objects, {console.size(lines.bytes)}"
+        f"{plural(lines.count, 'object')}, {console.size(lines.bytes)}"
         + ("" if delete or not lines.count else "; nothing was deleted: add --delete"),
         markup=False,
     )

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pipeline.commands import console
 from pipeline.commands.options import AsJson, Labels, Layout, LogFormat, Sets, Split, read_text
+from pipeline.words import plural
 
 if TYPE_CHECKING:
     from pipeline.training.progress import TrainProgress, TrainResult
@@ -167,16 +168,17 @@ def _print(result: TrainResult) -> None:
         table.add_row("mean IU", console.number(found["mean_iou"]))
         console.out.print(table)
         console.out.print(
-            f"best on VAL: step {result.best['step']}, pixel accuracy "
+            f"best on VAL: step {result.best['step']}, highest mean IU "
+            f"{console.number(found['mean_iou'])}, pixel accuracy "
             f"{console.number(found['pixel_accuracy'])} -> {result.output}/best.safetensors",
             markup=False,
         )
     now = f"{result.trained_now} of them now, {result.seconds:.1f} s"
     if not result.trained_now:
         now = "finished before: nothing to do"
-    bad = f", {result.bad} bad samples skipped" if result.bad else ""
+    bad = f", {plural(result.bad, 'bad sample')} skipped" if result.bad else ""
     console.out.print(
-        f"{result.step} steps ({now}){bad} -> {result.output}/last.safetensors, sha256 "
+        f"{plural(result.step, 'step')} ({now}){bad} -> {result.output}/last.safetensors, sha256 "
         f"{result.last_sha256}",
         markup=False,
     )

@@ -11,7 +11,7 @@ from typing import Any
 from fcn_core.labels import LabelSet
 from fcn_core.metrics import margins
 from fcn_core.tally import Counts, Tally
-from pipeline.collect import is_over
+from pipeline.collect import is_over, what_to_do
 from pipeline.config import LimitsConfig
 from pipeline.errors import InputError
 from pipeline.job import ShardFailure
@@ -132,7 +132,7 @@ class Gatherer:
             reason = (
                 f"shard {shard}: {bad} of {partial.images + bad} images are bad; at most "
                 f"{fraction:.0%} may be (limits.max_bad_fraction_per_shard). Not part of the "
-                "scores. Fix or drop them, or raise the limit."
+                f"scores. {what_to_do(partial.failures)}."
             )
             self.failed[shard] = ShardFailure(shard, reason, "LimitsError")
             return

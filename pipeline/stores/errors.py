@@ -15,9 +15,10 @@ _KEYS = (
     "AWS_SECRET_ACCESS_KEY)."
 )
 _RIGHTS = "Check the credentials in the environment and the policy of the bucket or folder."
-_AGAIN = "Run the same command again when it works: nothing committed is lost."
-_ROOM = "Make room or raise the quota. Run the same command again: nothing committed is lost."
-_NEW_KEYS = "Get new credentials and run the same command again: nothing committed is lost."
+_RIGHTS_HERE = "Check the owner and the mode of the file and of its folders (ls -ld)."
+_AGAIN = "Run the same command again when it works."
+_ROOM = "Make room or raise the quota. Run the same command again."
+_NEW_KEYS = "Get new credentials and run the same command again."
 _REGION = "Name the bucket's own region and endpoint (store.region, store.endpoint_url)."
 
 # By the code in a store's answer: found, expected, remedy.
@@ -82,8 +83,12 @@ _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "azure", "google", "gcsfs", "a
 
 
 @contextlib.contextmanager
-def explained(where: str) -> Iterator[None]:
+def explained(where: str, *, writes: bool = False) -> Iterator[None]:
     """Turn what filesystems raise into our errors.
+
+    Args:
+        where: the object's address.
+        writes: it is to be written, or removed.
 
     Raises:
         MissingError: the object, prefix or bucket does not exist.
@@ -93,17 +98,17 @@ def explained(where: str) -> Iterator[None]:
         yield
     except GaveUpError as error:
         cause = error.__cause__ or error
-        found = explain(masked(where), cause) or _failed(masked(where), cause)
+        found = explain(masked(where), cause, writes=writes) or _failed(masked(where), cause)
         tries = f"{found.found}; gave up after {error.attempts} tries in {error.seconds:.0f} s"
         raise type(found)(found.where, tries, found.expected, found.remedy) from cause
     except Exception as error:
-        explanation = explain(masked(where), error)
+        explanation = explain(masked(where), error, writes=writes)
         if explanation is None:
             raise
         raise explanation from error
 
 
-def explain(where: str, error: BaseException) -> StoreError | None:
+def explain(where: str, error: BaseException, *, writes: bool = False) -> StoreError | None:
     """Our error for one of a store; None if it is none of a store."""
     status, code = response_of(error)
     if code == "NoSuchBucket":
@@ -119,10 +124,8 @@ def explain(where: str, error: BaseException) -> StoreError | None:
     if isinstance(error, FileNotFoundError):
         hidden = behind(error)
         if hidden is not error:
-            return explain(where, hidden)
-        return MissingError(
-            where, "nothing there", "an existing object", "Check the spelling and the bucket."
-        )
+            return explain(where, hidden, writes=writes)
+        return _explain_missing(where, error, writes=writes)
     if isinstance(error, OSError):
         return _explain_os_error(where, error)
     if isinstance(error, ImportError):
@@ -134,6 +137,26 @@ def explain(where: str, error: BaseException) -> StoreError | None:
         )
     # Clients' own errors share no base class with OSError.
     return _failed(where, error) if type(error).__module__.split(".")[0] in _CLIENTS else None
+
+
+def _explain_missing(where: str, error: FileNotFoundError, *, writes: bool) -> StoreError:
+    if not _is_path(where):
+        return MissingError(
+            where, "nothing there", "an existing object", "Check the spelling and the bucket."
+        )
+    if writes:  # folders are made on the way, but not everywhere: /proc has none of ours
+        return StoreError(
+            where,
+            f"its folder cannot be written ({_text(error)})",
+            "a folder that can be made and written",
+            "Name another folder.",
+        )
+    return MissingError(where, "nothing there", "an existing file", "Check the path.")
+
+
+def _is_path(where: str) -> bool:
+    """Whether an address is one of this machine."""
+    return "://" not in where
 
 
 def _explain_os_error(where: str, error: OSError) -> StoreError:
@@ -150,7 +173,10 @@ def _explain_os_error(where: str, error: OSError) -> StoreError:
         )
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return StoreError(
-            where, f"permission denied ({_text(error)})", "the right to do this", _RIGHTS
+            where,
+            f"permission denied ({_text(error)})",
+            "the right to do this",
+            _RIGHTS_HERE if _is_path(where) else _RIGHTS,
         )
     if error.errno == errno.ELOOP:
         return StoreError(

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fcn_core.images import decode_label
 from fcn_core.model import FCN
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
@@ -463,3 +464,23 @@ def test_scores_that_are_no_numbers_end_a_run_as_bad_input_does(
     code, _, err = fcnseg(*words)
     assert code == 1 and f"{picture}: the network's scores are NaN or infinite" in err
     assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize(("others", "is_asked"), [(0, True), (1, False)])
+def test_where_no_label_fits_the_label_set_it_is_asked_about_first(
+    others: int, is_asked: bool, tmp_path: Path, weights: Path, fcnseg: Fcnseg
+) -> None:
+    """Labels 0-20 for a network of three classes: nobody wants to fix or drop all of them."""
+    members = world.samples(0, 4)
+    for place, name in enumerate([name for name in members if name.endswith(".png")]):
+        shape = decode_label(members[name]).shape
+        members[name] = world.png(np.full(shape, 20 if place >= others else 1, np.uint8))
+        if place < others:
+            members[name.replace(".seg.png", ".jpg")] = b"cut"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/s.tar").write_bytes(world.tar(members))
+    result = run(world.config(tmp_path / "in", tmp_path / "out", weights))
+    _, out, err = fcnseg("evaluate", tmp_path / "in", "--weights", weights)
+    for said in (result.failed[0].reason, out + err):
+        assert ("(--label-set), fix or drop them, or raise the limit" in said) is is_asked
+        assert (". Fix or drop them, or raise the limit" in said) is not is_asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -174,3 +175,24 @@ def test_predict_refuses_two_pictures_of_one_name(
 @pytest.mark.parametrize("arguments", [("run",), ("nothing",), ("run", "--no-such-flag")])
 def test_usage_errors_exit_2(arguments: tuple[str, ...], fcnseg: Fcnseg) -> None:
     assert fcnseg(*arguments)[0] == 2
+
+
+def test_counts_agree_with_their_nouns(tmp_path: Path, weights: Path, fcnseg: Fcnseg) -> None:
+    """One shard of one picture, looked at by every command that counts; then nothing is left."""
+    source, out = world.write_shards(tmp_path / "in", 1, 1), tmp_path / "out"
+    said = []
+    for words in (
+        ("plan", source, out),
+        ("run", source, out, "--weights", weights, "--workers", 1, "--masks", "parquet"),
+        ("run", source, out, "--weights", weights),
+        *((command, out) for command in ("status", "report", "history", "verify", "failed", "gc")),
+        ("evaluate", source, "--weights", weights),
+        ("export", out, tmp_path / "dest", "--format", "voc"),
+    ):
+        code, stdout, stderr = fcnseg(*words)
+        assert code == 0, words
+        said.append(stdout + stderr)
+    text = "\n".join(said)
+    assert "1 shard, 1 image, " in text and "1 shard, 2 objects, " in text
+    assert "1 image of 1 shard exported" in text and "nothing pending: the shard is done" in text
+    assert not re.findall(r"(?<![\d./])1 \w+s\b", text)

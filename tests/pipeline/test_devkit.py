@@ -149,7 +149,7 @@ def test_options_that_do_not_go_together(
 def test_the_commands(devkit: Path, tmp_path: Path, voc_weights: Path, fcnseg: Fcnseg) -> None:
     options = ("--layout", "voc", "--split", "val")
     code, out, _ = fcnseg("plan", devkit, tmp_path / "out", *options)
-    assert code == 0 and out.startswith("1 shards, 3 images, ")
+    assert code == 0 and out.startswith("1 shard, 3 images, ")
     code, out, _ = fcnseg("run", devkit, tmp_path / "out", "--weights", voc_weights, *options)
     assert code == 0 and "(3 labelled of 3 images)" in out
     code, out, _ = fcnseg(

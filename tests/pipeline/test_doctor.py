@@ -21,8 +21,10 @@ from pipeline import doctor
 from pipeline.checks import machine as doctor_machine
 from pipeline.checks.finding import Finding
 from pipeline.checks.machine import examine_device, examine_machine, examine_packages
-from pipeline.config import ComputeConfig
+from pipeline.config import ComputeConfig, InputConfig
 from pipeline.doctor import clock_skew, examine_input, examine_output, examine_weights
+from pipeline.errors import InputError
+from pipeline.run import plan
 from pipeline.store import Store
 from pipeline.stores.options import StoreOptions
 from tests import world
@@ -147,11 +149,28 @@ def test_weights_are_named_or_refused(tmp_path: Path, weights: Path) -> None:
     assert damaged.blocks and "cut.safetensors" in damaged.subject
 
 
+def look_at(url: str, options: StoreOptions | None = None) -> list[Finding]:
+    return list(examine_input(InputConfig(url=url, store=options or StoreOptions())))
+
+
 def test_an_input_without_objects_is_a_problem(tmp_path: Path, shards: Path) -> None:
-    (there,) = examine_input(Store(str(shards)))
+    (there,) = look_at(str(shards))
     assert (there.level, "s0.tar" in there.found) == ("ok", True)
-    (empty,) = examine_input(Store(str(tmp_path / "none")))
+    (empty,) = look_at(str(tmp_path / "none"))
     assert empty.blocks
+
+
+@pytest.mark.parametrize("name", [b"z\xff.txt", b"sub/\xe9.jpg"])
+def test_a_name_that_plan_refuses_is_a_problem_in_the_same_words(
+    name: bytes, tmp_path: Path, shards: Path
+) -> None:
+    there = os.path.join(os.fsencode(shards), name)
+    os.makedirs(os.path.dirname(there), exist_ok=True)
+    with open(there, "wb"):
+        pass
+    with pytest.raises(InputError, match="names in UTF-8") as refused:
+        plan(world.config(shards, tmp_path / "out", None))
+    assert look_at(str(shards)) == [Finding.of(refused.value)]
 
 
 def test_an_output_is_left_as_it_was(tmp_path: Path) -> None:
@@ -205,11 +224,11 @@ def test_rights_are_told_apart(
     assert levels(examine_output(Store(f"{s3}/out")))[f"OUTPUT {s3}/out"] == "ok"
     s3_server.share(s3.removeprefix("s3://"))
     use_s3(monkeypatch, s3_server.reader.environment(s3_server.url))
-    assert [item.level for item in examine_input(Store(f"{s3}/in"))] == ["ok"]
+    assert [item.level for item in look_at(f"{s3}/in")] == ["ok"]
     (refused,) = examine_output(Store(f"{s3}/out"))
     assert refused.blocks and "permission denied" in refused.found
     nowhere = StoreOptions(endpoint_url="http://127.0.0.1:1", attempts=1)
-    (silent,) = examine_input(Store(f"{s3}/in", nowhere))
+    (silent,) = look_at(f"{s3}/in", nowhere)
     assert silent.blocks and "no connection" in silent.found
 
 

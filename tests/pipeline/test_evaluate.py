@@ -377,4 +377,4 @@ def test_labels_of_another_set_are_bad_samples_one_by_one(
     code, out, err = fcnseg(
         "evaluate", tmp_path / "in", "--labels", tmp_path / "labels", "--weights", weights
     )
-    assert code == 3 and "1 labelled images, 28 without" in out and "label value 77" in err
+    assert code == 3 and "1 labelled image, 28 without" in out and "label value 77" in err

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,15 +61,32 @@ def test_the_command_lists_images_and_failed_shards(output: Store, fcnseg) -> No
     code, stdout, stderr = fcnseg("failed", output.url)
     lines = stdout.splitlines()
     assert code == 0 and lines[0].split("\t") == ["shard", "key", "error", "reason", "location"]
-    assert [line.split("\t")[1] for line in lines[1:4]] == ["b [red]é", "x/bad 1", "~"]
-    assert lines[4].startswith("failed: ") and "s2.tar" in lines[4] and len(lines) == 5
-    assert stderr == ("3 images quarantined, 1 shards failed, whose bad images are listed too\n")
+    assert [line.split("\t")[1] for line in lines[1:4]] == ["b [red]é", "x/bad\\t1", "~"]
+    shard, key, error, reason, location = lines[4].split("\t")
+    assert (shard, key, error, location) == ("s2", "", "", "") and "s2.tar" in reason
+    assert len(lines) == 5
+    assert stderr == ("3 images quarantined, 1 shard failed, whose bad images are listed too\n")
     code, stdout, stderr = fcnseg("failed", output.url, "--limit", 2)
-    assert len(stdout.splitlines()) == 4 and "the first 2 images are listed" in stderr
+    assert len(stdout.splitlines()) == 4 and "the first 2 are listed" in stderr
     code, stdout, _ = fcnseg("failed", output.url, "--json", "--limit", 1)
     document = json.loads(stdout)
     assert (document["quarantined"], list(document["failed_shards"])) == (3, ["s2"])
     assert [image["key"] for image in document["images"]] == ["b [red]é"]
+
+
+def test_a_failure_is_one_line_whatever_its_key_is(
+    tmp_path: Path, weights: Path, fcnseg: Callable[..., tuple[int, str, str]]
+) -> None:
+    keys = ["a\nb", "a\tb", "a\\b", "a\r\fb", "a\x85b\u2028b", "plain"]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/s.tar").write_bytes(
+        world.tar({**world.samples(1, 1), **{f"{key}.jpg": b"" for key in keys}})
+    )
+    run(world.config(tmp_path / "in", tmp_path / "out", weights, **LENIENT))
+    _, stdout, _ = fcnseg("failed", tmp_path / "out")
+    rows = [line.split("\t") for line in stdout.splitlines()]
+    assert {len(row) for row in rows} == {5} and len(rows) == 1 + len(keys)
+    assert sorted(ast.literal_eval(f"'{row[1]}'") for row in rows[1:]) == sorted(keys)
 
 
 def test_a_quarantine_table_that_is_gone_is_told(output: Store) -> None:

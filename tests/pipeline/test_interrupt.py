@@ -15,6 +15,7 @@ from pipeline import local
 from pipeline.interrupt import finish_on_ctrl_c
 from pipeline.outcome import Progress
 from pipeline.run import run
+from pipeline.store import Store
 from tests import world
 
 
@@ -145,3 +146,33 @@ def test_in_another_thread_nothing_is_changed() -> None:
     thread.start()
     thread.join()
     assert seen == [(signal.default_int_handler, False)]
+
+
+@pytest.mark.parametrize(
+    ("words", "resumes"),
+    [
+        ("run in out --weights demo", True),
+        ("failed out --retry", True),
+        ("failed out", False),
+        ("status out --watch", False),
+        ("predict a.jpg --output out --weights demo", False),
+        ("verify out", False),
+    ],
+)
+@pytest.mark.parametrize(
+    ("end", "code", "word"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (SystemExit(143), 143, "terminated")],
+)
+def test_only_commands_that_resume_are_said_to(
+    words: str, resumes: bool, end: BaseException, code: int, word: str,
+    monkeypatch: pytest.MonkeyPatch, fcnseg: Callable[..., tuple[int, str, str]],
+) -> None:  # fmt: skip
+    def stop(*_: object, **__: object) -> None:
+        raise end
+
+    monkeypatch.setattr(Store, "read", stop)
+    monkeypatch.setattr(Store, "listing", stop)
+    monkeypatch.setattr("pipeline.prepare.load_weights", stop)
+    expected = f"{word}: run the same command again to resume\n" if resumes else f"{word}\n"
+    found, _, err = fcnseg(*words.split())
+    assert (found, err) == (code, expected)

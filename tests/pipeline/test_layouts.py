@@ -398,7 +398,7 @@ def test_a_missing_package_says_how_to_install_it(
 def test_the_command(tmp_path: Path, fcnseg: Fcnseg) -> None:
     root = datasets.write(tmp_path / "d", datasets.voc())
     code, out, _ = fcnseg("shard", root, tmp_path / "o", "--layout", "voc", "--split", "val")
-    assert (code, out) == (0, "1 shards, 3 images, 3 labelled, 0 left out\n")
+    assert (code, out) == (0, "1 shard, 3 images, 3 labelled, 0 left out\n")
 
 
 @pytest.mark.parametrize(

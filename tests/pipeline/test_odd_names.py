@@ -13,6 +13,7 @@ from pipeline.gc import collect_garbage, find_garbage
 from pipeline.run import plan, run
 from pipeline.store import Store
 from pipeline.verify import verify
+from pipeline.words import plural
 from pipeline.writers import read_parquet
 from tests import world
 
@@ -88,7 +89,7 @@ def test_odd_names_go_in_and_come_out(root: str, kind: str, weights: Path, fcnse
     assert list(find_garbage(output, 0)) == []
     assert len(plan(config).pending) == 0
     code, stdout, _ = fcnseg("status", f"{root}/out")
-    assert code == 0 and f"{len(shards)} shards committed of {len(shards)}" in stdout
+    assert code == 0 and f"{plural(len(shards), 'shard')} committed of {len(shards)}" in stdout
 
 
 def test_garbage_with_odd_names_goes(root: str, weights: Path) -> None:

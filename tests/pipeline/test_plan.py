@@ -303,7 +303,7 @@ def test_vanished_shards_are_named_and_kept(
     assert (result.shards, result.committed, result.images) == (2, 2, 12)
     assert world.tree(tmp_path / "out") == before
     _, _, stderr = fcnseg("plan", shards, tmp_path / "out")
-    assert "1 shards or images vanished from the input (s1)" in stderr
+    assert "1 shard or image vanished from the input (s1)" in stderr
 
 
 # --- Many shards -------------------------------------------------------------------------------

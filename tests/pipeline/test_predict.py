@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import json
 import os
 import pty
+import socket
 import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,6 +81,77 @@ def test_globs_and_folders_of_other_stores() -> None:
     assert names("https://host/x/pic.jpg?size=1") == ["pic"]
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("pattern", ["", "**/*.jpg", "**", "**/**/*.jpg", "*/**/*.jpg"])
+def test_links_that_lead_back_are_no_way_on(pattern: str, tmp_path: Path) -> None:
+    """glob's own `**` would look at 2**40 folders."""
+    inner = tmp_path / "in" / "sub"
+    inner.mkdir(parents=True)
+    for folder in (inner, inner.parent):
+        (folder / "a.jpg").write_bytes(b"x")
+        (folder / "up").symlink_to(tmp_path / "in")
+        (folder / "here").symlink_to(".")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else/b.jpg").write_bytes(b"x")
+    inner.joinpath("other").symlink_to(tmp_path / "else")
+    expected = ["a", "sub/a", "sub/other/b"]
+    if pattern.startswith("*/"):  # a link that is named is followed: here/, up/
+        found = names(tmp_path / "in" / pattern)
+        assert set(expected[1:]) < set(found) and len(found) < 20
+    else:
+        assert names(tmp_path / "in" / pattern) == expected
+
+
+def test_a_glob_below_here_and_with_stars_within_names(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    (photos / "sub/deep/.dot").mkdir()
+    (photos / "sub/deep/.dot/x.jpg").write_bytes(b"x")
+    assert names("**/[a]*.jpg") == ["a", "sub/a"] == names("./**/a.jpg")
+    assert names("s**/*.jpg") == ["sub/a"] and names("sub/**.jpg") == ["a"]
+    assert names("sub/**") == ["a", "deep/c"] == names("sub/**/") == names("sub")
+
+
+IRREGULAR = ["a pipe", "a socket", "a link to nothing"]
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Iterator[Path]:
+    """A folder of one picture, and of what is none though it is called like one."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "good.jpg").write_bytes(world.jpeg(world.picture(1)))
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "a pipe.jpg")
+    (folder / "a link to nothing.jpg").symlink_to("nowhere")
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(folder):
+        listener.bind("a socket.jpg")  # here: such paths may not be long
+        yield folder
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("pattern", ["", "*.jpg", "**/*.jpg"])
+def test_what_is_no_file_is_passed_over_with_a_word(
+    pattern: str, odd: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert names(odd / pattern) == ["good"]
+    said = [f"passed over {odd}/{kind}.jpg: {kind}" for kind in sorted(IRREGULAR)]
+    assert [record.getMessage() for record in caplog.records] == said
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_that_is_named_is_no_picture(
+    odd: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
+) -> None:
+    asked = [odd / "a pipe.jpg", odd / "good.jpg"]
+    code, out, err = fcnseg("predict", *asked, "--output", tmp_path / "o", "--weights", weights)
+    assert code == 1 and "good.jpg: " in out
+    assert "a pipe.jpg: a pipe; a picture in a regular file. Save" in err
+    with pytest.raises(InputError, match="no pictures"):
+        names(odd / "*pipe.jpg")
+
+
 def test_a_picture_is_taken_once_and_results_are_no_pictures(photos: Path) -> None:
     assert names(photos / "a.jpg", photos / "*.jpg", photos / "a.jpg") == ["a", "e[1]"]
     assert names(photos, output=photos / "sub") == ["a.jpg", "a.png", "b", "e[1]"]
@@ -114,6 +188,21 @@ def test_results_are_those_of_the_predictor(
             assert side.size == (3 * width + 8, height)
             assert np.array_equal(np.asarray(side)[:, :width], image)
             assert np.array_equal(np.asarray(side)[:, -width:], np.asarray(overlay))
+
+
+def test_a_class_that_is_there_has_no_share_of_nothing(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fcnseg: Fcnseg
+) -> None:
+    mask = np.zeros((20, 100), np.uint8)
+    mask[0, :8], mask[1, :20] = 1, 2  # 0.4 %, 1 %
+    guess = SimpleNamespace(mask=mask, mean_confidence=0.5)
+    monkeypatch.setattr(Predictor, "predict", lambda *_: [guess])
+    (tmp_path / "a.jpg").write_bytes(world.jpeg(np.zeros((*mask.shape, 3), np.uint8)))
+    words = ("predict", tmp_path / "a.jpg", "--output", tmp_path / "o", "--weights", weights)
+    line, shares = fcnseg(*words)[1], json.loads(fcnseg(*words, "--json")[1])[0]["shares"]
+    first, second, third = shares
+    assert f": {first} 99%, {second} 1%, {third} <1% -> " in line
+    assert list(shares.values()) == [1972 / 2000, 20 / 2000, 8 / 2000]
 
 
 @pytest.mark.parametrize(
@@ -187,3 +276,17 @@ def test_how_large_a_picture_may_be_is_said(
     code, _, err = fcnseg(*words, "--max-image-pixels", height * width - 1)
     assert code == 1 and f"{width}x{height} pixels" in err and "limits.max_image_pixels" in err
     assert fcnseg(*words, "--max-image-pixels", height * width)[0] == 0
+
+
+def test_what_a_shell_pipes_in_is_a_picture(weights: Path, tmp_path: Path, fcnseg: Fcnseg) -> None:
+    """`… | fcnseg predict /dev/stdin`, `fcnseg predict <(…)`: somebody writes into these."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(world.jpeg(world.picture(1)))
+    words = ("--output", tmp_path / "out", "--weights", weights)
+    try:
+        code, _, err = fcnseg("predict", f"/dev/fd/{reading}", *words)
+    finally:
+        os.close(reading)
+    assert code == 0, err
+    assert len(list((tmp_path / "out").iterdir())) == 3

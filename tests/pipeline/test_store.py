@@ -285,7 +285,7 @@ def test_permission_denied_says_where_and_what_to_check(
         getattr(store, verb)(*args.get(verb, ("a/x",)))
     monkeypatch.undo()
     assert caught.value.where.startswith(f"{tmp_path}/a")
-    assert "credentials" in caught.value.remedy
+    assert "ls -ld" in caught.value.remedy
 
 
 def test_an_open_object_that_fails_is_explained_too(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from pipeline.errors import ConfigError, MissingError, StoreError
 from pipeline.run import run
 from pipeline.store import Store, StoreOptions
+from pipeline.stores.errors import explain
 from pipeline.stores.options import masked
 from pipeline.verify import verify
 from tests import world
@@ -320,3 +322,31 @@ def test_options_hold_no_credentials() -> None:
     names = set(StoreOptions.model_fields)
     assert not {name for name in names if any(w in name for w in ("key", "secret", "token"))}
     assert json.loads(StoreOptions().model_dump_json())
+
+
+def test_a_path_of_this_machine_is_told_as_one(tmp_path: Path) -> None:
+    """No bucket, no policy; and what cannot be written is no object that is not there."""
+    with pytest.raises(MissingError) as missing:
+        Store(str(tmp_path)).read("no.jpg")
+    assert str(missing.value) == (
+        f"{tmp_path}/no.jpg: nothing there; an existing file. Check the path."
+    )
+    for act in (Store("/proc/foo").probe, lambda: Store("/proc/foo").write("a.png", b"")):
+        with pytest.raises(StoreError, match=r"^/proc/foo.*its folder cannot be written") as error:
+            act()
+        assert not isinstance(error.value, MissingError) and "_probe" not in str(error.value)
+        assert "bucket" not in str(error.value)
+    refused = explain("/x", PermissionError(13, "Permission denied", "/x"))
+    assert refused is not None and "ls -ld" in refused.remedy and "bucket" not in refused.remedy
+
+
+def test_what_the_store_says_holds_for_every_command(
+    weights: Path, tmp_path: Path, fcnseg: Fcnseg
+) -> None:
+    """predict commits nothing."""
+    with socket.socket() as nobody:  # bound, and nobody listens
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/a.jpg"
+        code, _, err = fcnseg("predict", url, "--output", tmp_path, "--weights", weights)
+    assert code == 1 and f"error: {url}: " in err
+    assert "Run the same command again when it works." in err and "commit" not in err

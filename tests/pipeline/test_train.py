@@ -25,6 +25,7 @@ from pipeline.training.checkpoint import latest_step
 from pipeline.training.config import load_train_config
 from pipeline.training.eval import panels
 from pipeline.training.log import draw_curves
+from pipeline.training.progress import TrainResult
 from tests import world
 from tests.networks import random_fcn
 
@@ -472,3 +473,15 @@ def test_pictures_of_any_shape_can_be_drawn(size):
     drawn = panels(image, image[..., 0], image[..., 0], world.TINY)
     with Image.open(io.BytesIO(drawn)) as picture:
         picture.load()
+
+
+def test_the_end_of_a_training_names_the_figure_that_chose_the_best(
+    monkeypatch: pytest.MonkeyPatch, fcnseg
+) -> None:
+    scores = {"iou": [0.25, None], "mean_iou": 0.25, "pixel_accuracy": 0.75}
+    best = {"step": 60, "evaluation": scores}
+    end = TrainResult("out", 80, 80, "fcn8s", "abc", best, ("a", "b"), 0, 80, 1.0)
+    monkeypatch.setattr("pipeline.train.train", lambda *_: end)
+    code, out, _ = fcnseg("train", "in", "--output", "out", "--label-set", "voc")
+    line = "best on VAL: step 60, highest mean IU 0.2500, pixel accuracy 0.7500 -> out/best."
+    assert code == 0 and line in out

@@ -16,6 +16,7 @@ import pytest
 from pipeline.lease import PATH, read_lease
 from pipeline.run import run
 from pipeline.store import Store
+from pipeline.words import plural
 from tests import world
 from tests.conftest import use_s3
 from tests.faulty_proxy import FaultyProxy, Rule
@@ -91,7 +92,9 @@ def test_one_works_and_the_other_takes_over_when_it_is_killed(
         second = driver(source.url, output.url, weights)
         out, said = second.communicate()
     assert second.returncode == 0, said
-    assert f"{SHARDS - len(done_before)} shards done now, {SHARDS} of {SHARDS} in all" in out
+    assert (
+        f"{plural(SHARDS - len(done_before), 'shard')} done now, {SHARDS} of {SHARDS} in all" in out
+    )
     use_s3(monkeypatch, s3_server.owner.environment(s3_server.url))
     output = Store(output.url)  # the other one speaks to the proxy, which is gone
     now = {info.path: info.etag for info in output.listing("_commits")}
