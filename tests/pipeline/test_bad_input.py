@@ -205,7 +205,7 @@ def test_input_without_permission(
 
     monkeypatch.setattr(os, "scandir", lambda *_: _denied())
     code, _, stderr = fcnseg("run", shards, tmp_path / "out", "--weights", weights)
-    assert code == 1 and "permission denied" in stderr and "Check the credentials" in stderr
+    assert code == 1 and "permission denied" in stderr and "Check the owner and the mode" in stderr
 
 
 def test_unwritable_output(shards: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg) -> None:
