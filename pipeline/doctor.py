@@ -77,7 +77,7 @@ def examine_weights(config: RunConfig) -> Iterator[Finding]:
 
 
 def examine_input(asked: InputConfig) -> Iterator[Finding]:
-    """Whether INPUT can be listed and read, and all names that are meant be written into tables."""
+    """Whether INPUT can be listed and read, and whether all names there can stand in tables."""
     store = Store(asked.url, asked.store)
     where = f"INPUT {store.location('')}"
     try:

@@ -299,7 +299,10 @@ def first_difference(then: Any, now: Any, name: str = "") -> Difference | None:
     found = (
         first_difference(*both, f"{name}.{key}" if name else key) for key, both in pairs.items()
     )
-    return next((one for one in found if one is not None), None)
+    # Of a name that one of them lacks and the other has as null, the whole is told; at the top,
+    # where versions add names, these are the same.
+    whole = Difference(name, then, now) if name else None
+    return next((one for one in found if one is not None), whole)
 
 
 def _refuse(output: Store, found: str, expected: str) -> None:

@@ -19,6 +19,7 @@ from pipeline.bookkeeping.identity import (
     Identity,
     check,
     claim,
+    first_difference,
     identity,
     read_identity,
 )
@@ -81,6 +82,28 @@ def test_an_empty_place_is_claimed_once(output: Store) -> None:
     claim(output, MINE)
     assert output.objects() == written and [info.path for info in written] == [PATH]
     assert read_identity(output) == MINE
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 3) | st.text(max_size=2),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner),
+    max_leaves=8,
+)
+
+
+@given(JSON, JSON)
+def test_what_differs_is_found(then: object, now: object) -> None:
+    found = first_difference({"part": then}, {"part": now})
+    assert (found is None) == (then == now)
+    if found is not None:
+        first, *steps = found.name.split(".")
+        assert first == "part" and found.then != found.now
+        for step in steps:
+            then, now = (
+                side.get(step) if isinstance(side, dict) else side[int(step)]
+                for side in (then, now)
+            )
+        assert (then, now) == (found.then, found.now)
 
 
 CHANGES = [
