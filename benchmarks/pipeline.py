@@ -171,6 +171,7 @@ def steady(shards: Path, output: Path, weights: Path, how: How) -> dict[str, Any
     return {
         "images_per_second": round((last - first) / (ended - began), 2),
         "busy": round(forward / (ended - began) / how.workers, 3),
+        "forward_seconds": round(forward, 3),
         "seconds": round(time.perf_counter() - started, 1),
     }
 

@@ -26,12 +26,15 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Hypothesis' 200 ms for an example would assert a speed, of a machine that may be busy. The parent
-# is Hypothesis' own profile for CI where that is in force: the same examples every time.
+# Hypothesis' 200 ms for an example would assert a speed, of a machine that may be busy. Examples
+# are the same every time, so that a change is judged by nothing but itself; FCNSEG_EXPLORE=1 draws
+# others, for a while to spend on finding more.
 hypothesis.settings.register_profile(
     "fcnseg",
     parent=hypothesis.settings(),
     deadline=None,
+    derandomize="FCNSEG_EXPLORE" not in os.environ,
+    database=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("fcnseg")

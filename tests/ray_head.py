@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
@@ -94,12 +95,23 @@ def embedded_ray() -> Iterator[None]:
             )  # fmt: skip
             break
         except Exception as error:
+            _end_node(error)
             if type(error) is not Exception or not left:
                 raise
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _end_node(error: Exception) -> None:
+    """End what a failed start has begun: it slows the next one, and warns when it is collected."""
+    from ray._private.node import Node
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
 
 
 def _quiet() -> dict[str, str]:

@@ -60,7 +60,8 @@ def test_a_steady_run_is_measured(tmp_path: Path) -> None:
     pipeline.write_shards(tmp_path / "shards", pictures, 4)
     how = pipeline.How("fp32", threads=1)
     found = pipeline.steady(tmp_path / "shards", tmp_path / "out", tmp_path / "w.safetensors", how)
-    assert found["images_per_second"] > 0 and 0 < found["busy"] <= 1.05
+    assert found["images_per_second"] > 0 and found["busy"] > 0
+    assert 0 < found["forward_seconds"] <= found["seconds"] + 0.05  # one worker; rounded
     costs = pipeline.codec_seconds(pictures)
     assert set(costs) == {"decode_image", "decode_label", "encode_mask"} and min(costs.values()) > 0
 

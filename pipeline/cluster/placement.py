@@ -207,10 +207,15 @@ def _cpus(
             found += max(0, math.floor((node.amount("CPU") - held) / IO_CPUS + 1e-6))
         return found
 
+    def room(cpus: float) -> int:
+        """Copies that fit these nodes, each of them whole on one."""
+        return sum(math.floor(node.amount("CPU") / cpus + 1e-6) for node in hosts)
+
     # Ray wants whole numbers above one.
     wanted = [float(whole) for whole in range(threads, 0, -1)] + _PARTS
     most = max(node.amount("CPU") for node in hosts)
-    return next((c for c in wanted if c <= most and io_tasks(c) >= _IO_TASKS), 0.0)
+    fitting = (c for c in wanted if c <= most and room(c) >= copies)
+    return next((c for c in fitting if io_tasks(c) >= _IO_TASKS), 0.0)
 
 
 def _apart(nodes: Sequence[Node], copies: int) -> dict[str, str]:

@@ -109,7 +109,7 @@ def predictors(random_fcn):
 @settings(
     max_examples=15,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=list(HealthCheck),
 )
 @given(
     chosen=st.lists(st.integers(0, len(PICTURES) - 1), max_size=9),

@@ -42,7 +42,7 @@ def test_states_say_what_happened(shards: Path, weights: Path) -> None:
     state = final_state(Ending(0), found)
     assert (state.name, state.message) == ("Completed", "3 shards labelled, 3 of 3 done")
     config = world.config(shards, shards.parent / "out", weights)
-    later = read_outcome(config, datetime.now(UTC).replace(year=2200), [])
+    later = read_outcome(config, datetime(2200, 1, 1, tzinfo=UTC), [])
     state = final_state(Ending(0), later)
     assert (state.name, state.message) == ("Completed", "nothing pending: all 3 shards are done")
 
@@ -208,8 +208,8 @@ def test_a_run_over_its_hours_is_stopped(
             ends.append("interrupted")
 
     monkeypatch.setattr(work, "run_pipeline", endless)
-    config = world.config(shards, tmp_path / "out", weights, limits__max_hours=2 / 3600)
+    config = world.config(shards, tmp_path / "out", weights, limits__max_hours=20 / 3600)
     state = label_dataset(config, return_state=True)
     assert ends == ["interrupted"]
     assert state.name == "Failed"
-    assert state.message == "not done after 0.000555556 h: stopped; run again to resume"
+    assert state.message == "not done after 0.00555556 h: stopped; run again to resume"

@@ -39,17 +39,17 @@ def pressing(times: int, when: Callable[[Progress], bool]) -> Callable[[Progress
 def test_pressed_once_a_run_commits_what_is_under_way_and_resumes(
     weights: Path, tmp_path: Path
 ) -> None:
-    source = world.write_shards(tmp_path / "in", shards=8)
+    source = world.write_shards(tmp_path / "in", shards=20)
     run(world.config(source, tmp_path / "calm", weights))
     config = world.config(source, tmp_path / "out", weights)
     found = run(config, pressing(1, lambda p: p.shards_done == 1), finish_on_interrupt=True)
     assert found.interrupted and found.exit_code == 130
-    assert 1 <= found.committed < 8 and not found.failed
+    assert 1 <= found.committed < 20 and not found.failed
     commits = [path.stem for path in (tmp_path / "out/_commits").iterdir()]
     assert len(commits) == found.committed
     assert (tmp_path / "out/_PARTIAL").exists() and not (tmp_path / "out/_lease.json").exists()
     again = run(config, finish_on_interrupt=True)
-    assert (again.exit_code, again.done_now) == (0, 8 - found.committed)
+    assert (again.exit_code, again.done_now) == (0, 20 - found.committed)
     assert world.tree(tmp_path / "out") == world.tree(tmp_path / "calm")
 
 

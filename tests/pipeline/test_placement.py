@@ -141,6 +141,12 @@ def test_copies_never_take_the_last_cpus_of_the_nodes_that_read(
     assert sum(int(free[node.id] / 0.25) for node in may_read) >= 4
 
 
+def test_every_copy_at_once_fits_whole_on_a_node() -> None:
+    """Eight CPUs hold three copies of two, but not four of them on nodes of one."""
+    pool = plan_pool(ComputeConfig(min_workers=3), cluster(*[{"CPU": 1.0}] * 4, {"CPU": 4.0}))
+    assert (pool.start, pool.cpus) == (3, 1.0)
+
+
 def test_nodes_with_gpus_are_left_alone_only_where_there_are_others() -> None:
     assert plan_pool(ComputeConfig(), cluster(GPU8, CPU8)).avoid_gpu_nodes
     assert not plan_pool(ComputeConfig(), cluster(GPU8, GPU8)).avoid_gpu_nodes

@@ -50,7 +50,7 @@ def label(tmp_path: Path, weights: Path) -> Label:
         for name, members in shards.items():
             (source / f"{name}.tar").write_bytes(world.tar(members))
         limits = {"limits__stall_seconds": 2, "limits__worker_memory": "1GiB"}
-        return run(world.config(source, tmp_path / out, weights, **limits, **flags))
+        return run(world.config(source, tmp_path / out, weights, **limits | flags))
 
     return call
 
@@ -93,7 +93,7 @@ def quarantined(output: Path) -> dict[str, tuple[str, str]]:
         ({"img0": "segv"}, {}),
         ({"img3": "exit"}, {"compute__batch_size": 4}),
         ({"img5": "hang"}, {}),
-        ({"img2": "memory"}, {}),
+        ({"img2": "memory"}, {"limits__stall_seconds": 60}),  # to fill it takes a busy machine long
         ({"img1": "segv", "img4": "exit"}, {"limits__chunk_images": 4}),
         ({"img1": "hang", "img3": "segv"}, {"compute__decoders": 3}),
     ],
@@ -169,8 +169,8 @@ def test_ray_finds_the_same_poison(
     mixed = samples({"img1": "segv", "img4": "hang"})
     shards = {"a": mixed, "b": samples(shard=1), "c": samples({"img0": "memory"}), "d": full}
     with embedded_ray():
-        by_ray = label("ray", shards, compute__executor="ray")
-    by_threads = label("local", shards)
+        by_ray = label("ray", shards, compute__executor="ray", limits__stall_seconds=8)
+    by_threads = label("local", shards, limits__stall_seconds=8)
     assert by_ray.exit_code == by_threads.exit_code == 4
     objects = written(tmp_path / "ray")
     assert objects == written(tmp_path / "local") and "masks/a.parquet" in objects

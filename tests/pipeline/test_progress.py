@@ -120,7 +120,7 @@ def test_a_run_is_watched_to_its_end(tmp_path: Path, weights: Path, fcnseg, quic
 
     def slowly(progress: Progress) -> None:
         going.set()
-        time.sleep(0.3)
+        time.sleep(5 if progress.shards_done == 1 else 0.3)
 
     thread = threading.Thread(
         target=lambda: results.append(run(world.config(shards, output, weights), slowly))

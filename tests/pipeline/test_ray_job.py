@@ -198,12 +198,10 @@ def _workers(kind: str) -> list[int]:
     """Pids of this Ray's workers whose title, which Ray sets, holds a word."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
+        with suppress(OSError):  # it ended just now
             title = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if title.startswith("ray::") and kind in title and _is_below(int(path.parent.name)):
-            found.append(int(path.parent.name))
+            if title.startswith("ray::") and kind in title and _is_below(int(path.parent.name)):
+                found.append(int(path.parent.name))
     return found
 
 
@@ -241,7 +239,8 @@ def test_killed_actors_tasks_and_worker_processes_change_nothing(
         if not victims and kind in ("_SegmentActor", "template"):
             return  # it is coming back: without it there is no progress for long
         for pid in victims[:1]:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         killed.append(kind if victims else f"no {kind}")
 
     run(world.config(source, tmp_path / "calm", weights, limits__chunk_images=2))

@@ -51,7 +51,7 @@ def content(piece: Piece) -> list[object]:
     return [images, piece.failures, previews, piece.confusion.matrix.tolist()]
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(
     kinds=st.lists(st.sampled_from(KINDS), max_size=12),
     decoders=st.integers(1, 4),

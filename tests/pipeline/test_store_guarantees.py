@@ -221,7 +221,7 @@ def test_a_bad_day_changes_nothing(s3_server: S3Server, proxy: FaultyProxy, seed
 def test_a_store_that_stays_bad_is_given_up_in_time(
     s3_server: S3Server, proxy: FaultyProxy
 ) -> None:
-    store = Store(f"s3://{s3_server.new_bucket()}", StoreOptions(attempts=4, retry_seconds=5))
+    store = Store(f"s3://{s3_server.new_bucket()}", StoreOptions(attempts=4, retry_seconds=600))
     proxy.add(Rule("throttle", times=None))
     with pytest.raises(StoreError, match=r"503 SlowDown.*gave up after 4 tries"):
         store.write("x", b"1")
@@ -238,7 +238,8 @@ def test_a_server_that_stops_answering_is_given_up_in_time(
     started = time.monotonic()
     with pytest.raises(StoreError, match="gave up after 2 tries"):
         store.read("x")
-    assert time.monotonic() - started < 5
+    assert proxy.counters["stall"] == 2
+    assert time.monotonic() - started < 30  # read_timeout is 60 by default, for each try
 
 
 @pytest.mark.s3
@@ -246,7 +247,7 @@ def test_a_put_that_lands_after_its_writer_gave_up_is_known_again(
     s3_server: S3Server, proxy: FaultyProxy
 ) -> None:
     """As with a gateway whose disk hangs: the put times out, and appears."""
-    store = Store(f"s3://{s3_server.new_bucket()}", StoreOptions(read_timeout=0.3))
+    store = Store(f"s3://{s3_server.new_bucket()}", StoreOptions(read_timeout=3))
     proxy.add(Rule("stall-after", "PUT"))
     assert store.create("commit", b"id 1") is not None
     proxy.add(Rule("stall-after", "PUT"))

@@ -58,7 +58,7 @@ def worker(weights_file: SharedWeights) -> Iterator[WorkerProcess]:
 def is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it ends while it is read
         return False
     return state != "Z"
 
