@@ -63,9 +63,9 @@ def write_checkpoint(output: Store, checkpoint: Checkpoint, keep: int) -> None:
     document = {"step": checkpoint.step, "cursor": asdict(checkpoint.cursor)}
     data = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(document, sort_keys=True)})
     output.write(path_of(checkpoint.step), bytes(data))
-    paths = _paths(output)
-    mine = paths.index(path_of(checkpoint.step))
-    for path in paths[:mine] + paths[mine + keep :]:
+    paths, mine = _paths(output), path_of(checkpoint.step)
+    later, earlier = [p for p in paths if p > mine], [p for p in paths if p < mine]
+    for path in later + earlier[keep - 1 :]:
         output.delete(path)
 
 
