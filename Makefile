@@ -38,10 +38,10 @@ test-all: test  ## Every test (at most 45 minutes on 2 cores)
 	$(BIN)/python -m pytest -m slow
 
 # Left to `make test`: whole processes, and networks that train.
-E2E := tests/pipeline/test_kill.py tests/pipeline/test_export_readers.py tests/test_readme.py \
-  tests/test_real_images.py tests/fcn_core/test_demo_weights.py tests/pipeline/test_train.py \
-  tests/pipeline/test_train_kill.py tests/pipeline/test_train_group.py \
-  tests/test_site.py tests/test_costs.py tests/test_peers.py
+E2E := tests/laws/test_kill.py tests/pipeline/export/test_export_readers.py tests/documentation/test_readme.py \
+  tests/laws/test_real_images.py tests/fcn_core/weights/test_demo_weights.py tests/pipeline/training/test_driver.py \
+  tests/laws/test_train_kill.py tests/pipeline/training/test_train_group.py \
+  tests/documentation/test_site.py tests/documentation/test_costs.py tests/benchmarks/test_peers.py
 
 check: setup  ## Format, lint, types and unit tests (one to two minutes)
 	$(BIN)/ruff format --check .
@@ -78,20 +78,20 @@ lock: setup  ## Write both lock files anew from pyproject.toml
 docs: setup  ## The documentation as a site, in build/site (strict: a broken link is an error)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-# What stands in pipeline/reporting/assets, byte for byte: npm only fetches it, nothing is built.
+# What stands in pipeline/report/assets, byte for byte: npm only fetches it, nothing is built.
 ECHARTS := 6.1.0
 FFLATE := 0.8.3
 vendor-charts:  ## Fetch the libraries of the report anew (needs npm)
 	rm -rf build/charts && mkdir -p build/charts
 	cd build/charts && npm pack --silent echarts@$(ECHARTS) && tar -xzf echarts-$(ECHARTS).tgz
-	cd build/charts/package && cp dist/echarts.min.js $(CURDIR)/pipeline/reporting/assets/
+	cd build/charts/package && cp dist/echarts.min.js $(CURDIR)/pipeline/report/assets/
 	cd build/charts/package && for name in LICENSE NOTICE; do \
-	  cp $$name $(CURDIR)/pipeline/reporting/assets/echarts.$$name; done
-	cp build/charts/package/licenses/LICENSE-d3 pipeline/reporting/assets/echarts.LICENSE-d3
+	  cp $$name $(CURDIR)/pipeline/report/assets/echarts.$$name; done
+	cp build/charts/package/licenses/LICENSE-d3 pipeline/report/assets/echarts.LICENSE-d3
 	cd build/charts && rm -r package && npm pack --silent fflate@$(FFLATE) && tar -xzf fflate-$(FFLATE).tgz
-	cp build/charts/package/umd/index.js pipeline/reporting/assets/fflate.js
-	cp build/charts/package/LICENSE pipeline/reporting/assets/fflate.LICENSE
-	cd pipeline/reporting/assets && sha256sum --check vendored.sha256
+	cp build/charts/package/umd/index.js pipeline/report/assets/fflate.js
+	cp build/charts/package/LICENSE pipeline/report/assets/fflate.LICENSE
+	cd pipeline/report/assets && sha256sum --check vendored.sha256
 
 sbom: setup  ## Bill of materials (CycloneDX) of the image's packages, and licences, in build/
 	@mkdir -p build

@@ -33,22 +33,21 @@ from typing import Any
 import numpy as np
 
 from fcn_core.labels import label_set
-from pipeline.bookkeeping.finish import write_results, write_table
-from pipeline.bookkeeping.histograms import Histograms
-from pipeline.bookkeeping.identity import Identity
-from pipeline.bookkeeping.ledger import Ledger
-from pipeline.bookkeeping.shard_table import TABLE_PATH, Entry
-from pipeline.chunks import ChunkLimits
-from pipeline.collect import Collector
-from pipeline.commits import Author, Commit, commit_path
+from pipeline.committer import Committer
 from pipeline.config import LimitsConfig, load_config
-from pipeline.job import Job
-from pipeline.outcome import RunResult
+from pipeline.finish import write_results, write_table
+from pipeline.inputs.shard import ChunkLimits
+from pipeline.manifest import Manifest
+from pipeline.output.commit_index import CommitIndex
+from pipeline.output.commits import Author, Commit, commit_path
+from pipeline.output.run_result import RunResult
+from pipeline.output.shard_table import TABLE_PATH, Entry
 from pipeline.plan import Plan, make_plan
-from pipeline.prepare import plan_request
-from pipeline.results import Candidate
-from pipeline.store import Store
-from pipeline.writers import FileRecord, Receipt
+from pipeline.resolve import plan_request
+from pipeline.stages.histograms import Histograms
+from pipeline.stages.records import Candidate, FileRecord, Receipt
+from pipeline.stages.spec import RunSpec
+from pipeline.storage.store import Store
 
 LABELS = label_set("voc")
 CLASSES = LABELS.num_classes
@@ -130,7 +129,7 @@ def make_world(folder: Path, shards: int) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(texts[number % len(texts)].replace(b"SHARD", name(number).encode()))
     limits = ChunkLimits(512, 64 * 2**20)
-    identity = Identity(str(folder / "in"), limits, LABELS, {"variant": "fcn8s"}, "tar")
+    identity = Manifest(str(folder / "in"), limits, LABELS, {"variant": "fcn8s"}, "tar")
     (folder / "out/_run.json").write_bytes(identity.to_json())
 
 
@@ -173,7 +172,7 @@ def finish(folder: Path) -> str:
 
 def tabulate(folder: Path) -> str:
     """The end of a first run: every commit is new, and goes through the temporary file."""
-    output, ledger = Store(str(folder / "out")), Ledger()
+    output, ledger = Store(str(folder / "out")), CommitIndex()
     input_tag = Store(str(folder / "in")).stat(f"{name(0)}.tar").etag
     tag = output.stat(commit_path(name(0))).etag
     entries = [Entry.of(a_commit(seed, input_tag), tag) for seed in range(VARIANTS)]
@@ -188,7 +187,7 @@ def resume(folder: Path) -> str:
     """Commit what is pending, then finish."""
     found, output = plan(folder), Store(str(folder / "out"))
     config = load_config(None, [], {"input.url": "in", "output.url": "out"})
-    job = Job(
+    job = RunSpec(
         sources=found.sources,
         output=output,
         labels=LABELS,
@@ -200,7 +199,7 @@ def resume(folder: Path) -> str:
         limits=config.limits,
     )
     author = Author("f" * 16, "20260101T000000Z-00000000", ("parquet",))
-    collector = Collector(found, job, author, LimitsConfig())
+    collector = Committer(found, job, author, LimitsConfig())
     collector.expect(found.pending)
     for number, shard in enumerate(found.pending):
         made = replace(a_commit(number, shard.etag), failures=0)

@@ -2,7 +2,7 @@
 
 Every released net is read from its prototxt in a checkout of shelhamer/fcn.berkeleyvision.org, its
 trunk is narrowed to a sixteenth, random weights are written with Caffe's own caffe.proto, OpenCV's
-Caffe importer computes the scores of a random picture, and `fcn_core.convert` reads the same
+Caffe importer computes the scores of a random picture, and `fcn_core.weights.convert` reads the same
 caffemodel. The two computations share nothing. It needs two checkouts and two packages that
 the project does not:
 
@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fcn_core.convert import Request, convert
 from fcn_core.labels import label_set
-from fcn_core.upsampling import bilinear_kernel
+from fcn_core.networks.upsampling import bilinear_kernel
+from fcn_core.weights.convert import ConvertOptions, convert
 
 SIZE = (97, 131)
 NARROWER = 16
@@ -100,7 +100,7 @@ def compare(caffe_pb2: Any, path: Path, folder: Path) -> list[dict[str, Any]]:
     dataset, _, rest = name.partition("-")
     labels = tuple(label_set(one) for one in LABEL_SETS[dataset])
     variant: Any = VARIANTS.get(rest, rest)
-    model = convert(data, Request("caffe", variant, labels), name).model
+    model = convert(data, ConvertOptions("caffe", variant, labels), name).model
     picture = torch.from_numpy(np.concatenate(list(pictures.values()), axis=1))
     with torch.inference_mode():
         found = model.forward_heads(picture)

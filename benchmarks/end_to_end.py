@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fcn_core.checkpoint import read_weights
-from fcn_core.scenes import render_scene
+from fcn_core.datasets.scenes import render_scene
+from fcn_core.weights.weights_file import read_weights
 from pipeline.config import load_config
-from pipeline.run import run
+from pipeline.driver import run
 
 ROUNDS = 3
 THREADS = min(2, os.cpu_count() or 1)

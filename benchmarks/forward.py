@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcn_core.architecture import Architecture
-from fcn_core.forward import FastForward
-from fcn_core.model import FCN
+from fcn_core.inference.forward import FastForward
+from fcn_core.networks.architecture import Architecture
+from fcn_core.networks.model import FCN
 
 SIZES = ("375x500", "128x128", "256x256", "500x500", "360x480")
 MATRIX = 2048

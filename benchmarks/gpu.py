@@ -38,12 +38,12 @@ import numpy as np
 import torch
 
 from benchmarks.forward import network, operations
-from fcn_core.bus import Bus, CudaBus
-from fcn_core.forward import FastForward
+from fcn_core.inference.device_transfer import CudaTransfer, DeviceTransfer
+from fcn_core.inference.forward import FastForward
 from fcn_core.labels import VOC
 from fcn_core.predictor import Prediction, Predictor
 from fcn_core.preprocessing import CAFFE_VOC
-from fcn_core.weights_info import WeightsInfo
+from fcn_core.weights.weights_info import WeightsInfo
 
 SIZES = ((375, 500), (256, 256), (512, 512))
 BATCH = 8
@@ -128,7 +128,10 @@ def predictor_rows(device: str, precision: str, least: float) -> list[dict[str, 
     info = WeightsInfo(network().architecture, VOC, CAFFE_VOC)
     rng = np.random.default_rng(0)
     there = torch.device(device)
-    buses = {"one after the other": Bus, **({"beside": CudaBus} if device == "cuda" else {})}
+    buses = {
+        "one after the other": DeviceTransfer,
+        **({"beside": CudaTransfer} if device == "cuda" else {}),
+    }
     rows = []
     for size in SIZES if device == "cuda" else ((64, 64),):
         pictures = list(rng.integers(0, 256, (6 * BATCH, *size, 3), np.uint8))

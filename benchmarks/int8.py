@@ -23,17 +23,16 @@ import torch
 
 from benchmarks.forward import Call, network, timed
 from docs.demo_scenes import VAL_SEEDS
-from fcn_core.architecture import Architecture
 from fcn_core.calibration import calibrated
-from fcn_core.checkpoint import WeightsFile, read_weights, save_weights
-from fcn_core.int8 import has_int8
+from fcn_core.datasets.scenes import render_scene
+from fcn_core.inference.int8 import has_int8
 from fcn_core.labels import SCENES, VOC
 from fcn_core.metrics import ConfusionMatrix
-from fcn_core.predictor import Predictor
-from fcn_core.predictor_checks import Precision
+from fcn_core.networks.architecture import Architecture
+from fcn_core.predictor import Precision, Predictor
 from fcn_core.preprocessing import CAFFE_VOC
-from fcn_core.scenes import render_scene
-from fcn_core.weights_info import WeightsInfo
+from fcn_core.weights.weights_file import WeightsFile, read_weights, save_weights
+from fcn_core.weights.weights_info import WeightsInfo
 
 CALIBRATION = range(3_500_000, 3_500_064)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")

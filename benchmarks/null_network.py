@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests import child_patches
+from tests.support import child_patches
 
 
 @lru_cache(maxsize=64)
@@ -35,7 +35,7 @@ def predict(
     confidence: bool = False, labels: Sequence[NDArray[np.uint8] | None],
 ) -> list[Any]:  # fmt: skip
     """In the place of `Predictor.predict`; pixels are counted as there."""
-    from fcn_core.pairs import count_pairs
+    from fcn_core.metrics.confusion_matrix import count_pairs
     from fcn_core.predictor import Prediction
 
     classes = self.labels.num_classes
@@ -55,14 +55,14 @@ def patch(predictor: ModuleType) -> None:
 @contextmanager
 def in_worker_processes() -> Iterator[None]:
     """Worker processes that are started meanwhile have no network, nor those of an embedded Ray."""
-    from pipeline.workers.template import close_template
+    from pipeline.workers.fork_server import close_fork_server
 
     before = os.environ.get("PYTHONPATH")
     with tempfile.TemporaryDirectory() as folder:
         child_patches.install(Path(folder), {"fcn_core.predictor": "benchmarks.null_network:patch"})
         sys.path.insert(0, folder)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, before)))
-        close_template()
+        close_fork_server()
         try:
             yield
         finally:
@@ -71,4 +71,4 @@ def in_worker_processes() -> Iterator[None]:
                 del os.environ["PYTHONPATH"]
             else:
                 os.environ["PYTHONPATH"] = before
-            close_template()
+            close_fork_server()

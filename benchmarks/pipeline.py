@@ -46,10 +46,10 @@ from benchmarks.peers.world import CAMVID, make_folder, make_weights
 from fcn_core.images import decode_image, encode_mask
 from fcn_core.predictor import Predictor
 from pipeline.config import load_config
-from pipeline.outcome import Progress
-from pipeline.run import run
-from pipeline.samples import decode_truth
-from pipeline.writers import add_to_tar
+from pipeline.driver import run
+from pipeline.formats import add_to_tar
+from pipeline.inputs.sample import decode_truth
+from pipeline.monitoring.progress import Progress
 
 THREADS = min(2, os.cpu_count() or 1)
 PHOTOGRAPHS, SCENES = 8, 16

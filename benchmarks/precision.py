@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from benchmarks.forward import bf16_factor, network
 from docs.demo_scenes import VAL_SEEDS
-from fcn_core.architecture import Architecture
+from fcn_core.datasets.scenes import render_scene
 from fcn_core.images import decode_image
 from fcn_core.labels import VOC
+from fcn_core.networks.architecture import Architecture
 from fcn_core.predictor import Predictor
 from fcn_core.preprocessing import CAFFE_VOC
-from fcn_core.scenes import render_scene
-from fcn_core.weights_info import WeightsInfo
+from fcn_core.weights.weights_info import WeightsInfo
 
 MODES = (("fp32", True), ("fp32", False), ("bf16", True), ("bf16", False))
 

@@ -33,7 +33,7 @@ from benchmarks.null_network import in_worker_processes
 from benchmarks.peers.world import make_folder, make_weights
 from benchmarks.pipeline import PHOTOGRAPHS, SCENES, SHARDS, How, encoded, steady, write_shards
 from pipeline.config import load_config
-from pipeline.run import run
+from pipeline.driver import run
 
 FACTORS = (1, 10, 100)
 STARTS = 3

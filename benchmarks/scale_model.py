@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.collect import COMMITTERS, MOST_WAITING
-from pipeline.run import WAVE
+from pipeline.committer import COMMITTERS, MOST_WAITING
+from pipeline.driver import WAVE
 
 FIGURES = Path(__file__).parent / "simulation.json"
 BEFORE = Path(__file__).parent / "simulation_before.json"
@@ -157,7 +157,7 @@ GIVEN = {
     "images a second and GPU": Given(
         200, "assumed: 193 GFLOP a picture of 375x500 (docs/forward.md) are 39 TFLOP/s"
     ),
-    "shards an executor gets at once": Given(WAVE, "pipeline/run.py"),
+    "shards an executor gets at once": Given(WAVE, "pipeline/driver.py"),
     "seconds until a wave works": Given(
         20, "assumed: 14 s of a Ray Data job on two cores, and the weights"
     ),
@@ -167,7 +167,7 @@ GIVEN = {
     "driver bytes a shard": Given(273, "measured here: 332 to 566 MiB from 10^5 to 10^6 shards"),
     "driver MiB without shards": Given(306, "measured here: 332 MiB less those of 10^5 shards"),
     "seconds until S3 answers": Given(0.04, "assumed: 30 to 50 ms"),
-    "worker puts a shard": Given(2, "masks and previews (pipeline/writers.py)"),
+    "worker puts a shard": Given(2, "masks and previews (pipeline/stages/write.py)"),
     "worker gets a shard": Given(6, "assumed: a tar of 64 MiB in ranges"),
     "dollars a 1000 puts": Given(0.005, "Amazon's list price, S3 Standard, us-east-1"),
     "dollars a 1000 gets": Given(0.0004, "Amazon's list price, S3 Standard, us-east-1"),

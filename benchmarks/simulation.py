@@ -1,6 +1,6 @@
 """The real driver, fed with made-up receipts at the rate of a thousand GPUs.
 
-`pipeline.run.run` plans, leases, collects, commits and finishes as ever; only its executor is
+`pipeline.driver.run` plans, leases, collects, commits and finishes as ever; only its executor is
 another one, which decodes nothing and hands over receipts (pickled, as Ray does) at a fixed rate.
 INPUT is a folder of stubs. OUTPUT is a local folder, or `benchmarks.stand_in`, reached by the real
 S3 client, which answers after 30 to 50 ms. Each case runs in a process of its own; what it measures
@@ -37,15 +37,16 @@ import s3fs
 from benchmarks import bookkeeping, scale_model
 from benchmarks.bookkeeping import IMAGES, LABELS, a_commit, name
 from benchmarks.stand_in import StandIn
-from pipeline import collect, prepare
-from pipeline import run as driver
-from pipeline.bookkeeping.ledger import Ledger
-from pipeline.bookkeeping.shard_table import Entry
-from pipeline.commits import Author, build_commit
+from pipeline import committer as collect
+from pipeline import driver
+from pipeline import resolve as prepare
 from pipeline.config import load_config
-from pipeline.shards import Shard
-from pipeline.store import Store
-from pipeline.writers import Receipt
+from pipeline.inputs.shard import Shard
+from pipeline.output.commit_index import CommitIndex
+from pipeline.output.commits import Author, build_commit
+from pipeline.output.shard_table import Entry
+from pipeline.stages.records import Receipt
+from pipeline.storage.store import Store
 
 LATENCY = (0.03, 0.05)
 TEMPLATES = 64
@@ -171,7 +172,7 @@ def pieces(store: Store) -> dict[str, float]:
     templates = receipts()
     author, shard = Author("f" * 16, "run", ("parquet",)), Shard(name(0), "tar", "a.tar", 99, "tag")
     receipt = pickle.loads(templates[0])
-    commit, ledger = build_commit(shard, "in", [receipt], author), Ledger()
+    commit, ledger = build_commit(shard, "in", [receipt], author), CommitIndex()
     entry = Entry.of(commit, "tag")
     data = commit.to_json()
     numbers = iter(range(10**9))

@@ -3,7 +3,7 @@
     python -m benchmarks.tar_index [--latency 0.03] [--rate 100e6] [--json FILE]
 
 For members of several sizes: requests, bytes and seconds of indexing by jumping from header to
-header, by reading on, and as `pipeline.stores.ranged` decides. The store is a file whose reads
+header, by reading on, and as `pipeline.inputs.range_reader` decides. The store is a file whose reads
 wait: the latency, and the bytes at the rate of one stream. A request per member is what plain
 tarfile needs.
 """
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pipeline.chunks import Sources, count_images
-from pipeline.shards import Shard
-from pipeline.store import Store
-from pipeline.stores import ranged
+from pipeline.inputs import range_reader as ranged
+from pipeline.inputs.shard import Shard, Sources
+from pipeline.stages.read import count_images
+from pipeline.storage.store import Store
 
 MEMBERS = ((10_000, 5000), (100_000, 2000), (500_000, 600), (1_000_000, 400), (2_000_000, 200),
            (10_000_000, 60))  # fmt: skip

@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fcn_core.architecture import Architecture
-from fcn_core.model import FCN
-from fcn_core.recipes import MODERN
-from fcn_core.scenes import render_scene
-from pipeline.commands.train import describe
-from pipeline.train import train
+from fcn_core.datasets.scenes import render_scene
+from fcn_core.networks.architecture import Architecture
+from fcn_core.networks.model import FCN
+from fcn_core.training.recipes import MODERN
+from pipeline.cli.commands.train import describe
 from pipeline.training.config import load_train_config
+from pipeline.training.driver import train
 
 ROUNDS = 8
 THREADS = min(2, os.cpu_count() or 1)

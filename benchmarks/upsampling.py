@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
-from fcn_core.upsampling import bilinear_kernel, interpolate
+from fcn_core.networks.upsampling import bilinear_kernel, interpolate
 
 ROUNDS = 40
 LAYERS = (

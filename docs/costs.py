@@ -13,9 +13,9 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcn_core.architecture import Architecture
-from fcn_core.forward import FastForward
-from fcn_core.model import FCN
+from fcn_core.inference.forward import FastForward
+from fcn_core.networks.architecture import Architecture
+from fcn_core.networks.model import FCN
 
 SIZES = ((128, 128), (375, 500), (500, 500), (1024, 1024), (1080, 1920))
 CLASSES = 21

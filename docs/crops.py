@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from fcn_core.architecture import VARIANTS, Architecture, Variant
-from fcn_core.crops import Place, crops, places
-from fcn_core.layers import decoder
+from fcn_core.networks.architecture import VARIANTS, Architecture, Variant
+from fcn_core.networks.crops import CropPosition, crops, places
+from fcn_core.networks.layers import decoder
 
 WALKS: tuple[tuple[Variant, str], ...] = (
     ("fcn8s", "conv1_1 pool1 pool2 pool3 pool4 pool5 fc6 score_fr"),
@@ -41,7 +41,7 @@ def main() -> None:
         _crops(name, Architecture("fcn32s", 21, output_stride=stride))
 
 
-def _line(name: str, place: Place) -> None:
+def _line(name: str, place: CropPosition) -> None:
     print(f"  {name:<18}  {_number(place.shift):>12}  {_number(place.scale):>15}")
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-from fcn_core.scenes import Scene, render_scene, training_scenes
-from pipeline.demo import scene_tar
+from fcn_core.datasets.scenes import Scene, render_scene, training_scenes
+from pipeline.cli.commands.demo import scene_tar
 
 SHARD = 500
 SIDE = 320

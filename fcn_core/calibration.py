@@ -8,14 +8,13 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from fcn_core.checkpoint import WeightsFile
 from fcn_core.errors import WeightsError
-from fcn_core.predictor import Predictor
-from fcn_core.predictor_checks import Picture
-from fcn_core.weights_info import WeightsInfo
+from fcn_core.predictor import ImageArray, Predictor
+from fcn_core.weights.weights_file import WeightsFile
+from fcn_core.weights.weights_info import WeightsInfo
 
 
-def calibrated(file: WeightsFile, pictures: Iterable[Picture]) -> WeightsInfo:
+def calibrated(file: WeightsFile, pictures: Iterable[ImageArray]) -> WeightsInfo:
     """What a weights file says, with the ranges that pictures show.
 
     Args:
@@ -41,8 +40,8 @@ def calibrated(file: WeightsFile, pictures: Iterable[Picture]) -> WeightsInfo:
         predictor.predict([picture])
         count += 1
     if not count:
-        raise WeightsError(file.where, "no pictures", "some, to see the ranges of its layers on",
-                           "Name an input with pictures that decode.")  # fmt: skip
+        raise WeightsError(where=file.where, found="no pictures", expected="some, to see the ranges of its layers on",
+                           remedy="Name an input with pictures that decode.")  # fmt: skip
     origin = {**file.info.origin, "int8_pictures": count}
     return replace(file.info, int8_peaks=peaks, origin=origin)
 
@@ -53,8 +52,8 @@ def _watch(
     def look(_: nn.Module, __: object, found: Tensor) -> None:
         peak = float(found.max())
         if not math.isfinite(peak):  # NaN would be lost in the next maximum
-            raise WeightsError(where, f"{name} gives {peak}", "finite numbers",
-                               "The training diverged: use an earlier checkpoint.")  # fmt: skip
+            raise WeightsError(where=where, found=f"{name} gives {peak}", expected="finite numbers",
+                               remedy="The training diverged: use an earlier checkpoint.")  # fmt: skip
         # Before the ReLU: what is below 0 becomes 0.
         peaks[name] = max(peaks.get(name, 0.0), peak)
 

@@ -29,11 +29,14 @@ from fcn_core.errors import ImageError, LabelError
 from fcn_core.labels import Colour, voc_palette
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+
 MAX_PIXELS = 100_000_000
 """Default limit of height x width: past it a 'picture' is more likely an attack or a mistake."""
 
+
 # Mask PNGs are megabytes per shard, and level 1 costs a third of level 6 for a tenth more bytes.
 PNG_LEVEL = 1
+
 
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -101,7 +104,10 @@ def decode_label(
         mode = image.mode
     if mode == "RGBA" and (values[..., 3] != 255).any():
         raise LabelError(
-            where, "see-through pixels", "colours that are opaque", "Save it without alpha."
+            where=where,
+            found="see-through pixels",
+            expected="colours that are opaque",
+            remedy="Save it without alpha.",
         )
     if values.ndim == 3:
         return values[..., :3]
@@ -116,14 +122,17 @@ def _refuse_no_label(image: Image.Image, data: bytes, where: str, colours: bool)
     if image.format != "PNG" or image.mode not in plain + coded:
         more = ", or an RGB PNG of the label set's colours" if colours else ""
         raise LabelError(
-            where,
-            f"a {image.mode} {image.format}",
-            f"a label is a grey or palette PNG whose values are class indices{more}",
-            "Convert it, or name a --label-set that has RGB codes for its colours.",
+            where=where,
+            found=f"a {image.mode} {image.format}",
+            expected=f"a label is a grey or palette PNG whose values are class indices{more}",
+            remedy="Convert it, or name a --label-set that has RGB codes for its colours.",
         )
     if image.mode in coded and _bit_depth(data) != 8:
         raise LabelError(
-            where, f"{_bit_depth(data)}-bit colours", "8-bit colours", "Save it with 8 bits."
+            where=where,
+            found=f"{_bit_depth(data)}-bit colours",
+            expected="8-bit colours",
+            remedy="Save it with 8 bits.",
         )
 
 
@@ -191,7 +200,12 @@ def _palette_bytes(palette: tuple[Colour, ...]) -> bytes:
 
 def _open(data: bytes, where: str, max_pixels: int) -> Image.Image:
     if not data:
-        raise ImageError(where, "a file of 0 bytes", "a JPEG, PNG or WebP picture", "Replace it.")
+        raise ImageError(
+            where=where,
+            found="a file of 0 bytes",
+            expected="a JPEG, PNG or WebP picture",
+            remedy="Replace it.",
+        )
     try:
         with warnings.catch_warnings():
             # Pillow warns from 89 Mpx on; our own limit, checked below, decides.
@@ -199,37 +213,37 @@ def _open(data: bytes, where: str, max_pixels: int) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(
-            where,
-            f"{len(data)} bytes that begin with {data[:8]!r}",
-            "a JPEG, PNG or WebP picture",
-            "Replace or remove it.",
+            where=where,
+            found=f"{len(data)} bytes that begin with {data[:8]!r}",
+            expected="a JPEG, PNG or WebP picture",
+            remedy="Replace or remove it.",
         ) from error
     except Image.DecompressionBombError as error:  # past 179 Mpx, whatever our own limit
         raise ImageError(
-            where,
-            "more pixels than Pillow opens (178,956,970)",
-            f"at most {max_pixels:,} (limits.max_image_pixels)",
-            "Scale it down.",
+            where=where,
+            found="more pixels than Pillow opens (178,956,970)",
+            expected=f"at most {max_pixels:,} (limits.max_image_pixels)",
+            remedy="Scale it down.",
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise _unreadable(data, where, error) from error
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
-            where,
-            f"{width}x{height} pixels",
-            f"at most {max_pixels:,} are read",
-            "Raise limits.max_image_pixels (of predict: --max-image-pixels) if it is meant.",
+            where=where,
+            found=f"{width}x{height} pixels",
+            expected=f"at most {max_pixels:,} are read",
+            remedy="Raise limits.max_image_pixels (of predict: --max-image-pixels) if it is meant.",
         )
     return image
 
 
 def _unreadable(data: bytes, where: str, error: Exception) -> ImageError:
     return ImageError(
-        where,
-        f"{len(data)} bytes that do not decode ({error})",
-        "a whole JPEG, PNG or WebP picture",
-        "It is probably truncated: copy it again or remove it.",
+        where=where,
+        found=f"{len(data)} bytes that do not decode ({error})",
+        expected="a whole JPEG, PNG or WebP picture",
+        remedy="It is probably truncated: copy it again or remove it.",
     )
 
 

@@ -1,17 +1,20 @@
 """Pictures in, masks out: the only place that knows about tensors, devices and batches.
 
 Shape suffixes: B batch, C channel, K class, H height px, W width px.
+
+What a predictor refuses: arrays, networks, devices and precisions that cannot be used.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,22 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.backends import cudnn
 
-from fcn_core.bus import Bus, CudaBus
-from fcn_core.checkpoint import WeightsFile, read_weights
-from fcn_core.forward import FastForward
-from fcn_core.int8 import Int8Ranges, check_int8
+from fcn_core.errors import FcnError, ImageError, WeightsError
+from fcn_core.inference.device_transfer import CudaTransfer, DeviceTransfer
+from fcn_core.inference.forward import FastForward
+from fcn_core.inference.int8 import Int8Ranges, check_int8
+from fcn_core.inference.shift_and_stitch import ShiftAndStitch
 from fcn_core.labels import VOID
-from fcn_core.model import FCN
-from fcn_core.pairs import count_pairs, count_pairs_on_device
-from fcn_core.predictor_checks import (
-    Picture,
-    Precision,
-    check_arithmetic,
-    check_image,
-    check_network,
-)
-from fcn_core.stitch import ShiftAndStitch
-from fcn_core.weights_info import WeightsInfo
+from fcn_core.metrics.confusion_matrix import count_pairs, count_pairs_on_device
+from fcn_core.networks.architecture import Architecture
+from fcn_core.networks.model import FCN
+from fcn_core.weights.weights_file import WeightsFile, read_weights
+from fcn_core.weights.weights_info import WeightsInfo
 
 _DTYPES = {
     "fp32": torch.float32,
@@ -43,6 +41,7 @@ _DTYPES = {
     "fp16": torch.float16,
     "int8": torch.float32,  # of what is not in the trunk
 }
+
 _CUDNN = threading.Lock()
 
 
@@ -101,12 +100,12 @@ class Predictor:
             device: "cpu", "cuda", "cuda:1".
             precision: of the convolutions; softmax and argmax are computed in fp32. "tf32" is fp32
                 with the products of CUDA's TensorFloat-32, "fp32" is without, whatever torch's
-                defaults are. "int8" is of the trunk, the scores are in fp32: `fcn_core.int8`.
+                defaults are. "int8" is of the trunk, the scores are in fp32: `fcn_core.inference.int8`.
             batch_size: pictures per forward pass. Default: 1 on a CPU, where larger batches are not
                 faster, 8 elsewhere.
             head: whose classes to predict, of a network with several. Default: the first.
             plain: compute all of the padded canvas, layer by layer, instead of
-                `fcn_core.forward`: the same but for rounding, and slower. `ShiftAndStitch` is
+                `fcn_core.inference.forward`: the same but for rounding, and slower. `ShiftAndStitch` is
                 always plain.
 
         Raises:
@@ -140,7 +139,7 @@ class Predictor:
             with self._products():  # it computes features of blank canvases
                 self.logits = FastForward(self.model, int8=ranges)
         pre = info.preprocessing
-        self._bus = (CudaBus if self.device.type == "cuda" else Bus)(self.device)
+        self._bus = (CudaTransfer if self.device.type == "cuda" else DeviceTransfer)(self.device)
         self._mean = torch.tensor(pre.mean, device=self.device).view(1, -1, 1, 1)
         self._std = torch.tensor(pre.std, device=self.device).view(1, -1, 1, 1)
 
@@ -168,7 +167,7 @@ class Predictor:
 
     def predict(
         self,
-        images: Sequence[Picture],
+        images: Sequence[ImageArray],
         on_batch: Callable[[Sequence[int]], None] | None = None,
         *,
         confidence: bool = False,
@@ -209,7 +208,7 @@ class Predictor:
             results.update(zip(earlier, results_of(), strict=True))
         return [results[index] for index in range(len(images))]
 
-    def _batches(self, images: Sequence[Picture]) -> Iterator[list[int]]:
+    def _batches(self, images: Sequence[ImageArray]) -> Iterator[list[int]]:
         alike: dict[tuple[object, ...], list[int]] = {}
         for index, image in enumerate(images):
             alike.setdefault((image.shape, image.dtype), []).append(index)
@@ -220,7 +219,7 @@ class Predictor:
     @torch.inference_mode()
     def _begin(
         self,
-        images: Sequence[Picture],
+        images: Sequence[ImageArray],
         with_maps: bool,
         labels: Sequence[NDArray[np.uint8] | None] | None,
     ) -> Callable[[], list[Prediction]]:
@@ -287,3 +286,124 @@ def _predictions(arrays: Sequence[NDArray[Any]], with_maps: bool) -> list[Predic
         Prediction(mask, float(mean), scaled, counts)
         for mask, mean, scaled, counts in zip(masks, means, maps, pairs, strict=True)
     ]
+
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8"]
+
+ImageArray = NDArray[np.uint8] | NDArray[np.float32]
+
+
+def check_image(image: ImageArray, channels: int, where: str) -> None:
+    """Refuse what is no picture of a network.
+
+    Args:
+        image: see `Predictor.predict`.
+        channels: that the network reads.
+        where: named in the error.
+
+    Raises:
+        ImageError: it is something else.
+    """
+    kinds = (np.uint8,) if channels == 3 else (np.uint8, np.float32)
+    if (
+        not isinstance(image, np.ndarray)
+        or image.dtype not in kinds
+        or image.ndim != 3
+        or image.shape[2] != channels
+        or 0 in image.shape
+    ):
+        found = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
+        if channels == 3:
+            expected, remedy = "uint8 (H, W, 3) RGB, at least 1x1", "Decode it to RGB first."
+        else:
+            expected = f"uint8 or float32 (H, W, {channels}), at least 1x1"
+            remedy = "Stack the channels as docs/networks.md says."
+        raise ImageError(where=where, found=found, expected=expected, remedy=remedy)
+    if image.dtype == np.float32 and not np.isfinite(image).all():
+        remedy = "Fill in what the sensor did not measure, for example with the mean."
+        raise ImageError(
+            where=where, found="NaN or infinity", expected="finite numbers", remedy=remedy
+        )
+
+
+def check_scores(mean_confidence: float, where: str) -> None:
+    """Refuse a mask that means nothing.
+
+    Args:
+        mean_confidence: see `Prediction`.
+        where: named in the error.
+
+    Raises:
+        WeightsError: the logits of some pixels are NaN or reach infinity.
+    """
+    if math.isnan(mean_confidence):
+        raise WeightsError(
+            where=where,
+            found="the network's scores are NaN or infinite",
+            expected="finite ones: of all pictures, the weights diverged, or fp16 overflows",
+            remedy="Try --precision fp32, then an earlier checkpoint of the training.",
+        )
+
+
+def check_network(architecture: Architecture, info: WeightsInfo, head: str | None) -> None:
+    """Refuse a description that is not the network's, and a head that it has not.
+
+    Raises:
+        WeightsError: naming what differs.
+    """
+    channels = len(info.preprocessing.mean)
+    if channels != architecture.input_channels:
+        raise WeightsError(
+            where="preprocessing",
+            found=f"means of {channels} channels",
+            expected=f"{architecture.variant} reads {architecture.input_channels}",
+            remedy="Give the mean of every channel.",
+        )
+    if info.architecture.head_classes != architecture.head_classes:
+        raise WeightsError(
+            where="weights",
+            found=f"a description of heads {info.architecture.head_classes}",
+            expected=f"the network's are {architecture.head_classes}",
+            remedy="Describe the model.",
+        )
+    if head is not None and head not in architecture.head_classes:
+        heads = ", ".join(repr(name) for name in architecture.head_classes)
+        raise WeightsError(
+            where="head",
+            found=f"{head!r}",
+            expected=f"one of {heads}",
+            remedy="Choose a head of the network.",
+        )
+
+
+def check_arithmetic(device: str, precision: str) -> None:
+    """Refuse a device that is not there, and a precision that it has not. For int8: `check_int8`.
+
+    Raises:
+        FcnError: naming it.
+    """
+    if precision not in get_args(Precision):
+        raise FcnError(
+            where="precision",
+            found=f"{precision!r}",
+            expected=", ".join(get_args(Precision)),
+            remedy="Choose one of them.",
+        )
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise FcnError(
+            where="device",
+            found=f"{device!r}",
+            expected="cpu, cuda or cuda:1",
+            remedy="Choose a device.",
+        ) from error
+    if wanted.type == "cuda" and (wanted.index or 0) >= (count := torch.cuda.device_count()):
+        raise FcnError(where="device", found=f"{device!r}, but torch sees {count} CUDA devices",
+                       expected="a device that is there", remedy="Use cpu, or check the driver.")  # fmt: skip
+    if wanted.type == "cpu" and precision == "tf32":
+        raise FcnError(where="precision", found="tf32 on a CPU", expected="fp32 or bf16: TF32 is arithmetic of a GPU",
+                       remedy="Use --precision fp32.")  # fmt: skip
+    if wanted.type == "cpu" and precision == "fp16":
+        raise FcnError(where="precision", found="fp16 on a CPU", expected="fp32 or bf16: fp16 is slow and inexact there",
+                       remedy="Use --precision bf16.")  # fmt: skip

@@ -53,39 +53,48 @@ class Preprocessing:
             return cls(channels, tuple(map(float, mean)), tuple(map(float, std)))
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(
-                where,
-                f"unreadable preprocessing ({error})",
-                "channels RGB or BGR, one mean and one positive std per channel",
-                "Write the file again with fcn_core.checkpoint.save_weights.",
+                where=where,
+                found=f"unreadable preprocessing ({error})",
+                expected="channels RGB or BGR, one mean and one positive std per channel",
+                remedy="Write the file again with fcn_core.weights.weights_file.save_weights.",
             ) from error
 
 
 CAFFE_VOC = Preprocessing("BGR", (104.00698793, 116.66876762, 122.67891434))
 """Source: infer.py and voc_layers.py of shelhamer/fcn.berkeleyvision.org, as the five below."""
 
+
 CAFFE_CONTEXT = Preprocessing("BGR", (104.007, 116.669, 122.679))
 """PASCAL-Context. Source: pascalcontext_layers.py."""
+
 
 CAFFE_SIFTFLOW = Preprocessing("BGR", (114.578, 115.294, 108.353))
 """SIFT Flow. Source: siftflow_layers.py."""
 
+
 CAFFE_NYUD_COLOR = Preprocessing("BGR", (116.190, 97.203, 92.318))
 """NYUDv2, colour. Source: nyud_layers.py."""
+
 
 CAFFE_NYUD_HHA = Preprocessing("RGB", (132.431, 94.076, 118.477))
 """NYUDv2, HHA in the order of its file: nyud_layers.py does not turn it round."""
 
+
 CAFFE_NYUD_COLOR_D = Preprocessing("BGR", (*CAFFE_NYUD_COLOR.mean, 7.844))
 """NYUDv2, colour and the natural logarithm of the raw depth. Source: nyud_layers.py."""
+
 
 CAFFE_NYUD_COLOR_HHA = Preprocessing("BGR", (*CAFFE_NYUD_COLOR.mean, *CAFFE_NYUD_HHA.mean))
 """NYUDv2, colour and HHA: the inputs of late fusion, one after the other."""
 
+
 CENTRED_RGB = Preprocessing("RGB", (127.5, 127.5, 127.5), (64.0, 64.0, 64.0))
 """For networks trained here from scratch."""
 
+
 TORCHVISION = Preprocessing("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 """torchvision's ImageNet classifiers. Source: their mean and std, times 255."""
+
 
 PREPROCESSINGS: Mapping[str, Preprocessing] = {
     "voc": CAFFE_VOC,

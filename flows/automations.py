@@ -22,14 +22,19 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.exceptions import ObjectNotFound
 
 FLOWS = ["label-dataset", "train-network"]
+
 ZOMBIES = "fcn-pipeline: crashed without a word"
+
 FAILURES = "fcn-pipeline: failed or drifted"
+
 
 SILENCE_SECONDS = 600
 """More than three heartbeats, of which a flow run sends one every 180 s by itself."""
 
+
 _ENDS = ("Completed", "CompletedWithQuarantine", "CompletedWithDrift", "Failed", "Crashed",
          "Cancelled", "TimedOut")  # fmt: skip
+
 _OF_OUR_FLOWS: dict[str, str | list[str]] = {
     "prefect.resource.role": "flow",
     "prefect.resource.name": FLOWS,

@@ -25,11 +25,11 @@ def main(directory: str) -> int:
         The exit code: 0, or 1 when the flow failed.
     """
     from flows.label import label_dataset
-    from pipeline.commands import console
-    from pipeline.demo import demo_config, make_scene_shards
-    from pipeline.report import REPORT_PATH
-    from pipeline.status import read_status
-    from pipeline.store import Store
+    from pipeline.cli import console
+    from pipeline.cli.commands.demo import demo_config, make_scene_shards
+    from pipeline.output.status import read_status
+    from pipeline.report.build import REPORT_PATH
+    from pipeline.storage.store import Store
 
     make_scene_shards(Store(f"{directory}/shards"))
     state = label_dataset(demo_config(directory, "ray"), return_state=True)

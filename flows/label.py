@@ -17,19 +17,18 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from fcn_core.errors import FcnError
-from flows.publish import Outcome, publish_outcome, read_outcome
-from flows.states import Ending, final_state, one_line
-from flows.work import label, stop_job, take_charge
-from pipeline.bookkeeping.finish import SUCCESS
+from flows.artifacts import RunOutcome, publish_outcome, read_outcome
+from flows.execution import label, stop_job, take_charge
+from flows.states import FlowEnding, final_state, one_line
 from pipeline.config import RunConfig
-from pipeline.dates import earlier_outputs, resolve_dates
-from pipeline.run import plan as plan_run
-from pipeline.status import read_marker
-from pipeline.store import Store
+from pipeline.driver import plan as plan_run
+from pipeline.output.markers import SUCCESS, read_marker
+from pipeline.resolve import earlier_outputs, resolve_dates
+from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)
-class Night:
+class ScheduledRun:
     """One run of a series.
 
     Attributes:
@@ -43,7 +42,7 @@ class Night:
     run: RunConfig
 
     @classmethod
-    def of(cls, config: RunConfig, moment: datetime) -> Night:
+    def of(cls, config: RunConfig, moment: datetime) -> ScheduledRun:
         """The run of a moment.
 
         Raises:
@@ -76,7 +75,7 @@ def plan_shards(config: RunConfig) -> State[Any]:
 
 
 @task(name="publish", cache_policy=NO_CACHE, persist_result=False)
-def publish(night: Night, links: Sequence[tuple[str, str]]) -> State[Any]:
+def publish(night: ScheduledRun, links: Sequence[tuple[str, str]]) -> State[Any]:
     """The results as artifacts."""
     try:
         earlier = earlier_outputs(night.config, night.moment)
@@ -103,11 +102,11 @@ def label_dataset(config: RunConfig) -> State[Any]:
     take_charge()
     moment = runtime.flow_run.scheduled_start_time
     try:
-        night = Night.of(config, moment)
+        night = ScheduledRun.of(config, moment)
         get_run_logger().info("%s -> %s", night.run.input.url, night.run.output.url)
         is_done: bool = _value(plan_shards(night.run, return_state=True))
-        ending, links = (Ending(0), []) if is_done else label(night.run, night.series)
-        outcome: Outcome | None = None
+        ending, links = (FlowEnding(0), []) if is_done else label(night.run, night.series)
+        outcome: RunOutcome | None = None
         if ending.left_results:
             outcome = _value(publish(night, links, return_state=True))
     except FcnError as error:

@@ -8,16 +8,18 @@ from typing import Any
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.publish import Outcome
+from flows.artifacts import RunOutcome
 
 _LIMITS = 4
+
 _DONE = (0, 3, _LIMITS)
+
 _FINAL = (*_DONE, 2, 130, 143)
 """Exit codes after which trying again changes nothing, or goes against what somebody wanted."""
 
 
 @dataclass(frozen=True)
-class Ending:
+class FlowEnding:
     """How a driver ended.
 
     Attributes:
@@ -49,7 +51,7 @@ def one_line(text: object, most: int = 1_000) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def final_state(ending: Ending, outcome: Outcome | None) -> State[Any]:
+def final_state(ending: FlowEnding, outcome: RunOutcome | None) -> State[Any]:
     """The state of the flow run.
 
     Args:
@@ -77,7 +79,7 @@ def final_state(ending: Ending, outcome: Outcome | None) -> State[Any]:
     return Completed(message=one_line(message), name=name)
 
 
-def _done(outcome: Outcome) -> str:
+def _done(outcome: RunOutcome) -> str:
     done_now = 0 if outcome.record is None else outcome.record.shards
     if done_now:
         return f"{done_now} shards labelled, {outcome.committed} of {outcome.shards} done"

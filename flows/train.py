@@ -19,15 +19,23 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed
 
 from fcn_core.errors import FcnError
-from flows.publish import artifact_key, plain
-from flows.relay import SECONDS, Relay, quietly
-from flows.states import Ending, one_line
-from flows.work import Errand, by_job, ended, ending_of, in_attempts, stop_job_of, take_charge
-from pipeline.cluster.ray_follow import LOOKING
-from pipeline.commands.train import describe
+from flows.artifacts import artifact_key, plain
+from flows.execution import (
+    RayJobRequest,
+    by_job,
+    ended,
+    ending_of,
+    in_attempts,
+    stop_job_of,
+    take_charge,
+)
+from flows.prefect_reporter import SECONDS, PrefectReporter, quietly
+from flows.states import FlowEnding, one_line
+from pipeline.cli.commands.train import describe
 from pipeline.errors import OutputError
-from pipeline.reporting.page import shown
-from pipeline.store import Store
+from pipeline.ray_jobs.ray_follow import LOOKING
+from pipeline.report.page import shown
+from pipeline.storage.store import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.progress import TrainProgress, TrainResult
 
@@ -35,11 +43,11 @@ if TYPE_CHECKING:
     from prefect import Flow
     from prefect.client.schemas.objects import FlowRun
 
-    from pipeline.cluster.ray_follow import JobLook
+    from pipeline.ray_jobs.ray_follow import JobReading
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainPlan:
     """A training before this flow run.
 
     Attributes:
@@ -55,8 +63,8 @@ class Plan:
 def plan_training(config: TrainConfig) -> State[Any]:
     """How far it is; fails before any work when the training cannot succeed."""
     # torch, which serving a flow does not need
-    from pipeline.train import read_result
     from pipeline.training.checkpoint import latest_step
+    from pipeline.training.driver import read_result
 
     try:
         result = read_result(config)
@@ -65,15 +73,15 @@ def plan_training(config: TrainConfig) -> State[Any]:
         return Failed(message=one_line(error), data=error)
     told = f"{config.input.url} -> {config.output.url}, {begun} steps are done"
     get_run_logger().info(told)
-    return Completed(message=told, data=Plan(begun, result))
+    return Completed(message=told, data=TrainPlan(begun, result))
 
 
 @task(name="train", cache_policy=NO_CACHE, persist_result=False)
 def train_here(config: TrainConfig) -> State[Any]:
     """Train in this process, or with an embedded Ray's workers; its progress is passed on."""
-    from pipeline.train import train
+    from pipeline.training.driver import train
 
-    relay = Relay(artifact_key("train-progress", config.output.url))
+    relay = PrefectReporter(artifact_key("train-progress", config.output.url))
 
     def tell(progress: TrainProgress) -> None:
         has_scores = "evaluation" in progress.line
@@ -83,7 +91,7 @@ def train_here(config: TrainConfig) -> State[Any]:
     try:
         return Completed(data=train(config, tell))
     except FcnError as error:
-        return ended(Ending(error.exit_code, str(error)))
+        return ended(FlowEnding(error.exit_code, str(error)))
     except SystemExit as error:  # it took SIGTERM from Prefect, and has left its checkpoint
         raise TerminationSignal(signal.SIGTERM) from error
 
@@ -97,8 +105,8 @@ class Metrics:
         self.total = len(config.variants()) * config.recipe().max_steps
         self.looked = -SECONDS
 
-    def __call__(self, relay: Relay, look: JobLook) -> None:
-        """At most every `flows.relay.SECONDS`."""
+    def __call__(self, relay: PrefectReporter, look: JobReading) -> None:
+        """At most every `flows.prefect_reporter.SECONDS`."""
         if time.monotonic() - self.looked < SECONDS:
             return
         self.looked = time.monotonic()
@@ -140,7 +148,7 @@ def publish(result: TrainResult, series: str) -> None:
 
 
 def stop_training(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Stop the job of a flow run that was cancelled or has crashed: see `flows.work.stop_job`."""
+    """Stop the job of a flow run that was cancelled or has crashed: see `flows.execution.stop_job`."""
     config = TrainConfig.model_validate(flow_run.parameters["config"])
     stop_job_of(config, config.ray_address())
 
@@ -158,19 +166,19 @@ def train_dataset(config: TrainConfig) -> State[Any]:
     """
     take_charge()
     planned = plan_training(config, return_state=True).result(raise_on_failure=False)
-    if not isinstance(planned, Plan):
+    if not isinstance(planned, TrainPlan):
         return Failed(message=one_line(planned))
     try:
         result = planned.result or _train(config, planned.begun)
     except FcnError as error:
         return Failed(message=one_line(error))
-    if isinstance(result, Ending):
+    if isinstance(result, FlowEnding):
         return Failed(message=one_line(result.reason))
     publish(result, config.output.url)
     return Completed(message=message(result))
 
 
-def _train(config: TrainConfig, begun: int) -> TrainResult | Ending:
+def _train(config: TrainConfig, begun: int) -> TrainResult | FlowEnding:
     """Do it, in several attempts where that may help; how the last one ended, if it failed.
 
     Raises:
@@ -179,16 +187,16 @@ def _train(config: TrainConfig, begun: int) -> TrainResult | Ending:
     address = config.ray_address()
     found: list[TrainResult] = []
 
-    def attempt(seconds: float | None) -> Ending:
+    def attempt(seconds: float | None) -> FlowEnding:
         if address is None:
             here = train_here.with_options(timeout_seconds=seconds)(config, return_state=True)
             result = here.result(raise_on_failure=False)
             if not isinstance(result, TrainResult):
                 return ending_of(here, config)
             found.append(result)
-            return Ending(0)
+            return FlowEnding(0)
         key = artifact_key("train-progress", config.output.url)
-        return by_job(Errand(config, address, key, Metrics(config)), seconds, [])
+        return by_job(RayJobRequest(config, address, key, Metrics(config)), seconds, [])
 
     ending = in_attempts(attempt, config.limits.max_hours)
     if ending.exit_code:
@@ -197,14 +205,14 @@ def _train(config: TrainConfig, begun: int) -> TrainResult | Ending:
 
 
 def _left_by_job(config: TrainConfig, begun: int) -> TrainResult:
-    from pipeline.train import read_result
+    from pipeline.training.driver import read_result
 
     result = read_result(config, begun)
     if result is None:
         raise OutputError(
-            config.output.url, "no finished training, though its job ended well",
-            "a directory that the cluster and this worker reach by the same address",
-            "Name a URL that both reach.",
+            where=config.output.url, found="no finished training, though its job ended well",
+            expected="a directory that the cluster and this worker reach by the same address",
+            remedy="Name a URL that both reach.",
         )  # fmt: skip
     return result
 

@@ -22,10 +22,12 @@ from pydantic import (
 )
 
 from pipeline.errors import ConfigError
-from pipeline.stores.options import StoreOptions, masked
-from pipeline.yaml_text import read_yaml
+from pipeline.formats import read_yaml
+from pipeline.redact import masked
+from pipeline.storage.options import StoreOptions
 
 MaskFormat = Literal["parquet", "png", "tar", "confidence"]
+
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -257,7 +259,9 @@ def merged(
         name, separator, value = item.partition("=")
         if not separator or "." not in name:
             raise ConfigError(
-                f"--set {item}", "no section.field=value", "for example limits.chunk_images=64"
+                where=f"--set {item}",
+                found="no section.field=value",
+                expected="for example limits.chunk_images=64",
             )
         _put(tree, name.strip(), _parse_yaml_value(value, item))
     for name, value in flags.items():
@@ -289,14 +293,16 @@ def validate_as(kind: type[Config], tree: Mapping[str, Any]) -> Config:
         if first["type"] == "extra_forbidden":
             known = _field_names(kind, first["loc"][:-1])
             raise ConfigError(
-                f"config {name}",
-                "an unknown key",
-                f"known here: {', '.join(known)}",
-                "Correct the spelling or remove it.",
+                where=f"config {name}",
+                found="an unknown key",
+                expected=f"known here: {', '.join(known)}",
+                remedy="Correct the spelling or remove it.",
             ) from None
         found = "nothing" if first["type"] == "missing" else masked(repr(first["input"]))
         expected = first["msg"].removeprefix("Value error, ").rstrip(".")
-        raise ConfigError(f"config {name}", found, expected, "Correct this value.") from None
+        raise ConfigError(
+            where=f"config {name}", found=found, expected=expected, remedy="Correct this value."
+        ) from None
 
 
 def _field_names(model: type[BaseModel], sections: Iterable[int | str]) -> list[str]:
@@ -318,9 +324,13 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         tree = read_yaml(text) or {}
     except yaml.YAMLError as error:
         detail = " ".join(str(error).split())
-        raise ConfigError(where, f"no YAML ({detail})", "a YAML file of sections") from error
+        raise ConfigError(
+            where=where, found=f"no YAML ({detail})", expected="a YAML file of sections"
+        ) from error
     if not isinstance(tree, dict):
-        raise ConfigError(where, f"a {type(tree).__name__}", "sections with fields, as YAML")
+        raise ConfigError(
+            where=where, found=f"a {type(tree).__name__}", expected="sections with fields, as YAML"
+        )
     # A section whose fields are all commented out is null in YAML.
     return {name: section for name, section in tree.items() if section is not None}
 
@@ -329,7 +339,9 @@ def _parse_yaml_value(text: str, item: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {item}", "an unreadable value", "a YAML value") from error
+        raise ConfigError(
+            where=f"--set {item}", found="an unreadable value", expected="a YAML value"
+        ) from error
 
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:
@@ -337,6 +349,8 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> None:
     for section in sections:
         inner = tree.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"config {section}", repr(inner), "a section with fields")
+            raise ConfigError(
+                where=f"config {section}", found=repr(inner), expected="a section with fields"
+            )
         tree = inner
     tree[last] = value

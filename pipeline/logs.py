@@ -15,13 +15,16 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from pipeline.stores.options import masked
+from pipeline.redact import masked
 
 LOGGER = "fcnseg"
 
+
 _ids: ContextVar[dict[str, str | int]] = ContextVar("ids", default={})  # noqa: B039  never changed
+
 _run = ""
 """Of the process, not of a context: the threads of a run do not inherit contexts."""
+
 
 _text_last_resort = logging.lastResort
 

@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bookkeeping.ledger import Ledger, read_ledger
-from pipeline.bookkeeping.redo import read_redo
-from pipeline.bookkeeping.table_index import Bools, hashes
-from pipeline.chunks import Sources, count_images
 from pipeline.errors import InputError, MissingError, ShardError
-from pipeline.inputs.devkit import list_devkit
+from pipeline.inputs.folder import Packing, left_out, pack
+from pipeline.inputs.listing import Listing, list_input
 from pipeline.inputs.parquet import columns_passed_over
 from pipeline.inputs.selection import EVERYTHING, Selection
-from pipeline.inputs.shard_list import Shard, ShardList
-from pipeline.inputs.virtual import Packing, left_out, pack
-from pipeline.shards import Listing, list_input
-from pipeline.store import Store
+from pipeline.inputs.shard import Shard, ShardList, Sources
+from pipeline.inputs.voc import list_devkit
+from pipeline.output.commit_index import Bools, CommitIndex, hashes, read_commit_index
+from pipeline.output.quarantine import read_retry_list
+from pipeline.stages.read import count_images
+from pipeline.storage.store import Store
 
 MOST_OPENED = 64
 """Pending shards whose indexes are read to count images; of more, the number is estimated."""
+
 
 _MOST_NAMED = 5
 
@@ -83,7 +83,7 @@ class Plan:
     counted_images: int
     uncounted: Sequence[Shard]
     redo: Mapping[str, str]
-    ledger: Ledger
+    ledger: CommitIndex
     vanished: int
     vanished_names: tuple[str, ...]
     packing: Packing | None
@@ -219,7 +219,7 @@ def subtract(found: Survey, request: PlanRequest) -> Plan:
         selected = np.array([shard.id in packing.selected for shard in shards], np.bool_)
         if not found.left_out:  # a shard of vanished images alone may be pending as well
             selected[:] = True
-    ledger = read_ledger(request.output)
+    ledger = read_commit_index(request.output)
     keys, tags, sizes = _columns(shards)
     places = ledger.find(keys)
     is_known = ledger.has_input(places, tags)
@@ -270,9 +270,9 @@ def _list(request: PlanRequest) -> Listing:
     return list_input(request.images, request.labels)
 
 
-def _redo(output: Store, ledger: Ledger) -> dict[str, str]:
+def _redo(output: Store, ledger: CommitIndex) -> dict[str, str]:
     """Shards that are to be labelled again: those whose commit is still the one to be replaced."""
-    wanted = read_redo(output)
+    wanted = read_retry_list(output)
     there = ledger.commit_tags(wanted)
     return {shard: tag for shard, tag in wanted.items() if there.get(shard) == tag}
 
@@ -302,8 +302,8 @@ def _refuse_nested(where: str, shards: Iterable[Shard]) -> None:
     for shard in shards if folders else ():
         if shard.id in folders:
             raise InputError(
-                where,
-                f"shards {shard.id!r} and {folders[shard.id]!r}",
-                "with PNGs as output no shard may be the folder of another",
-                "Rename one of them, or leave png and confidence out of --masks.",
+                where=where,
+                found=f"shards {shard.id!r} and {folders[shard.id]!r}",
+                expected="with PNGs as output no shard may be the folder of another",
+                remedy="Rename one of them, or leave png and confidence out of --masks.",
             )

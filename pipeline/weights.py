@@ -1,27 +1,37 @@
-"""Weights files as commands need them: convert one, describe one, try one out."""
+"""Weights files as commands need them: convert one, describe one, try one out.
+
+`fcnseg weights calibrate`: the ranges that int8 needs, from pictures of an input.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from fcn_core.architecture import Variant
-from fcn_core.checkpoint import WeightsFile, save_weights
-from fcn_core.convert import Converted, Request
-from fcn_core.convert import convert as convert_bytes
-from fcn_core.errors import WeightsError
+from fcn_core.calibration import calibrated
+from fcn_core.errors import ImageError, WeightsError
+from fcn_core.images import decode_image
 from fcn_core.labels import LABEL_SETS, LabelSet, label_set
+from fcn_core.networks.architecture import Variant
 from fcn_core.preprocessing import PREPROCESSINGS, Preprocessing
-from fcn_core.published import Published, SourceFormat, check_checksum, identify, published
-from pipeline.errors import ConfigError, StoreError
-from pipeline.prepare import load_weights, read_label_set
-from pipeline.store import read_url, write_url
-from pipeline.stores.options import masked
+from fcn_core.weights.convert import Converted, ConvertOptions
+from fcn_core.weights.convert import convert as convert_bytes
+from fcn_core.weights.published import Published, SourceFormat, check_checksum, identify, published
+from fcn_core.weights.weights_file import WeightsFile, save_weights
+from pipeline.config import InputConfig, LimitsConfig
+from pipeline.errors import ConfigError, ShardError, StoreError
+from pipeline.redact import masked
+from pipeline.resolve import load_weights, read_label_set
+from pipeline.storage.store import read_url, write_url
+from pipeline.training.source import TrainingSource, list_source
 
 TRIAL_SIZE = (48, 64)
 """Height and width, px, of the picture that `try_out` feeds."""
@@ -70,10 +80,10 @@ def refuse_overwriting(destination: str, data: bytes) -> None:
         return
     if there != data:
         raise WeightsError(
-            masked(destination),
-            "a file is there already, with other bytes",
-            "a new name",
-            "Remove it first, or name another DST.",
+            where=masked(destination),
+            found="a file is there already, with other bytes",
+            expected="a new name",
+            remedy="Remove it first, or name another DST.",
         )
 
 
@@ -97,16 +107,26 @@ def convert(request: ConvertRequest) -> ConvertResult:
     """Convert a file and write the result.
 
     Raises:
-        WeightsError: the file is not what it was said to be; see `fcn_core.convert.convert`.
+        WeightsError: the file is not what it was said to be; see `fcn_core.weights.convert.convert`.
         ConfigError, LabelSetError: a label set or the preprocessing does not exist.
         StoreError: the source cannot be read or the destination not written.
     """
     where = f"weights {request.source}"
     if request.source == request.destination:
-        raise ConfigError(request.destination, "SRC and DST are one", "two", "Name another DST.")
+        raise ConfigError(
+            where=request.destination,
+            found="SRC and DST are one",
+            expected="two",
+            remedy="Name another DST.",
+        )
     labels = tuple(_labels(name) for name in request.label_sets)
     if not labels:
-        raise ConfigError("--label-set", "nothing", "the classes of the weights", "Name it.")
+        raise ConfigError(
+            where="--label-set",
+            found="nothing",
+            expected="the classes of the weights",
+            remedy="Name it.",
+        )
     chosen = _preprocessing(request.preprocessing)
     data = read_url(request.source)
     for kind, wanted in (("md5", request.md5), ("sha256", request.sha256)):
@@ -121,7 +141,9 @@ def convert(request: ConvertRequest) -> ConvertResult:
     if chosen is None and known and known.label_sets:
         chosen, by_name = PREPROCESSINGS[known.preprocessing], not found
     digest = hashlib.sha256(data).hexdigest()
-    wanted_network = Request(request.format, request.variant, labels, chosen, request.output_stride)
+    wanted_network = ConvertOptions(
+        request.format, request.variant, labels, chosen, request.output_stride
+    )
     converted = convert_bytes(data, wanted_network, where)
     del data  # as large as the result, which is about to be made
     written = _file(converted, digest, found, request.destination)
@@ -154,7 +176,12 @@ def halve(source: str, destination: str) -> WeightsFile:
         StoreError: the source cannot be read or the destination not written.
     """
     if source == destination:
-        raise ConfigError(destination, "SRC and DST are one", "two", "Name another DST.")
+        raise ConfigError(
+            where=destination,
+            found="SRC and DST are one",
+            expected="two",
+            remedy="Name another DST.",
+        )
     file = load_weights(source)
     written = WeightsFile(save_weights(file.load(), file.info, half=True), f"weights {destination}")
     written.load()  # refuses what has become infinite, with the name of the tensor
@@ -215,10 +242,10 @@ def try_out(file: WeightsFile, sha256: str | None = None) -> dict[str, Any]:
     for head, found in logits.items():
         if not torch.isfinite(found).all():
             raise WeightsError(
-                file.where,
-                f"logits{f' of head {head}' if head else ''} hold NaN or infinity",
-                "finite numbers for a picture of noise",
-                "The weights are damaged or too large: use another file.",
+                where=file.where,
+                found=f"logits{f' of head {head}' if head else ''} hold NaN or infinity",
+                expected="finite numbers for a picture of noise",
+                remedy="The weights are damaged or too large: use another file.",
             )
     return {
         "sha256": file.sha256,
@@ -239,7 +266,10 @@ def _preprocessing(name: str | None) -> Preprocessing | None:
         return None
     if name not in PREPROCESSINGS:
         raise ConfigError(
-            "--preprocessing", f"{name!r}", f"one of {', '.join(PREPROCESSINGS)}", "Name one."
+            where="--preprocessing",
+            found=f"{name!r}",
+            expected=f"one of {', '.join(PREPROCESSINGS)}",
+            remedy="Name one.",
         )
     return PREPROCESSINGS[name]
 
@@ -248,10 +278,10 @@ def _check_published(entry: Published, request: ConvertRequest, where: str) -> N
     if entry.format != request.format or entry.variant not in (None, request.variant):
         variant = f" --variant {entry.variant}" if entry.variant else ""
         raise WeightsError(
-            where,
-            f"the published {entry.file}",
-            f"--from {request.format} --variant {request.variant}",
-            f"Say --from {entry.format}{variant}; rename it if it is another file on purpose.",
+            where=where,
+            found=f"the published {entry.file}",
+            expected=f"--from {request.format} --variant {request.variant}",
+            remedy=f"Say --from {entry.format}{variant}; rename it if it is another file on purpose.",
         )
 
 
@@ -263,3 +293,62 @@ def _file(
         origin["published"] = found.file
     info = replace(converted.info, origin=origin)
     return WeightsFile(save_weights(converted.model, info), f"weights {destination}")
+
+
+log = logging.getLogger("fcnseg")
+
+
+def calibrate(source: str, destination: str, images: str, most: int) -> WeightsFile:
+    """Write a weights file again with the ranges of its layers on some pictures.
+
+    Args:
+        source: name or URL of a weights file.
+        destination: URL of the file to write.
+        images: an input of `fcnseg run`; its labels are not looked at.
+        most: pictures at most, from shards spread over the input.
+
+    Raises:
+        WeightsError: it is no weights file of a network for int8, another file is at the
+            destination, or no picture can be read.
+        ConfigError: source and destination are one.
+        InputError: there is no input.
+        StoreError: something cannot be read or written.
+    """
+    if source == destination:
+        raise ConfigError(
+            where=destination,
+            found="SRC and DST are one",
+            expected="two",
+            remedy="Name another DST.",
+        )
+    file = load_weights(source)
+    file.check_is_trained()
+    found = list_source(InputConfig(url=images), file.info.labels, LimitsConfig())
+    info = calibrated(file, _pictures(found, most))
+    is_half = {tensor.dtype for tensor in file.tensors.values()} == {"F16"}
+    data = save_weights(file.load(), info, half=is_half)
+    written = WeightsFile(data, f"weights {destination}")
+    refuse_overwriting(destination, written.data)
+    write_url(destination, written.data)
+    return written
+
+
+def _pictures(source: TrainingSource, most: int) -> Iterator[NDArray[np.uint8]]:
+    """Those that decode of the first of each chosen shard."""
+    count = max(1, min(most, len(source.shards)))
+    shards = [source.shards[place * len(source.shards) // count] for place in range(count)]
+    each = -(-most // count)
+    few = replace(source, limits=source.limits.model_copy(update={"chunk_images": each}))
+    left = most
+    for shard in shards:
+        try:
+            samples = next(few.chunks(shard)).samples[:left]
+        except ShardError as error:
+            log.warning("passed over: %s", error)
+            continue
+        for sample in samples:
+            try:
+                yield decode_image(sample.image, sample.location, source.limits.max_image_pixels)
+                left -= 1
+            except ImageError as error:
+                log.warning("passed over: %s", error)

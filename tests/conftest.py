@@ -13,10 +13,10 @@ import hypothesis
 import pytest
 import torch
 
-from fcn_core.model import FCN
-from tests import networks, world
-from tests.ray_head import forget_tokens
-from tests.s3_server import HOW_TO_GET, S3Server, is_installed
+from fcn_core.networks.model import FCN
+from tests.support import networks, world
+from tests.support.ray_head import forget_tokens
+from tests.support.s3_server import HOW_TO_GET, S3Server, is_installed
 
 # Networks this small gain nothing from threads, and lose a factor of 30 when a core is busy: the
 # threads of a layer wait for the slowest.
@@ -41,7 +41,7 @@ hypothesis.settings.load_profile("fcnseg")
 
 
 # Scripts for environments of their own, with packages that are not in ours.
-collect_ignore = ["readers"]
+collect_ignore = ["support/readers"]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -125,7 +125,7 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def fcnseg(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run a command in this process: (exit code, stdout, stderr)."""
-    from pipeline.cli import app
+    from pipeline.cli.app import app
 
     def call(*args: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as caught:

@@ -2,8 +2,8 @@
 
 The network is this project's `FCN`, all of its padded canvas computed, with the weights of one
 file: whoever writes the loop has such a model. Its upsampling is the quick one of
-`fcn_core.upsampling`, which is more than a peer's user would have. What makes `fcnseg` cheaper
-(`fcn_core.forward`) is not given to peers, in no column.
+`fcn_core.networks.upsampling`, which is more than a peer's user would have. What makes `fcnseg` cheaper
+(`fcn_core.inference.forward`) is not given to peers, in no column.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.peers.job import Job
-from fcn_core.checkpoint import read_weights
 from fcn_core.labels import CAMVID, voc_palette
 from fcn_core.metrics import ConfusionMatrix
+from fcn_core.weights.weights_file import read_weights
 
 LABELS = CAMVID
 """Of the network and of both kinds of labels: a scene's six classes are read as the first six."""

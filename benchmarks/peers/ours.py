@@ -6,7 +6,7 @@ from typing import Literal
 
 from benchmarks.peers.job import Job
 from pipeline.config import load_config
-from pipeline.run import run as run_pipeline
+from pipeline.driver import run as run_pipeline
 
 SHARD = 16
 """Images per shard, so that reading and writing go on while the network works."""

@@ -10,12 +10,12 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.peers.labeller import LABELS
-from fcn_core.architecture import Architecture
-from fcn_core.checkpoint import save_weights
-from fcn_core.model import FCN
+from fcn_core.datasets.scenes import render_scene
+from fcn_core.networks.architecture import Architecture
+from fcn_core.networks.model import FCN
 from fcn_core.preprocessing import CAFFE_VOC
-from fcn_core.scenes import render_scene
-from fcn_core.weights_info import WeightsInfo
+from fcn_core.weights.weights_file import save_weights
+from fcn_core.weights.weights_info import WeightsInfo
 
 CAMVID = Path(__file__).parents[2] / "../shared/data/camvid/val"
 """Photographs that lie beside a checkout, and are no part of it."""

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.cli.commands.demo import make_scene_shards
 from pipeline.config import load_config
-from pipeline.demo import make_scene_shards
-from pipeline.run import plan, run
-from pipeline.store import Store
+from pipeline.driver import plan, run
+from pipeline.storage.store import Store
 
 make_scene_shards(Store("shards"), shards=2, images=4)  # your own: tars, Parquet files or a folder
 

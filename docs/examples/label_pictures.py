@@ -1,8 +1,8 @@
 """Label pictures in your own program: arrays in, class indices out."""
 
+from fcn_core.datasets.scenes import render_scene
 from fcn_core.images import encode_image, encode_mask, overlay
 from fcn_core.predictor import Predictor
-from fcn_core.scenes import render_scene
 
 predictor = Predictor.load("demo", device="cpu", precision="fp32")
 

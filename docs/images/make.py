@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fcn_core.datasets.scenes import render_scene
 from fcn_core.images import overlay
 from fcn_core.labels import SCENES, voc_palette
 from fcn_core.predictor import Predictor
-from fcn_core.scenes import render_scene
 
 SEEDS = (5_000_001, 5_000_004, 5_000_007)
 SIZE = (150, 200)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.demo import make_scene_shards
-from pipeline.store import Store
-from tests import world
-from tests.flows.site import POOL, Site, dark_scenes, site
-from tests.ray_head import ray_head
+from pipeline.cli.commands.demo import make_scene_shards
+from pipeline.storage.store import Store
+from tests.support import world
+from tests.support.prefect_site import POOL, Site, dark_scenes, site
+from tests.support.ray_head import ray_head
 
 HERE = Path(__file__).parent
 MOST_BYTES = 300_000

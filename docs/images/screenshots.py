@@ -11,10 +11,10 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from pipeline.cli.commands.demo import make_scene_shards
 from pipeline.config import load_config
-from pipeline.demo import make_scene_shards
-from pipeline.run import run
-from pipeline.store import Store
+from pipeline.driver import run
+from pipeline.storage.store import Store
 
 HERE = Path(__file__).parent
 SHARDS, IMAGES = 16, 32

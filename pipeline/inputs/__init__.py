@@ -1,1 +1,1 @@
-"""What INPUT may be: tars, Parquet files, folders, development kits; which part of it."""
+"""What INPUT holds: shards and samples in tars, Parquet files, folders and datasets."""

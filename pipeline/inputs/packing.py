@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import InputError, OutputError
-from pipeline.shards import Listing, check_key, list_input, split_suffix
-from pipeline.store import ObjectInfo, Store
-from pipeline.writers import add_to_tar
+from pipeline.formats import add_to_tar
+from pipeline.inputs.listing import Listing, check_key, list_input, split_suffix
+from pipeline.storage.backend import ObjectInfo
+from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ def pack_folder(images: Store, labels: Store | None, output: Store, shard_size: 
     listing = list_input(images, labels)
     if listing.kind != "folder":
         raise InputError(
-            images.url,
-            f"{listing.kind} shards already",
-            "a folder of loose images",
-            "Use it as it is.",
+            where=images.url,
+            found=f"{listing.kind} shards already",
+            expected="a folder of loose images",
+            remedy="Use it as it is.",
         )
     chosen, left_out = _samples(listing)
     label_store = labels or images
@@ -75,19 +76,19 @@ def write_tars(samples: Sequence[TarSample], output: Store, shard_size: int) -> 
     others = sorted(there - set(names))
     if others:
         raise OutputError(
-            output.url,
-            f"{others[0]} and {len(others) - 1} other objects",
-            "an empty place",
-            "Choose another OUTPUT: old and new shards would mix.",
+            where=output.url,
+            found=f"{others[0]} and {len(others) - 1} other objects",
+            expected="an empty place",
+            remedy="Choose another OUTPUT: old and new shards would mix.",
         )
     for index, name in enumerate(names):
         data = _tar(samples[index * shard_size : (index + 1) * shard_size])
         if name in there and output.read(name) != data:
             raise OutputError(
-                output.url,
-                f"another {name}",
-                "an empty place, or the same data packed before",
-                "Nothing was overwritten. Choose another OUTPUT.",
+                where=output.url,
+                found=f"another {name}",
+                expected="an empty place, or the same data packed before",
+                remedy="Nothing was overwritten. Choose another OUTPUT.",
             )
         output.write(name, data)
     labeled = sum(sample.label is not None for sample in samples)

@@ -14,16 +14,20 @@ import pyarrow.parquet as pq
 
 from fcn_core.errors import FcnError
 from pipeline.errors import MissingError, SampleError, ShardError
-from pipeline.samples import Encoded
-from pipeline.shards import Shard
-from pipeline.store import Store
+from pipeline.inputs.sample import Encoded
+from pipeline.inputs.shard import Shard
+from pipeline.storage.store import Store
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
+
 LABEL_COLUMNS = ("label", "mask", "annotation", "segmentation", "segmentation_mask")
+
 KEY_COLUMNS = ("key", "__key__", "id", "image_id", "file_name", "filename")
+
 
 _BUFFER = 8 * 2**20
 """Bytes of one request, and of the rows of one batch."""
+
 
 _BATCH_ROWS = 256
 
@@ -35,10 +39,10 @@ def _explained(where: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is no UTF-8
         raise ShardError(
-            where,
-            f"not a whole Parquet file ({str(error).strip()})",
-            "a Parquet file with an image column",
-            "Copy or write it again; the other shards go on.",
+            where=where,
+            found=f"not a whole Parquet file ({str(error).strip()})",
+            expected="a Parquet file with an image column",
+            remedy="Copy or write it again; the other shards go on.",
         ) from error
 
 
@@ -99,10 +103,10 @@ class ParquetIndex:
             image = _bytes(row[self.image])
             if image is None:
                 yield SampleError(
-                    self.location(number),
-                    "a null image, or a path without bytes",
-                    "the image's bytes in the row",
-                    "Embed the images in the Parquet file.",
+                    where=self.location(number),
+                    found="a null image, or a path without bytes",
+                    expected="the image's bytes in the row",
+                    remedy="Embed the images in the Parquet file.",
                 )
             else:
                 yield image, _bytes(row[self.label]) if self.label else None
@@ -156,10 +160,10 @@ def _columns(schema: pa.Schema, where: str) -> tuple[str, str | None]:
     image = _choose(pictures, IMAGE_COLUMNS, hf_images(schema))
     if image is None:
         raise ShardError(
-            where,
-            f"columns {', '.join(schema.names)}",
-            f"an image column (bytes, or struct<bytes, path>) named like {IMAGE_COLUMNS[0]}",
-            "Rename the column.",
+            where=where,
+            found=f"columns {', '.join(schema.names)}",
+            expected=f"an image column (bytes, or struct<bytes, path>) named like {IMAGE_COLUMNS[0]}",
+            remedy="Rename the column.",
         )
     labels = [name for name in pictures if name != image and name in LABEL_COLUMNS]
     return image, labels[0] if labels else None

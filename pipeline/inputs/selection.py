@@ -55,10 +55,10 @@ class Selection:
             return True
         if modified is None or modified != modified:
             raise ConfigError(
-                f"--since, {where}",
-                "a store that does not tell when its objects were changed",
-                "modification times",
-                "Leave --since out: what is done already is never read again anyway.",
+                where=f"--since, {where}",
+                found="a store that does not tell when its objects were changed",
+                expected="modification times",
+                remedy="Leave --since out: what is done already is never read again anyway.",
             )
         return modified >= self.since
 
@@ -73,10 +73,10 @@ class Selection:
         globs = [f"--include {glob!r}" for glob in self.include]
         globs += [f"--exclude {glob!r}" for glob in self.exclude]
         raise InputError(
-            where,
-            f"nothing matches: none of {of}",
-            f"something for {' '.join(globs)}",
-            "Globs are of whole paths below INPUT; * matches / as well.",
+            where=where,
+            found=f"nothing matches: none of {of}",
+            expected=f"something for {' '.join(globs)}",
+            remedy="Globs are of whole paths below INPUT; * matches / as well.",
         )
 
     @cached_property
@@ -123,17 +123,17 @@ def parse_since(text: str, now: float) -> float:
         since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         raise ConfigError(
-            f"--since {text}",
-            "no time",
-            "an age (90m, 36h, 7d, 2w) or a date (2026-11-01, 2026-11-01T06:00)",
-            "Correct it.",
+            where=f"--since {text}",
+            found="no time",
+            expected="an age (90m, 36h, 7d, 2w) or a date (2026-11-01, 2026-11-01T06:00)",
+            remedy="Correct it.",
         ) from None
     if since > now:
         raise ConfigError(
-            f"--since {text}",
-            "a moment that is still to come (UTC, unless a zone is given)",
-            "an age (90m, 36h, 7d, 2w) or a date in the past",
-            "Correct it.",
+            where=f"--since {text}",
+            found="a moment that is still to come (UTC, unless a zone is given)",
+            expected="an age (90m, 36h, 7d, 2w) or a date in the past",
+            remedy="Correct it.",
         )
     return since
 

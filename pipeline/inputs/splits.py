@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, InputError, MissingError
-from pipeline.shards import IMAGE_SUFFIXES, check_key
-from pipeline.store import Store, read_url
+from pipeline.inputs.listing import IMAGE_SUFFIXES, check_key
+from pipeline.storage.store import Store, read_url
 
 _NAMED = 3
 """Missing ids that a message names; the rest it counts."""
@@ -61,11 +61,11 @@ class Split:
         if missing:
             more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
             raise InputError(
-                self.where,
-                f"{len(missing)} of {len(self.ids)} ids without {what}: "
+                where=self.where,
+                found=f"{len(missing)} of {len(self.ids)} ids without {what}: "
                 f"{', '.join(missing[:_NAMED])}{more}",
-                "one for every id of the split",
-                remedy,
+                expected="one for every id of the split",
+                remedy=remedy,
             )
 
 
@@ -92,7 +92,10 @@ def read_split(source: Store, folder: str, split: str | None, remedy: str) -> Sp
             return parse_split(split, split, read_url(split))
         except MissingError as error:
             raise ConfigError(
-                f"--split {split}", "no such file", "a file of ids", "Check the path."
+                where=f"--split {split}",
+                found="no such file",
+                expected="a file of ids",
+                remedy="Check the path.",
             ) from error
     path = posixpath.join(folder, f"{split}.txt")
     try:
@@ -109,10 +112,10 @@ def read_split(source: Store, folder: str, split: str | None, remedy: str) -> Sp
 def unknown_split(where: str, split: str | None, names: Sequence[str], remedy: str) -> ConfigError:
     """The error of a split that is not there, or was not named."""
     return ConfigError(
-        where,
-        f"no list of ids {split!r}" if split else "no --split",
-        f"here are {', '.join(sorted(names))}" if names else "here are no lists of ids",
-        f"Name one with --split, or the path or URL of a file of ids. {remedy}".rstrip(),
+        where=where,
+        found=f"no list of ids {split!r}" if split else "no --split",
+        expected=f"here are {', '.join(sorted(names))}" if names else "here are no lists of ids",
+        remedy=f"Name one with --split, or the path or URL of a file of ids. {remedy}".rstrip(),
     )
 
 
@@ -151,7 +154,12 @@ def _id(word: str) -> str:
 
 
 def _no_list(where: str, found: str) -> InputError:
-    return InputError(where, found, "a text file with one id per line", "Correct the list.")
+    return InputError(
+        where=where,
+        found=found,
+        expected="a text file with one id per line",
+        remedy="Correct the list.",
+    )
 
 
 def by_id(paths: Iterable[str], folder: str, suffixes: Sequence[str]) -> Mapping[str, str]:

@@ -15,19 +15,26 @@ import numpy as np
 
 from fcn_core.errors import FcnError
 from pipeline.errors import SampleError, ShardError
-from pipeline.samples import Encoded
-from pipeline.shards import LABEL_SUFFIXES, Shard, split_suffix
-from pipeline.store import Store
-from pipeline.stores.ranged import RangedObject, WalkedFile, read_ranges
+from pipeline.inputs.listing import LABEL_SUFFIXES, split_suffix
+from pipeline.inputs.range_reader import RangedObject, WalkedFile, read_ranges
+from pipeline.inputs.sample import Encoded
+from pipeline.inputs.shard import Shard
+from pipeline.storage.store import Store
 
 MAX_MEMBER = 2 * 2**30
 """Larger members (or sparse ones that unfold to more) are no pictures; bytes."""
 
+
 _BLOCK = 512
+
 _NOWHERE = -1
+
 _NONE = -2
+
 _REMEDY = "Copy or pack it again; the other shards go on."
+
 _TAIL = 2**20
+
 _PACKED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -114,11 +121,21 @@ class TarIndex:
         places = {part: values[number] for part, values in self._places.items()}
         if _NOWHERE in (places["image"], places["label"]):
             found, expected = "a link to nothing in this tar", "a file"
-            return SampleError(self.location(number), found, expected, "Pack the file itself.")
+            return SampleError(
+                where=self.location(number),
+                found=found,
+                expected=expected,
+                remedy="Pack the file itself.",
+            )
         if max(places["image size"], places["label size"]) > MAX_MEMBER:
             found = f"{max(places['image size'], places['label size'])} bytes"
             expected = f"at most {MAX_MEMBER}"
-            return SampleError(self.location(number), found, expected, "Drop the sample.")
+            return SampleError(
+                where=self.location(number),
+                found=found,
+                expected=expected,
+                remedy="Drop the sample.",
+            )
         return None
 
     def _unfold(self, part: str, number: int, data: bytes) -> bytes:
@@ -229,7 +246,10 @@ def _walk(handle: IO[bytes], where: str) -> _Members:
     for magic, name in _PACKED.items():
         if start.startswith(magic):
             raise ShardError(
-                where, f"{name} data", "an uncompressed tar", "Unpack it; the other shards go on."
+                where=where,
+                found=f"{name} data",
+                expected="an uncompressed tar",
+                remedy="Unpack it; the other shards go on.",
             )
     handle.seek(0)
     members, count = _Members(), 0
@@ -242,7 +262,10 @@ def _walk(handle: IO[bytes], where: str) -> _Members:
             end = tar.offset
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise ShardError(
-            where, f"not a whole tar ({error})", "an uncompressed tar", _REMEDY
+            where=where,
+            found=f"not a whole tar ({error})",
+            expected="an uncompressed tar",
+            remedy=_REMEDY,
         ) from error
     _check_end(handle, where, end, count)
     return members
@@ -256,10 +279,10 @@ def _check_end(handle: IO[bytes], where: str, end: int, count: int) -> None:
     if block != bytes(_BLOCK):
         found = "the file ends" if not block else "bytes that are no member"
         raise ShardError(
-            where,
-            f"{found} at {end} after {count} members",
-            "an end-of-archive marker",
-            "It is truncated or damaged. " + _REMEDY,
+            where=where,
+            found=f"{found} at {end} after {count} members",
+            expected="an end-of-archive marker",
+            remedy="It is truncated or damaged. " + _REMEDY,
         )
     # What follows is padding, or what some program appended, and no reader looks at it; but
     # `cat a.tar b.tar` must not lose b.
@@ -269,10 +292,10 @@ def _check_end(handle: IO[bytes], where: str, end: int, count: int) -> None:
         if block != bytes(_BLOCK):
             if _is_header(block):
                 raise ShardError(
-                    where,
-                    f"another archive at {end + _BLOCK + start}, behind the end of the first",
-                    "one archive per object",
-                    "Join tars with `tar --concatenate`, not with cat; the other shards go on.",
+                    where=where,
+                    found=f"another archive at {end + _BLOCK + start}, behind the end of the first",
+                    expected="one archive per object",
+                    remedy="Join tars with `tar --concatenate`, not with cat; the other shards go on.",
                 )
             return
 

@@ -1,1 +1,1 @@
-"""The parts of `fcnseg train`."""
+"""Training a network from labeled images, alone or on Ray."""

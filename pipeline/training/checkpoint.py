@@ -10,18 +10,22 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fcn_core.errors import WeightsError
-from fcn_core.safetensors_header import read_header
+from fcn_core.weights.weights_file import read_header
 from pipeline.errors import MissingError
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from pipeline.training.data import Cursor
 from pipeline.training.prepare import CHECKPOINTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 _KEY = "fcn_training"
+
 _NAME = re.compile(rf"{CHECKPOINTS}/step-\d{{8}}\.safetensors")
+
 _REMEDY = "Remove it: the training goes on from the one before it."
+
 log = logging.getLogger("fcnseg")
 
 
@@ -108,7 +112,9 @@ def _read(data: bytes, where: str) -> Checkpoint:
         tensors = safetensors.torch.load(data)
     except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         expected = "a checkpoint of fcnseg train"
-        raise WeightsError(where, f"unreadable ({error})", expected, _REMEDY) from error
+        raise WeightsError(
+            where=where, found=f"unreadable ({error})", expected=expected, remedy=_REMEDY
+        ) from error
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")

@@ -12,15 +12,17 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, field_validator
 
-from fcn_core.architecture import Upsampling, Variant
+from fcn_core.networks.architecture import Upsampling, Variant
 from fcn_core.preprocessing import PREPROCESSINGS
-from fcn_core.recipes import RECIPES, Recipe
+from fcn_core.training.recipes import RECIPES, Recipe
 from pipeline.config import InputConfig, LimitsConfig, Section, merged, validate_as
 from pipeline.errors import ConfigError
-from pipeline.stores.options import StoreOptions
+from pipeline.storage.options import StoreOptions
 
 RecipeName = Literal["heavy", "accum", "online", "modern"]
-Stage = Literal["32s", "16s", "8s", "8s-atonce"]
+
+TrainStage = Literal["32s", "16s", "8s", "8s-atonce"]
+
 SCRATCH = "scratch"
 
 
@@ -60,7 +62,7 @@ class TrainingConfig(Section):
 
     recipe: RecipeName = "modern"
     """heavy, accum, online (the authors'), or modern (from scratch)."""
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[TrainStage, ...] = ()
     """Networks to be trained one after the other, each from the one before: 32s,16s,8s."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps of each stage."""
@@ -196,14 +198,19 @@ def check_consistent(config: TrainConfig) -> None:
     variants, batch = config.variants(), config.recipe().batch_size
     if config.train.stages and config.model.variant != variants[-1]:
         raise ConfigError(
-            "--stages", f"{','.join(config.train.stages)} with --variant {config.model.variant}",
-            "stages that end with the variant", "Name the variant of the last stage.",
+            where="--stages", found=f"{','.join(config.train.stages)} with --variant {config.model.variant}",
+            expected="stages that end with the variant", remedy="Name the variant of the last stage.",
         )  # fmt: skip
     if len(set(variants)) < len(variants):
-        raise ConfigError("--stages", "a stage twice", "each stage once", "Remove one.")
+        raise ConfigError(
+            where="--stages",
+            found="a stage twice",
+            expected="each stage once",
+            remedy="Remove one.",
+        )
     if batch % config.compute.workers:
         raise ConfigError(
-            "--workers", f"{config.compute.workers} workers for batches of {batch}",
-            "batches that can be shared evenly",
-            "Choose another number, or --set train.batch_size=….",
+            where="--workers", found=f"{config.compute.workers} workers for batches of {batch}",
+            expected="batches that can be shared evenly",
+            remedy="Choose another number, or --set train.batch_size=….",
         )  # fmt: skip

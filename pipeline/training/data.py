@@ -17,11 +17,11 @@ import numpy as np
 
 from fcn_core.errors import ImageError
 from fcn_core.preprocessing import Preprocessing
-from fcn_core.recipes import Recipe
-from fcn_core.training_batch import NOTHING, Batch, Pixels, augment, stack
-from pipeline.ordered import ahead, map_ordered
-from pipeline.samples import Failure, Sample
-from pipeline.training.source import Source, unlabelled
+from fcn_core.training.batch import NOTHING, Pixels, TrainingBatch, augment, stack
+from fcn_core.training.recipes import Recipe
+from pipeline.concurrency import ahead, map_ordered
+from pipeline.inputs.sample import Failure, Sample
+from pipeline.training.source import TrainingSource, unlabelled
 
 _WINDOW_BYTES = 512 * 2**20
 
@@ -51,7 +51,7 @@ class _Window:
 
 
 def stream(
-    source: Source, seed: int, shuffle_samples: int, start: Cursor
+    source: TrainingSource, seed: int, shuffle_samples: int, start: Cursor
 ) -> Generator[tuple[Sample, Cursor], None, None]:
     """Labelled samples without end, each with the place behind it.
 
@@ -71,7 +71,7 @@ def stream(
             skip = 0
 
 
-def _windows(source: Source, seed: int, least: int, start: Cursor) -> Iterator[_Window]:
+def _windows(source: TrainingSource, seed: int, least: int, start: Cursor) -> Iterator[_Window]:
     epoch, first, chunk = start.epoch, start.shard, start.chunk
     while True:
         order = _shuffled(len(source.shards), seed, epoch)
@@ -85,7 +85,9 @@ def _windows(source: Source, seed: int, least: int, start: Cursor) -> Iterator[_
         epoch, first, chunk = epoch + 1, 0, 0
 
 
-def _epoch(source: Source, order: Sequence[int], start: Cursor, least: int) -> Iterator[_Window]:
+def _epoch(
+    source: TrainingSource, order: Sequence[int], start: Cursor, least: int
+) -> Iterator[_Window]:
     samples: list[Sample] = []
     size, begin = 0, start
     for place in range(start.shard, len(order)):
@@ -138,7 +140,7 @@ class Step:
     """
 
     number: int
-    batches: tuple[Batch, ...]
+    batches: tuple[TrainingBatch, ...]
     keys: tuple[str, ...]
     locations: tuple[str, ...]
     failures: Mapping[int, Failure]
@@ -154,7 +156,7 @@ class _Draft:
 
 
 def steps(
-    source: Source, samples: Iterator[tuple[Sample, Cursor]], share: Share, first: int
+    source: TrainingSource, samples: Iterator[tuple[Sample, Cursor]], share: Share, first: int
 ) -> Generator[Step, None, None]:
     """Steps without end: decoded and augmented by threads, a little ahead.
 

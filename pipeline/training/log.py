@@ -19,14 +19,18 @@ from typing import Any
 
 from fcn_core.labels import LabelSet
 from fcn_core.metrics import Scores
-from fcn_core.training_learner import Lesson
+from fcn_core.training.learner import StepResult
 from pipeline.errors import MissingError
-from pipeline.store import Store
+from pipeline.storage.store import Store
 
 METRICS = "metrics.jsonl"
+
 CURVES = "curves.png"
+
 EVENTS = "tensorboard"
+
 _INSTALL = "pip install 'fcn-pipeline[train]'"
+
 log = logging.getLogger("fcnseg")
 
 
@@ -43,13 +47,13 @@ class TrainLog:
         self.output = output
         self.labels = labels
         self.lines = [line for line in read_metrics(output) if line["step"] <= step]
-        self._lessons: list[Lesson] = []
+        self._lessons: list[StepResult] = []
         self._pixels = self._images = 0
         self._seconds = 0.0
         self._drawn = time.monotonic()
         self._events = _Events(output, step)
 
-    def add_lesson(self, lesson: Lesson, images: int, pixels: int, seconds: float) -> None:
+    def add_lesson(self, lesson: StepResult, images: int, pixels: int, seconds: float) -> None:
         """A finished step: of the next line."""
         self._lessons.append(lesson)
         self._images, self._pixels = self._images + images, self._pixels + pixels
@@ -224,10 +228,14 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> b
 
 
 _COLOURS = 10
+
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+
 _MARKERS = (".", "s", "^", "x", "D", "v", "+")
 
+
 _COLUMN = 60
+
 _MOST_ENTRIES = 150
 """Of the legend: more would be too small to read."""
 

@@ -11,33 +11,37 @@ from typing import Any
 
 import torch
 
-from fcn_core.checkpoint import build, save_weights
 from fcn_core.errors import TrainingError
-from fcn_core.model import FCN
+from fcn_core.networks.model import FCN
 from fcn_core.predictor import Predictor
-from fcn_core.training_init import from_nothing, transplant
-from fcn_core.training_learner import Course, Group, Learner, Lesson
-from fcn_core.weights_info import WeightsInfo
-from pipeline.ordered import ahead
-from pipeline.samples import Failure
-from pipeline.store import Store
+from fcn_core.training.initialization import from_nothing, transplant
+from fcn_core.training.learner import Learner, ProcessGroup, StepPlan, StepResult
+from fcn_core.weights.weights_file import build, save_weights
+from fcn_core.weights.weights_info import WeightsInfo
+from pipeline.concurrency import ahead
+from pipeline.inputs.sample import Failure
+from pipeline.storage.store import Store
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from pipeline.training.data import Cursor, Share, Step, steps, stream
-from pipeline.training.eval import Question, evaluate
 from pipeline.training.log import TrainLog
 from pipeline.training.prepare import PreparedTraining
-from pipeline.training.progress import Outcome, TrainProgress
+from pipeline.training.progress import TrainOutcome, TrainProgress
 from pipeline.training.source import BadSamples
+from pipeline.training.validation import ValidationRequest, evaluate
 
 LAST = "last.safetensors"
+
 BEST = "best.safetensors"
+
 _NAMED = 20
+
 _CURVES_SECONDS = 60.0
+
 log = logging.getLogger("fcnseg")
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class TrainingHooks:
     """Where a training runs.
 
     Attributes:
@@ -50,7 +54,7 @@ class Surroundings:
     """
 
     output: Store
-    group: Group
+    group: ProcessGroup
     device: str
     stop: Callable[[], bool]
     on_progress: Callable[[TrainProgress], None] = lambda _: None
@@ -60,7 +64,7 @@ class TrainingLoop:
     """The work; `run` does it."""
 
     def __init__(
-        self, prepared: PreparedTraining, around: Surroundings, bad: BadSamples | None = None
+        self, prepared: PreparedTraining, around: TrainingHooks, bad: BadSamples | None = None
     ) -> None:
         self.prepared, self.around = prepared, around
         self.config = prepared.config.train
@@ -75,7 +79,7 @@ class TrainingLoop:
         self.bad = bad or BadSamples(prepared.data.where, prepared.data.limits)
         self.started, self.first = time.monotonic(), self.step
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainOutcome:
         """Train until the end, or until told to stop.
 
         Raises:
@@ -95,7 +99,7 @@ class TrainingLoop:
         if is_finished and self.step == self.first and self.is_first:
             self._write_weights(LAST, {})  # who died behind the last checkpoint may not have
         failures = tuple(self.bad.failures.values())
-        return Outcome(self.first, self.step, is_finished, failures)
+        return TrainOutcome(self.first, self.step, is_finished, failures)
 
     def _end_log(self) -> None:
         """However it ends: what a diverging training told of itself is what one looks at."""
@@ -133,7 +137,7 @@ class TrainingLoop:
                     return is_stopped
         raise AssertionError("a stream of steps has no end")
 
-    def _learn(self, step: Step) -> Lesson:
+    def _learn(self, step: Step) -> StepResult:
         number = step.number - self.stage * self.prepared.stage_steps
         try:
             lesson = self.learner.learn(number, step.batches)
@@ -164,7 +168,7 @@ class TrainingLoop:
         self.bad.check()
         return stop > 0
 
-    def _note(self, step: Step, lesson: Lesson, seconds: float) -> None:
+    def _note(self, step: Step, lesson: StepResult, seconds: float) -> None:
         if self.log is None:
             return
         size = self.around.group.size
@@ -227,7 +231,7 @@ class TrainingLoop:
         if self.around.group.sum([float(done)])[0]:
             return False
         self.learner.check_is_finite(step)  # the best weights are written behind it
-        question = Question(self.config.eval_images, self.config.overlays)
+        question = ValidationRequest(self.config.eval_images, self.config.overlays)
         # The very network that is trained, in its place; `learn` turns it back to training. One
         # picture at a time, as `evaluate` asks: the slots of a batch would be computed in vain.
         predictor = Predictor(
@@ -294,7 +298,7 @@ class TrainingLoop:
         return start.model
 
     def _teach(self, model: FCN) -> Learner:
-        course = Course(
+        course = StepPlan(
             self.recipe, self.prepared.stage_steps, self.config.seed, self.config.precision
         )
         return Learner(model, course, self.around.device, self.around.group)

@@ -8,23 +8,27 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fcn_core.architecture import Architecture
-from fcn_core.checkpoint import WeightsFile
 from fcn_core.labels import LabelSet
+from fcn_core.networks.architecture import Architecture
 from fcn_core.preprocessing import CENTRED_RGB, PREPROCESSINGS, Preprocessing
-from pipeline.bookkeeping.identity import PATH as RUN_PATH
-from pipeline.bookkeeping.identity import first_difference
+from fcn_core.weights.weights_file import WeightsFile
 from pipeline.config import InputConfig
 from pipeline.errors import ConfigError, MissingError, OutputError
-from pipeline.prepare import load_weights, read_label_set, refuse_overlap
-from pipeline.store import Store
+from pipeline.manifest import PATH as RUN_PATH
+from pipeline.manifest import first_difference
+from pipeline.resolve import load_weights, read_label_set, refuse_overlap
+from pipeline.storage.store import Store
 from pipeline.training.config import SCRATCH, TrainConfig, check_consistent
-from pipeline.training.source import Source, list_source
+from pipeline.training.source import TrainingSource, list_source
 
 PATH = "_train.json"
+
 FORMAT = 1
+
 CHECKPOINTS = "checkpoints"
+
 SUCCESS = "_SUCCESS"
+
 log = logging.getLogger("fcnseg")
 
 
@@ -46,8 +50,8 @@ class PreparedTraining:
     config: TrainConfig
     output: Store
     labels: LabelSet
-    data: Source
-    val: Source | None
+    data: TrainingSource
+    val: TrainingSource | None
     init: WeightsFile | None
     preprocessing: Preprocessing
     parts: Mapping[str, Any]
@@ -128,8 +132,8 @@ def _architecture(config: TrainConfig, stage: int, labels: LabelSet) -> Architec
     )
     if network.input_channels != 3:
         raise ConfigError(
-            "--variant", f"{network.variant}, of {network.input_channels} channels",
-            "a network for RGB pictures, which is all that an input holds", "Choose another.",
+            where="--variant", found=f"{network.variant}, of {network.input_channels} channels",
+            expected="a network for RGB pictures, which is all that an input holds", remedy="Choose another.",
         )  # fmt: skip
     return network
 
@@ -139,8 +143,8 @@ def _labels(config: InputConfig, init: WeightsFile | None) -> LabelSet:
         return read_label_set(config.label_set, config.store)
     if init is None:
         raise ConfigError(
-            "--label-set", "nothing", "what the values of the labels mean",
-            "Name it: --label-set voc, or a YAML file (docs/label-sets.md).",
+            where="--label-set", found="nothing", expected="what the values of the labels mean",
+            remedy="Name it: --label-set voc, or a YAML file (docs/label-sets.md).",
         )  # fmt: skip
     return init.info.labels
 
@@ -149,8 +153,8 @@ def _val_labels(config: InputConfig, labels: LabelSet) -> LabelSet:
     own = labels if config.label_set is None else read_label_set(config.label_set, config.store)
     if own.classes != labels.classes:
         raise ConfigError(
-            "val.label_set", f"classes {', '.join(own.classes)}",
-            f"those of the training: {', '.join(labels.classes)}", "Name a set of these classes.",
+            where="val.label_set", found=f"classes {', '.join(own.classes)}",
+            expected=f"those of the training: {', '.join(labels.classes)}", remedy="Name a set of these classes.",
         )  # fmt: skip
     return own
 
@@ -192,8 +196,8 @@ def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
     """
     if _read(output, RUN_PATH) is not None:
         raise OutputError(
-            output.location(RUN_PATH), "the output of fcnseg run", "a directory of its own",
-            "Choose another --output.",
+            where=output.location(RUN_PATH), found="the output of fcnseg run", expected="a directory of its own",
+            remedy="Choose another --output.",
         )  # fmt: skip
     data = _read(output, PATH)
     if data is None or not (output.objects(CHECKPOINTS) or _read(output, SUCCESS)):
@@ -204,11 +208,16 @@ def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
         theirs, form = dict(document["parts"]), document["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(
-            where, f"unreadable ({error})", "the _train.json of a training",
-            "Use a new directory.",
+            where=where, found=f"unreadable ({error})", expected="the _train.json of a training",
+            remedy="Use a new directory.",
         ) from error  # fmt: skip
     if form != FORMAT:
-        raise OutputError(where, f"format {form}", f"format {FORMAT}", "Use a new directory.")
+        raise OutputError(
+            where=where,
+            found=f"format {form}",
+            expected=f"format {FORMAT}",
+            remedy="Use a new directory.",
+        )
     # What is not there was not yet written down when that training began.
     names = [name for name in mine if name in theirs]
     then, now = ({name: of[name] for name in names} for of in (theirs, mine))
@@ -216,8 +225,8 @@ def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
     if difference is not None:
         found, expected = difference.words("a training with {}", "{}, as it was asked for now")
         raise OutputError(
-            where, found, expected,
-            "Use a new --output (--init can start from the weights of this one), or the "
+            where=where, found=found, expected=expected,
+            remedy="Use a new --output (--init can start from the weights of this one), or the "
             "settings and data of this one to resume it.",
         )  # fmt: skip
 

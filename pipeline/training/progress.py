@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.samples import Failure
+from pipeline.inputs.sample import Failure
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TrainProgress:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainOutcome:
     """How a training loop ended.
 
     Attributes:

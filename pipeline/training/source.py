@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from fcn_core.errors import ImageError, LabelError
 from fcn_core.images import decode_image
 from fcn_core.labels import VOID, LabelSet
-from fcn_core.training_batch import Sample as Arrays
-from pipeline.chunks import Chunk, ChunkLimits, Sources, read_chunks
-from pipeline.collect import is_over
+from fcn_core.training.batch import TrainingSample
+from pipeline.concurrency import map_ordered
 from pipeline.config import InputConfig, LimitsConfig, OutputConfig, RunConfig
 from pipeline.errors import InputError, LimitsError
-from pipeline.ordered import map_ordered
+from pipeline.inputs.sample import Failure, Sample, decode_truth
+from pipeline.inputs.shard import ChunkLimits, Shard, Sources
+from pipeline.limits import is_over
 from pipeline.plan import make_plan
-from pipeline.prepare import plan_request
-from pipeline.samples import Failure, Sample, decode_truth
-from pipeline.shards import Shard
+from pipeline.resolve import plan_request
+from pipeline.stages.read import Chunk, read_chunks
 
 _NOWHERE = "memory://fcnseg-train-lists-only"
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingSource:
     """Labelled images: an input of `fcnseg run`, listed.
 
     Attributes:
@@ -65,7 +65,7 @@ class Source:
                 yield from chunk.failures
                 yield from (sample for sample in chunk.samples if sample.label is not None)
 
-    def decode(self, sample: Sample) -> Arrays:
+    def decode(self, sample: Sample) -> TrainingSample:
         """Its picture and its classes.
 
         Raises:
@@ -78,10 +78,10 @@ class Source:
         if label.shape != image.shape[:2]:
             height, width = label.shape
             raise ImageError(
-                sample.label_location,
-                f"label is {width}x{height}, image is {image.shape[1]}x{image.shape[0]}",
-                "labels must match the image size",
-                "Drop the sample or fix the label.",
+                where=sample.label_location,
+                found=f"label is {width}x{height}, image is {image.shape[1]}x{image.shape[0]}",
+                expected="labels must match the image size",
+                remedy="Drop the sample or fix the label.",
             )
         return image, label
 
@@ -92,7 +92,7 @@ class Source:
         return decode_truth(sample.label, sample.label_location, self.labels, most)
 
 
-def list_source(config: InputConfig, labels: LabelSet, limits: LimitsConfig) -> Source:
+def list_source(config: InputConfig, labels: LabelSet, limits: LimitsConfig) -> TrainingSource:
     """Look at an input.
 
     Raises:
@@ -105,7 +105,7 @@ def list_source(config: InputConfig, labels: LabelSet, limits: LimitsConfig) -> 
     digest = hashlib.sha256()
     for shard in found.pending:
         digest.update(f"{shard.id}\0{shard.etag}\0{shard.size}\0".encode())
-    return Source(
+    return TrainingSource(
         config.url, found.pending, found.sources, labels, limits, digest.hexdigest()[:16],
         found.passed_over,
     )  # fmt: skip
@@ -162,15 +162,15 @@ class BadSamples:
         if is_over(len(self.failures), self.seen, self.limits.max_bad_fraction):
             first = next(iter(self.failures.values()))
             raise LimitsError(
-                self.where,
-                f"{len(self.failures)} of {self.seen} samples are bad; the first: "
+                where=self.where,
+                found=f"{len(self.failures)} of {self.seen} samples are bad; the first: "
                 f"{first.location}: {first.reason}",
-                f"at most {self.limits.max_bad_fraction:.2%} (limits.max_bad_fraction)",
-                "Mend or remove them, or raise the limit.",
+                expected=f"at most {self.limits.max_bad_fraction:.2%} (limits.max_bad_fraction)",
+                remedy="Mend or remove them, or raise the limit.",
             )
 
 
-def check_labels(source: Source, threads: int) -> BadSamples:
+def check_labels(source: TrainingSource, threads: int) -> BadSamples:
     """Look at every label once.
 
     Raises:
@@ -202,15 +202,15 @@ def check_labels(source: Source, threads: int) -> BadSamples:
     bad.check()
     if not has_classes:
         raise LabelError(
-            source.where, f"every pixel of {bad.seen} labels is void", "pixels that have a class",
-            "Name the labels that are meant, or a label set that says what their values mean.",
+            where=source.where, found=f"every pixel of {bad.seen} labels is void", expected="pixels that have a class",
+            remedy="Name the labels that are meant, or a label set that says what their values mean.",
         )  # fmt: skip
     return bad
 
 
-def unlabelled(source: Source) -> InputError:
+def unlabelled(source: TrainingSource) -> InputError:
     """The error of an input without labels."""
     return InputError(
-        source.where, "no sample with a label", "images and labels to learn from",
-        "Name the labels of a folder with --labels, or pack them (fcnseg shard --labels).",
+        where=source.where, found="no sample with a label", expected="images and labels to learn from",
+        remedy="Name the labels of a folder with --labels, or pack them (fcnseg shard --labels).",
     )  # fmt: skip

@@ -1,1 +1,1 @@
-"""Processes that hold a network and may be killed by a picture."""
+"""Worker processes that hold the network and can be replaced when an image ends one."""

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fcn_core.architecture import Architecture
-from fcn_core.blank import Blanks
-from fcn_core.checkpoint import WeightsFile, save_weights
 from fcn_core.errors import FcnError, ImageError, WeightsError
+from fcn_core.inference.blank_canvas import BlankFeatures
 from fcn_core.labels import LabelSet
+from fcn_core.networks.architecture import Architecture
 from fcn_core.predictor import Predictor
 from fcn_core.preprocessing import (
     CAFFE_NYUD_COLOR_D,
@@ -21,8 +20,9 @@ from fcn_core.preprocessing import (
     CENTRED_RGB,
     Preprocessing,
 )
-from fcn_core.weights_info import WeightsInfo
-from tests import oracles
+from fcn_core.weights.weights_file import WeightsFile, save_weights
+from fcn_core.weights.weights_info import WeightsInfo
+from tests.support import oracles
 
 RNG = np.random.default_rng(0)
 SIZES = [(17, 23), (40, 30), (17, 23), (1, 1), (40, 30), (17, 23), (23, 17), (17, 23), (17, 23)]
@@ -53,10 +53,10 @@ def test_blank_canvases_are_computed_as_pictures_are(random_fcn, monkeypatch):
         yield
         inside.pop()
 
-    features, seen = Blanks._features, []
+    features, seen = BlankFeatures._features, []
     monkeypatch.setattr(Predictor, "_products", products)
     monkeypatch.setattr(
-        Blanks, "_features", lambda *args: seen.append(list(inside)) or features(*args)
+        BlankFeatures, "_features", lambda *args: seen.append(list(inside)) or features(*args)
     )
     Predictor(random_fcn(), info()).predict([PICTURES[0]])
     assert len(seen) >= 2 and all(found == [True] for found in seen)

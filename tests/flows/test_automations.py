@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 
-from tests.flows.site import POOL, Site, site, until
+from tests.support.prefect_site import POOL, Site, site, until
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow]
 

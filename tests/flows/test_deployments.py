@@ -13,7 +13,7 @@ from flows.serve import deployments, main
 from flows.train import train_dataset
 from pipeline.config import RunConfig, load_config
 from pipeline.training.config import TrainConfig
-from tests.flows.site import ROOT
+from tests.support.prefect_site import ROOT
 
 
 def deployed(text: str) -> dict[str, Any]:

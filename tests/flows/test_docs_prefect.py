@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.site import BIN, ROOT, until
+from tests.support.prefect_site import BIN, ROOT, until
 
 DOC = (ROOT / "docs/prefect.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", DOC, re.DOTALL)

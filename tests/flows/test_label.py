@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from fcn_core.errors import FcnError
-from flows import label, work
-from flows.label import Night, label_dataset
-from flows.publish import artifact_key, class_rows, plain, read_outcome, summary
-from flows.states import Ending, final_state
+from flows import execution as work
+from flows import label
+from flows.artifacts import artifact_key, class_rows, plain, read_outcome, summary
+from flows.label import ScheduledRun, label_dataset
+from flows.states import FlowEnding, final_state
+from pipeline.driver import run as run_pipeline
 from pipeline.errors import ConfigError, StoreError
-from pipeline.run import run as run_pipeline
-from tests import world
+from tests.support import world
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -39,26 +40,26 @@ def scores_of(record: Any) -> dict[str, float]:
 
 def test_states_say_what_happened(shards: Path, weights: Path) -> None:
     found = outcome(shards.parent, weights)
-    state = final_state(Ending(0), found)
+    state = final_state(FlowEnding(0), found)
     assert (state.name, state.message) == ("Completed", "3 shards labelled, 3 of 3 done")
     config = world.config(shards, shards.parent / "out", weights)
     later = read_outcome(config, datetime(2200, 1, 1, tzinfo=UTC), [])
-    state = final_state(Ending(0), later)
+    state = final_state(FlowEnding(0), later)
     assert (state.name, state.message) == ("Completed", "nothing pending: all 3 shards are done")
 
 
 def test_quarantine_and_limits_have_their_states(shards: Path, weights: Path) -> None:
     found = outcome(shards.parent, weights, bad=2)
-    state = final_state(Ending(3), found)
+    state = final_state(FlowEnding(3), found)
     assert state.name == "CompletedWithQuarantine"
     assert state.message == "5 shards labelled, 5 of 5 done, 2 images quarantined"
-    state = final_state(Ending(4), found)
+    state = final_state(FlowEnding(4), found)
     assert (state.name, state.message) == ("Failed", "2 images quarantined: over the limit")
 
 
 def test_a_shard_that_failed_is_the_reason(shards: Path, weights: Path) -> None:
     (shards / "cut.tar").write_bytes((shards / "s0.tar").read_bytes()[:700])
-    state = final_state(Ending(4), outcome(shards.parent, weights))
+    state = final_state(FlowEnding(4), outcome(shards.parent, weights))
     assert state.name == "Failed" and "cut" in (state.message or "")
     assert "\n" not in (state.message or "")
 
@@ -69,9 +70,9 @@ def test_a_shard_that_failed_is_the_reason(shards: Path, weights: Path) -> None:
      (4, False), (130, False), (143, False)],
 )  # fmt: skip
 def test_only_what_may_help_is_tried_again(code: int, again: bool) -> None:
-    assert Ending(code, "x").may_be_retried is again
+    assert FlowEnding(code, "x").may_be_retried is again
     if code not in (0, 3, 4):
-        state = final_state(Ending(code, "first\nsecond"), None)
+        state = final_state(FlowEnding(code, "first\nsecond"), None)
         assert (state.name, state.message) == ("Failed", "first second")
 
 
@@ -91,7 +92,7 @@ def test_classes_have_the_difference_to_the_run_before(shards: Path, weights: Pa
 def test_a_new_output_is_compared_with_that_of_an_earlier_night(
     shards: Path, weights: Path, tmp_path: Path
 ) -> None:
-    first = Night.of(
+    first = ScheduledRun.of(
         world.config(shards, f"{tmp_path}/out-{{date}}", weights),
         datetime(2026, 11, 20, 2, tzinfo=UTC),
     )
@@ -100,7 +101,7 @@ def test_a_new_output_is_compared_with_that_of_an_earlier_night(
         update={"compute": first.run.compute.model_copy(update={"executor": "local"})}
     )
     run_pipeline(local)
-    second = Night.of(first.config, datetime(2026, 11, 23, 2, tzinfo=UTC))
+    second = ScheduledRun.of(first.config, datetime(2026, 11, 23, 2, tzinfo=UTC))
     run_pipeline(second.run)
     found = read_outcome(second.run, LONG_AGO, label.earlier_outputs(second.config, second.moment))
     assert found.previous is not None and found.previous.run != found.record.run

@@ -23,18 +23,18 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from fcn_core.errors import FcnError
-from pipeline.cluster.ray_client import Jobs, UnreachableError, patiently
-from pipeline.demo import make_scene_shards
-from pipeline.run import run as run_pipeline
-from pipeline.store import Store
-from pipeline.train import train
+from pipeline.cli.commands.demo import make_scene_shards
+from pipeline.driver import run as run_pipeline
+from pipeline.ray_jobs.ray_client import Jobs, UnreachableError, patiently
+from pipeline.storage.store import Store
 from pipeline.training.checkpoint import latest_step
 from pipeline.training.config import TrainConfig
-from tests import world
+from pipeline.training.driver import train
 from tests.conftest import use_s3
-from tests.flows.site import POOL, Site, dark_scenes, site, until
-from tests.ray_head import RayHead, ray_head
-from tests.s3_server import S3Server, is_installed
+from tests.support import world
+from tests.support.prefect_site import POOL, Site, dark_scenes, site, until
+from tests.support.ray_head import RayHead, ray_head
+from tests.support.s3_server import S3Server, is_installed
 
 pytestmark = [
     pytest.mark.prefect,
@@ -98,11 +98,11 @@ class Plant:
 
     def networks(self) -> list[int]:
         """The processes of the cluster that hold a network."""
-        return self.site.processes("pipeline.workers.inside", MARK)
+        return self.site.processes("pipeline.workers.worker_main", MARK)
 
     def jobs(self, name: str) -> list[Any]:
         """The cluster's jobs for an output, oldest first."""
-        from pipeline.cluster.job_words import OUTPUT_KEY
+        from pipeline.ray_jobs.job_metadata import OUTPUT_KEY
 
         output = Store(f"{self.base}/{name}/out").url
         found = [j for j in _jobs(self.head) if (j.metadata or {}).get(OUTPUT_KEY) == output]

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from prefect.exceptions import TerminationSignal
 
-from flows import relay, work
-from flows.relay import LINES, SECONDS, Relay
-from pipeline import ray_submit
-from pipeline.cluster import ray_follow
-from pipeline.cluster.ray_follow import JobLook
-from pipeline.outcome import Progress
-from pipeline.ray_submit import Submitted
-from tests import world
+from flows import execution as work
+from flows import prefect_reporter as relay
+from flows.prefect_reporter import LINES, SECONDS, PrefectReporter
+from pipeline.monitoring.progress import Progress
+from pipeline.ray_jobs import ray_follow, ray_submit
+from pipeline.ray_jobs.ray_follow import JobReading
+from pipeline.ray_jobs.ray_submit import Submitted
+from tests.support import world
 
 JOB = Submitted("fcnseg-1", False, "http://h/#/jobs/fcnseg-1", "s3://b/out")
 
@@ -68,7 +68,7 @@ def progress(done: int, of: int = 1000) -> Progress:
 def test_a_chatty_job_costs_so_many_lines_per_interval_and_the_others_are_counted(
     told: Told,
 ) -> None:
-    found = Relay("k")
+    found = PrefectReporter("k")
     for tick in range(30):  # a look per second, for half a minute
         found.lines([f"{tick}-{n}" for n in range(200)], 7)
         told.now += 1
@@ -81,7 +81,7 @@ def test_a_chatty_job_costs_so_many_lines_per_interval_and_the_others_are_counte
 
 
 def test_a_bar_moves_once_per_interval_and_at_the_end(told: Told) -> None:
-    found = Relay("k")
+    found = PrefectReporter("k")
     for done in range(101):
         found.progress(progress(done, 100))
         told.now += 0.1 * SECONDS
@@ -92,7 +92,7 @@ def test_a_bar_moves_once_per_interval_and_at_the_end(told: Told) -> None:
 
 
 def test_without_a_server_the_work_goes_on_and_the_bar_comes_later(told: Told) -> None:
-    found = Relay("k")
+    found = PrefectReporter("k")
     told.is_away = True
     found.progress(progress(1))
     assert told.bars == [] and "not told to Prefect: no server" in told.log
@@ -102,7 +102,7 @@ def test_without_a_server_the_work_goes_on_and_the_bar_comes_later(told: Told) -
 
 
 def test_a_silent_cluster_is_told_once_per_interval(told: Told) -> None:
-    found = Relay("k")
+    found = PrefectReporter("k")
     for _ in range(25):
         found.silence()
         told.now += 1
@@ -125,8 +125,8 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def following(*looks: JobLook, error: BaseException | None = None) -> Callable[..., Any]:
-    def follow(*_: Any) -> Iterator[JobLook]:
+def following(*looks: JobReading, error: BaseException | None = None) -> Callable[..., Any]:
+    def follow(*_: Any) -> Iterator[JobReading]:
         yield from looks
         if error is not None:
             raise error
@@ -152,7 +152,7 @@ def test_a_job_is_stopped_by_whoever_wants_its_end_and_outlives_prefect(
     error: BaseException,
     is_stopped: bool,
 ) -> None:
-    look = JobLook("RUNNING", None, "", None, ("a line",), 0)
+    look = JobReading("RUNNING", None, "", None, ("a line",), 0)
     monkeypatch.setattr(ray_follow, "follow", following(look, error=error))
     with pytest.raises(type(error)):
         work.follow_job.fn("http://h:8265", JOB, "s3://b/out")
@@ -181,7 +181,7 @@ def test_the_end_of_a_job_is_the_end_of_its_driver(
     told: Told, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     status = "SUCCEEDED" if code == 0 else "FAILED"
-    end = JobLook(status, code, "why", None, (), 0)
+    end = JobReading(status, code, "why", None, (), 0)
     monkeypatch.setattr(ray_follow, "follow", following(end))
     state = work.follow_job.fn("http://h:8265", JOB, "s3://b/out")
     assert state.data.exit_code == code and state.is_completed() is (code in (0, 3))

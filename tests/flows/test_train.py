@@ -10,18 +10,17 @@ import pytest
 from prefect.exceptions import TerminationSignal
 
 import flows.train
-import pipeline.train
-from flows import work
-from flows.publish import artifact_key
+import pipeline.training.driver
+from flows import execution as work
+from flows.artifacts import artifact_key
 from flows.train import message, stop_training, summary, train_dataset, train_here
-from pipeline import ray_submit
-from pipeline.cluster import ray_follow
-from pipeline.cluster.ray_follow import JobLook
 from pipeline.errors import ConfigError, StoreError
-from pipeline.ray_submit import Submitted
+from pipeline.ray_jobs import ray_follow, ray_submit
+from pipeline.ray_jobs.ray_follow import JobReading
+from pipeline.ray_jobs.ray_submit import Submitted
 from pipeline.training.config import TrainComputeConfig, TrainConfig, load_train_config
 from pipeline.training.progress import TrainResult
-from tests import world
+from tests.support import world
 
 
 def result(**changes: object) -> TrainResult:
@@ -114,7 +113,7 @@ def test_flow_tries_again_what_may_be_better_and_nothing_else(
         calls.append(errors[len(calls)])
         raise calls[-1]
 
-    monkeypatch.setattr(pipeline.train, "train", failing)
+    monkeypatch.setattr(pipeline.training.driver, "train", failing)
     monkeypatch.setattr(work, "RETRY_SECONDS", (0.01, 0.01, 0.01))
     state = train_dataset(wanted, return_state=True)
     assert calls == errors
@@ -132,12 +131,12 @@ def test_flow_follows_a_job_and_reads_what_it_left(
     def submit(config: TrainConfig, address: str, _options: object) -> Submitted:
         sent.append((config, address))
         here = config.model_copy(update={"compute": TrainComputeConfig()})
-        pipeline.train.train(here)
+        pipeline.training.driver.train(here)
         return Submitted("fcnseg-1", False, "http://h:8265/#/jobs/fcnseg-1", config.output.url)
 
-    def follow(*_: object) -> Iterator[JobLook]:
-        yield JobLook("RUNNING", None, "", None, ("a line",), 0)
-        yield JobLook("SUCCEEDED", 0, "all done", None, (), 0)
+    def follow(*_: object) -> Iterator[JobReading]:
+        yield JobReading("RUNNING", None, "", None, ("a line",), 0)
+        yield JobReading("SUCCEEDED", 0, "all done", None, (), 0)
 
     monkeypatch.setattr(ray_submit, "submit_or_attach", submit)
     monkeypatch.setattr(ray_follow, "follow", follow)
@@ -152,7 +151,7 @@ def test_sigterm_that_the_training_took_is_given_back_to_prefect(
     def ended(*_: object) -> None:
         raise SystemExit(143)
 
-    monkeypatch.setattr(pipeline.train, "train", ended)
+    monkeypatch.setattr(pipeline.training.driver, "train", ended)
     monkeypatch.setattr(flows.train, "Relay", lambda key: None)
     with pytest.raises(TerminationSignal):
         train_here.fn(config(tmp_path))

@@ -1,0 +1,1 @@
+"""Where images and labels come from: rendered scenes, and MATLAB files of datasets."""

@@ -1,0 +1,281 @@
+"""The learning itself: a network, its optimizer, one step after the other.
+
+A step is a function of the weights, the optimizer's state, the pictures and (seed, step) alone:
+dropout draws its masks per picture from its place in the step. So a training that was stopped goes
+on as if it had not been, and any number of processes that share the pictures of a step learn the
+same (up to the rounding of sums).
+
+Shape suffixes: B batch, C channel, K class, H height px, W width px.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own habit
+
+from fcn_core.errors import TrainingError, WeightsError
+from fcn_core.labels import VOID
+from fcn_core.networks.model import FCN
+from fcn_core.training.batch import TrainingBatch
+from fcn_core.training.recipes import Recipe
+
+TrainPrecision = Literal["fp32", "bf16"]
+
+
+class ProcessGroup(Protocol):
+    """The processes that share the pictures of every step, from inside one of them."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this one, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model such that gradients are averaged over all processes."""
+        ...
+
+    def quietly(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
+        """Within it, gradients gather here and wait for the next backward pass outside it."""
+        ...
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all processes, in float64."""
+        ...
+
+
+class SingleProcess:
+    """One process."""
+
+    rank = 0
+    size = 1
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """As it is."""
+        return model
+
+    def quietly(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
+        """Nothing to do."""
+        return nullcontext()
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """As they are."""
+        return [float(value) for value in values]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What is the same in every step.
+
+    Attributes:
+        recipe: how to train.
+        max_steps: of this stage.
+        seed: of dropout.
+        precision: of the forward pass; weights, loss and updates are float32 always.
+    """
+
+    recipe: Recipe
+    max_steps: int
+    seed: int = 0
+    precision: TrainPrecision = "fp32"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A finished step.
+
+    Attributes:
+        number: in the stage, counted from 1.
+        loss: mean cross-entropy per labelled pixel, nats, before the step's update; 0 where none
+            is labelled. For recipes of a summed loss too, so that recipes can be compared.
+        learning_rate: of the update, of weights.
+        labelled: pixels that had a class.
+    """
+
+    number: int
+    loss: float
+    learning_rate: float
+    labelled: int
+
+
+class SampleDropout(nn.Module):
+    """Elementwise dropout whose mask for a picture depends on nothing but that picture's seed."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self._generators: list[torch.Generator] = []
+
+    def begin(self, seeds: Sequence[int], device: torch.device) -> None:
+        """A forward pass begins, of pictures with these seeds."""
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Some elements 0, the others divided by 1 - p; as it is in eval mode."""
+        if not self.training or self.p == 0:
+            return x_BCHW
+        keep_BCHW = torch.empty_like(x_BCHW)
+        for kept, generator in zip(keep_BCHW, self._generators, strict=True):
+            kept.bernoulli_(1 - self.p, generator=generator)
+        return x_BCHW * keep_BCHW / (1 - self.p)
+
+
+class Learner:
+    """Trains a network in place.
+
+    Args:
+        model: float32; its dropout is replaced. Moved to the device.
+        course: see there.
+        device: "cpu", "cuda", "cuda:1".
+        group: of processes that train together.
+    """
+
+    def __init__(
+        self, model: FCN, course: StepPlan, device: str = "cpu", group: ProcessGroup | None = None
+    ) -> None:
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.course = course
+        self.device = torch.device(device)
+        self.group = SingleProcess() if group is None else group
+        self.dropout = SampleDropout(course.recipe.dropout)
+        model.dropout = self.dropout  # type: ignore[assignment]  # both are modules
+        self.optimizer = _optimizer(self.model, course.recipe)
+        self._rate = course.recipe.base_rate(model.architecture)
+        self._wrapped = self.group.wrap(self.model)
+
+    def learn(self, number: int, batches: Sequence[TrainingBatch]) -> StepResult:
+        """One step.
+
+        Args:
+            number: counted from 1.
+            batches: what this process has of the step's pictures.
+
+        Raises:
+            TrainingError: the loss or a gradient is not finite; nothing was changed.
+        """
+        self.model.train()
+        recipe, group = self.course.recipe, self.group
+        labelled = group.sum([sum(batch.labelled for batch in batches)])[0]
+        # Gradients are averaged over the processes: times their number, they are summed.
+        scale = group.size / (max(labelled, 1) if recipe.loss == "mean" else recipe.batch_size)
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        for place, batch in enumerate(batches):
+            is_last = place == len(batches) - 1
+            with nullcontext() if is_last else group.quietly(self._wrapped):
+                loss = self._loss(number, batch)
+                torch.autograd.backward(loss * scale)
+                total += loss.detach()
+        mean = group.sum([float(total)])[0] / max(labelled, 1)
+        if not math.isfinite(mean):
+            raise _diverged(number, f"the loss is {mean}")
+        factor = recipe.schedule(number, self.course.max_steps)
+        self._update(number, factor)
+        return StepResult(number, mean, self._rate * factor, int(labelled))
+
+    def check_is_finite(self, number: int) -> None:
+        """Refuse weights that hold NaN or infinity.
+
+        Raises:
+            TrainingError: naming the first tensor that does.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise _diverged(number, f"{name} holds NaN or infinity")
+
+    def _loss(self, number: int, batch: TrainingBatch) -> Tensor:
+        """Cross-entropy summed over the labelled pixels, in float32."""
+        seeds = [_seed(self.course.seed, number, slot) for slot in batch.slots]
+        self.dropout.begin(seeds, self.device)
+        low = self.course.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            logits_BKHW = self._wrapped(batch.image.to(self.device, non_blocking=True))
+        label_BHW = batch.label.to(self.device, non_blocking=True)
+        return summed_cross_entropy(logits_BKHW, label_BHW)
+
+    def _update(self, number: int, factor: float) -> None:
+        recipe = self.course.recipe
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not math.isfinite(norm):
+            raise _diverged(number, f"the norm of the gradients is {float(norm)}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate * factor * group["rate"]
+        if recipe.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), recipe.clip_norm, norm)
+        self.optimizer.step()
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's memory: "conv1_1.weight.momentum_buffer", …; on the CPU."""
+        return {
+            f"{name}.{key}": value.detach().to("cpu").contiguous()
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state[parameter].items()
+            if isinstance(value, Tensor)
+        }
+
+    def load_optimizer(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        """What `optimizer_tensors` gave.
+
+        Raises:
+            WeightsError: it is of another network or another optimizer.
+        """
+        parameters = dict(self.model.named_parameters())
+        for full, value in tensors.items():
+            name, _, key = full.rpartition(".")
+            fits = name in parameters and value.shape in ((), parameters[name].shape)
+            if not fits:
+                raise WeightsError(
+                    where=where, found=f"optimizer state {full} of shape {tuple(value.shape)}",
+                    expected="that of this network", remedy="Train into a new directory.",
+                )  # fmt: skip
+            # AdamW counts steps in a tensor that stays on the CPU.
+            device = "cpu" if key == "step" else self.device
+            self.optimizer.state[parameters[name]][key] = value.to(device)
+
+
+def summed_cross_entropy(logits_BKHW: Tensor, label_BHW: Tensor) -> Tensor:
+    """Summed over the labelled pixels, in float32; 0 where none is labelled.
+
+    Args:
+        logits_BKHW: any float dtype.
+        label_BHW: int64 in [0, K) or 255, which counts for nothing.
+    """
+    return F.cross_entropy(logits_BKHW.float(), label_BHW, ignore_index=VOID, reduction="sum")
+
+
+def _diverged(number: int, found: str) -> TrainingError:
+    return TrainingError(
+        where=f"training, step {number}", found=found, expected="finite numbers",
+        remedy="Lower the rate (--set train.learning_rate=…, a tenth for a start), or lengthen the "
+        "warm-up; if one sample does it every time, look at it. Running the same command again "
+        "repeats the same steps: train into a new directory, --init from the last checkpoint.",
+    )  # fmt: skip
+
+
+def _seed(seed: int, number: int, slot: int) -> int:
+    return int(np.random.SeedSequence([seed, number, slot]).generate_state(1)[0])
+
+
+def _optimizer(model: FCN, recipe: Recipe) -> torch.optim.Optimizer:
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    biases = [p for p in model.parameters() if p.ndim == 1]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": recipe.weight_decay, "rate": 1.0},
+        {"params": biases, "weight_decay": 0.0, "rate": recipe.bias_rate},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups)
+    return torch.optim.SGD(groups, momentum=recipe.momentum)

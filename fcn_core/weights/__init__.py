@@ -1,0 +1,1 @@
+"""Weights files: read, written, described, and converted from other projects."""

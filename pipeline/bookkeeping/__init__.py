@@ -1,1 +1,0 @@
-"""What is known of an output from its commits: ledger, sums, history, drift, reviews."""

@@ -1,1 +1,0 @@
-"""What `fcnseg doctor` looks at."""

@@ -1,0 +1,1 @@
+"""The command line: the application, shared options, and what people see."""

@@ -1,1 +1,0 @@
-"""The command line, a module per family of commands, and what people see."""

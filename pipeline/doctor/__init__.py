@@ -1,0 +1,1 @@
+"""Checks of a machine, a configuration and a cluster before a run."""

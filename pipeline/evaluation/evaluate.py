@@ -1,0 +1,204 @@
+"""`fcnseg evaluate`: scores of a network, or the upper bound that the truth allows. Writes nothing.
+
+An evaluation reads, decodes, labels, refuses and counts as a run does, and leaves out what a run
+would not commit; so its scores are those that the run would write. It works in this process only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from fcn_core.errors import ImageError, LabelError
+from fcn_core.labels import LabelSet
+from fcn_core.metrics.bootstrap import ClassCounts
+from fcn_core.metrics.boundary import band_confusions
+from fcn_core.metrics.upper_bound import upper_bound_confusions
+from pipeline.config import OutputConfig, RunConfig
+from pipeline.errors import ConfigError, MissingError, ShardError
+from pipeline.evaluation.gather import Counted, EvaluationAccumulator
+from pipeline.evaluation.result import Evaluation, EvaluationRequest
+from pipeline.executors.local import run_around_network, run_stages
+from pipeline.inputs.sample import Failure, decode_truth
+from pipeline.inputs.shard import ChunkLimits, Shard
+from pipeline.monitoring.progress import Progress
+from pipeline.plan import make_plan
+from pipeline.resolve import plan_request, prepare, read_label_set
+from pipeline.stages.read import Chunk, read_chunks
+from pipeline.stages.records import SegmentedChunk
+from pipeline.stages.spec import RunSpec, ShardFailure
+
+NOWHERE = "memory://fcnseg-evaluate-writes-nothing"
+"""OUTPUT of an evaluation: without commits, so that every shard is pending; never written to."""
+
+
+_READERS = 2
+
+log = logging.getLogger("fcnseg")
+
+
+def evaluate(
+    config: RunConfig,
+    question: EvaluationRequest,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Evaluation:
+    """Scores of a network on a labelled data set.
+
+    Args:
+        config: input, weights, limits and compute; its output is of no account.
+        question: which scores.
+        on_progress: called at the start and after every finished chunk.
+
+    Raises:
+        ConfigError, LabelSetError, WeightsError: before anything is read.
+        InputError: nothing to label, or no sample has a label.
+        StoreError: the input fails.
+    """
+    config = _without_output(config)
+    if config.compute.executor == "ray":
+        log.warning("evaluate works on this machine only: compute.executor ray is passed over")
+    prepared = prepare(config)
+    found = make_plan(prepared.request)
+    job = prepared.job
+    ends = _Ends(job, question)
+    counting = run_around_network(
+        job, prepared.weights, found.pending, read=ends.read, finish=ends.count
+    )
+    gatherer = EvaluationAccumulator(found, job.labels, question, config.limits)
+    about = {"input": config.input.url, "fingerprint": prepared.identity.fingerprint}
+    return gatherer.run(counting, about, on_progress)
+
+
+def upper_bound(
+    config: RunConfig,
+    question: EvaluationRequest,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Evaluation:
+    """Scores of the truth against its own coarse forms (appendix A of the FCN paper). No network.
+
+    Args:
+        config: input, label set (or weights, for theirs), limits and compute.
+        question: whose `factors` are asked for.
+        on_progress: called at the start and after every finished chunk.
+
+    Raises:
+        ConfigError, LabelSetError, WeightsError: before anything is read.
+        InputError: nothing to score, or no sample has a label.
+        StoreError: the input fails.
+    """
+    config = _without_output(config)
+    labels = _label_set(config)
+    found = make_plan(plan_request(config))
+    limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)
+
+    def read(shard: Shard) -> Iterator[Any]:
+        try:
+            yield from read_chunks(shard, found.sources, limits)
+        except (ShardError, MissingError) as error:
+            yield ShardFailure.of(shard.id, error)
+
+    def count(item: Any) -> Iterator[Any]:
+        if isinstance(item, ShardFailure):
+            yield item
+        else:
+            yield _count_truth(item, labels, question, config.limits.max_image_pixels)
+
+    workers = config.compute.workers or os.cpu_count() or 1
+    counting = run_stages(found.pending, [(read, _READERS), (count, workers)])
+    gatherer = EvaluationAccumulator(found, labels, question, config.limits)
+    return gatherer.run(counting, {"input": config.input.url}, on_progress)
+
+
+def _without_output(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"output": OutputConfig(url=NOWHERE)})
+
+
+def _label_set(config: RunConfig) -> LabelSet:
+    if config.model.weights is not None:
+        return prepare(config).job.labels
+    if config.input.label_set is None:
+        raise ConfigError(
+            where="--upper-bound",
+            found="neither --label-set nor --weights",
+            expected="what the values of the labels mean",
+            remedy="Name it: --label-set voc, or a YAML file.",
+        )
+    return read_label_set(config.input.label_set)
+
+
+class _Ends:
+    """What stands before and after the network: labels wait here until the masks are back.
+
+    They wait encoded, and only for the chunks that are under way. Samples without a label are
+    counted, and kept from the network.
+    """
+
+    def __init__(self, job: RunSpec, question: EvaluationRequest) -> None:
+        self.job = job
+        self.question = question
+        self._labels: dict[tuple[str, int], dict[str, tuple[bytes, str]]] = {}
+        self._unlabeled: dict[tuple[str, int], int] = {}
+
+    def read(self, shard: Shard) -> Iterator[Chunk]:
+        for chunk in read_chunks(shard, self.job.sources, self.job.chunk_limits):
+            labels = {
+                sample.key: (sample.label, sample.label_location)
+                for sample in chunk.samples
+                if sample.label is not None
+            }
+            place = chunk.shard, chunk.seq
+            self._labels[place] = labels
+            self._unlabeled[place] = len(chunk.samples) - len(labels)
+            kept = tuple(sample for sample in chunk.samples if sample.key in labels)
+            yield replace(chunk, samples=kept)
+
+    def count(self, segmented: SegmentedChunk) -> Counted:
+        place = segmented.shard, segmented.seq
+        labels = self._labels.pop(place)
+        classes = self.job.labels.num_classes
+
+        def images() -> Iterator[tuple[str, Any]]:
+            for result in segmented.images:
+                data, where = labels[result.key]
+                label = decode_truth(data, where, self.job.labels, self.job.max_image_pixels)
+                matrices = band_confusions(label, result.mask, classes, self.question.widths)
+                yield _name(segmented.shard, result.key), matrices
+
+        return Counted(
+            *place,
+            segmented.count,
+            ClassCounts.of(images(), (self.question.layers, classes)),
+            self._unlabeled.pop(place),
+            segmented.failures,
+        )
+
+
+def _count_truth(
+    chunk: Chunk, labels: LabelSet, question: EvaluationRequest, max_pixels: int
+) -> Counted:
+    failures = list(chunk.failures)
+
+    def images() -> Iterator[tuple[str, Any]]:
+        for sample in chunk.samples:
+            if sample.label is None:
+                continue
+            try:
+                label = decode_truth(sample.label, sample.label_location, labels, max_pixels)
+            except (ImageError, LabelError) as error:
+                failures.append(Failure.of(sample.key, error, sample.location))
+                continue
+            yield (
+                _name(chunk.shard, sample.key),
+                upper_bound_confusions(label, labels.num_classes, question.factors),
+            )
+
+    counts = ClassCounts.of(images(), (question.layers, labels.num_classes))
+    unlabeled = sum(sample.label is None for sample in chunk.samples)
+    return Counted(chunk.shard, chunk.seq, chunk.count, counts, unlabeled, tuple(failures))
+
+
+def _name(shard: str, key: str) -> str:
+    return f"{shard}\0{key}"

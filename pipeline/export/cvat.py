@@ -1,0 +1,96 @@
+"""CVAT: `annotations.xml` ("CVAT 1.1") with masks, to be uploaded into a task of these images."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.export.form import ExportBatch, ExportImage, ExportSubject, SpooledLines
+
+
+class Cvat:
+    """The annotations, the labels of a task as CVAT's "Raw" editor takes them, and the images."""
+
+    def __init__(self, subject: ExportSubject) -> None:
+        self.subject = subject
+        self._kept = subject.kept_classes()
+        self._images = SpooledLines(subject.files)
+        self._count = 0
+
+    def write(self, batch: ExportBatch) -> list[str]:
+        """The images; their elements."""
+        self.subject.place.put_all(
+            (f"images/{picture.file_name}", picture.labelled.image)
+            for picture in batch.pictures
+            if picture.labelled.image is not None
+        )
+        return [self._image(picture) for picture in batch.pictures]
+
+    def add(self, written: list[str]) -> None:
+        """Take them."""
+        self._images.add(written)
+        self._count += len(written)
+
+    def finish(self) -> None:
+        """The two files."""
+        store = self.subject.place.store
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "annotations.xml"
+            self._images.write_to(path, (self._head(), "\n</annotations>\n"), "\n")
+            store.upload("annotations.xml", path)
+        labels = [{**label, "attributes": []} for label in self._labels()]
+        store.write("labels.json", json.dumps(labels, indent=1).encode())
+
+    def _labels(self) -> list[dict[str, Any]]:
+        labels = self.subject.labels
+        return [
+            {
+                "name": labels.classes[k],
+                "color": f"#{bytes(labels.palette[k]).hex()}",
+                "type": "mask",
+            }
+            for k in self._kept
+        ]
+
+    def _head(self) -> str:
+        labels = "".join(
+            f"<label><name>{escape(label['name'])}</name><color>{label['color']}</color>"
+            f"<type>{label['type']}</type><attributes></attributes></label>\n"
+            for label in self._labels()
+        )
+        name = escape(str(self.subject.about["input"]))
+        return (
+            '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
+            f"<meta><task><name>{name}</name><size>{self._count}</size><mode>annotation</mode>\n"
+            f"<labels>\n{labels}</labels></task></meta>\n"
+        )
+
+    def _image(self, picture: ExportImage) -> str:
+        height, width = picture.mask.shape
+        masks = "".join(
+            f"<mask label={quoteattr(self.subject.labels.classes[k])} {_box(pixels)}"
+            ' source="auto" occluded="0" z_order="0"></mask>'
+            for k, pixels in picture.classes(self._kept)
+        )
+        name = quoteattr(picture.file_name)
+        number = picture.number - 1
+        return f'<image id="{number}" name={name} width="{width}" height="{height}">{masks}</image>'
+
+
+def _box(pixels: NDArray[np.bool_]) -> str:
+    """The attributes of a mask: its box, and in it the lengths of runs, unset ones first."""
+    columns, rows = (np.flatnonzero(pixels.any(axis)) for axis in (0, 1))
+    left, top = int(columns[0]), int(rows[0])
+    inside = pixels[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]
+    height, width = inside.shape
+    flat = inside.ravel()
+    ends = np.flatnonzero(np.append(flat[1:] != flat[:-1], True)) + 1
+    runs = np.diff(ends, prepend=0).tolist()
+    text = ", ".join(map(str, [0, *runs] if flat[0] else runs))
+    return f'rle="{text}" left="{left}" top="{top}" width="{width}" height="{height}"'

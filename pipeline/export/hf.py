@@ -1,0 +1,156 @@
+"""A folder that `datasets.load_dataset` reads: Parquet files with pictures, and a card."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.export.form import ExportBatch, ExportImage, ExportSubject
+
+_ROW_GROUP_BYTES = 64 * 2**20
+"""At most so much encoded in a row group: viewers refuse groups over 300 MB."""
+
+
+HubObject = tuple[int, int]
+"""(images, bytes of their columns)."""
+
+
+class HuggingFace:
+    """`data/SPLIT-000000.parquet`, …, and `README.md`."""
+
+    def __init__(self, subject: ExportSubject) -> None:
+        self.subject = subject
+        self.images = self.bytes = self.compressed = 0
+        self.features = _features(subject)
+
+    def write(self, batch: ExportBatch) -> tuple[int, int, int]:
+        """A file of the batch: (images, bytes of its columns, bytes of the file)."""
+        rows = [self._row(picture) for picture in batch.pictures]
+        table = pa.Table.from_pylist(rows, schema=self._schema())
+        size = sum(len(p.labelled.image or b"") + len(p.labelled.png) for p in batch.pictures)
+        buffer = io.BytesIO()
+        pq.write_table(
+            table,
+            buffer,
+            row_group_size=max(1, len(rows) * _ROW_GROUP_BYTES // max(size, _ROW_GROUP_BYTES)),
+            compression="NONE",  # pictures are compressed; the rest is small
+            write_page_index=True,
+        )
+        split = self.subject.choices.split
+        path = f"data/{split}-{batch.index:06d}.parquet"
+        self.subject.place.store.write(path, buffer.getvalue())
+        return len(rows), table.nbytes, buffer.tell()
+
+    def add(self, written: tuple[int, int, int]) -> None:
+        """Count."""
+        self.images += written[0]
+        self.bytes += written[1]
+        self.compressed += written[2]
+
+    def finish(self) -> None:
+        """The card."""
+        self.subject.place.store.write("README.md", self._card().encode())
+
+    def _row(self, picture: ExportImage) -> dict[str, Any]:
+        labelled = picture.labelled
+        kept = list(range(self.subject.labels.num_classes))
+        row: dict[str, Any] = {
+            "key": labelled.key,
+            "shard": picture.shard,
+            "mask": {"bytes": labelled.png, "path": f"{picture.name}.png"},
+            "classes": [k for k, _ in picture.classes(kept)],
+            "mean_confidence": labelled.mean_confidence,
+        }
+        if labelled.image is not None:
+            row["image"] = {"bytes": labelled.image, "path": picture.file_name}
+        return row
+
+    def _schema(self) -> pa.Schema:
+        picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        types = {
+            "image": picture,
+            "mask": picture,
+            "key": pa.string(),
+            "shard": pa.string(),
+            "classes": pa.list_(pa.int64()),
+            "mean_confidence": pa.float64(),
+        }
+        document = json.dumps({"info": {"features": self.features}}, sort_keys=True)
+        schema = pa.schema([(name, types[name]) for name in self.features])
+        return schema.with_metadata({"huggingface": document})
+
+    def _card(self) -> str:
+        labels, about, split = self.subject.labels, self.subject.about, self.subject.choices.split
+        head = {
+            "pretty_name": f"{labels.name} masks",
+            "task_categories": ["image-segmentation"],
+            "configs": [
+                {
+                    "config_name": "default",
+                    "data_files": [{"split": split, "path": f"data/{split}-*.parquet"}],
+                }
+            ],
+            "dataset_info": {
+                "features": _yaml_features(self.features),
+                "splits": [{"name": split, "num_bytes": self.bytes, "num_examples": self.images}],
+                "download_size": self.compressed,
+                "dataset_size": self.bytes,
+            },
+        }
+        front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+        rows = "\n".join(
+            f"| {k} | {name} | {', '.join(map(str, colour))} |"
+            for k, (name, colour) in enumerate(zip(labels.classes, labels.palette, strict=True))
+        )
+        return f"""---
+{front}---
+
+# {labels.name} masks
+
+{self.images} images with predicted class masks: what a network says, not ground truth.
+
+- `mask`: a palette PNG of class indices (below); 255, where it occurs, is void.
+- `classes`: the classes that occur in the mask.
+- `mean_confidence`: mean over pixels of the softmax probability of the chosen class, 0-1.
+- `key`, `shard`: where the image stands in the input.
+
+Made by fcn-pipeline with {about["variant"]} from `{about["input"]}`; weights sha256
+`{about["weights_sha256"]}`, fingerprint `{about["fingerprint"]}`.
+
+| index | class | colour (RGB) |
+| --- | --- | --- |
+{rows}
+"""
+
+
+def _features(subject: ExportSubject) -> dict[str, Any]:
+    """As the metadata of a Parquet file has them."""
+    names = list(subject.labels.classes)
+    image = {"image": {"_type": "Image"}} if subject.choices.images else {}
+    return {
+        **image,
+        "mask": {"_type": "Image"},
+        "key": {"dtype": "string", "_type": "Value"},
+        "shard": {"dtype": "string", "_type": "Value"},
+        "classes": {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "List"},
+        "mean_confidence": {"dtype": "float64", "_type": "Value"},
+    }
+
+
+def _yaml_features(features: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same as the head of a card has them."""
+    found: list[dict[str, Any]] = []
+    for name, kind in features.items():
+        if kind["_type"] == "Image":
+            found.append({"name": name, "dtype": "image"})
+        elif kind["_type"] == "List":
+            classes = {str(k): text for k, text in enumerate(kind["feature"]["names"])}
+            found.append({"name": name, "list": {"class_label": {"names": classes}}})
+        else:
+            found.append({"name": name, "dtype": kind["dtype"]})
+    return found

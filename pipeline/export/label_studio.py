@@ -1,0 +1,127 @@
+"""Label Studio: tasks with brush masks as predictions, to be corrected instead of drawn."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError
+from pipeline.export.form import ExportBatch, ExportImage, ExportSubject
+
+LOCAL_FILES = "/data/local-files/?d=images/"
+"""Where Label Studio serves files of its machine from, if DEST is its LOCAL_FILES_DOCUMENT_ROOT."""
+
+
+_SIZES = (3, 4, 8, 16)
+"""Bits of a run's length; a run says which of the four it uses."""
+
+
+class LabelStudio:
+    """`tasks/<chunk>.json`, the labelling interface, and the images."""
+
+    def __init__(self, subject: ExportSubject) -> None:
+        self.subject = subject
+        self._kept = subject.kept_classes()
+        choices = subject.choices
+        if choices.image_root is None and not choices.images:
+            raise ConfigError(
+                where="--no-images",
+                found="tasks without an address of their images",
+                expected="where Label Studio finds them",
+                remedy="Add --image-root, for example s3://bucket/photos.",
+            )
+        self._root = LOCAL_FILES if choices.image_root is None else f"{choices.image_root}/"
+
+    def write(self, batch: ExportBatch) -> None:
+        """The images, and the tasks of a batch: one file, so that none grows too large."""
+        place = self.subject.place
+        place.put_all(
+            (f"images/{picture.file_name}", picture.labelled.image)
+            for picture in batch.pictures
+            if picture.labelled.image is not None
+        )
+        tasks = json.dumps([self._task(picture) for picture in batch.pictures])
+        place.store.write(f"tasks/{batch.name}.json", tasks.encode())
+
+    def add(self, written: None) -> None:
+        """Nothing is left to do."""
+
+    def finish(self) -> None:
+        """The labelling interface, with the classes and their colours."""
+        labels = self.subject.labels
+        lines = [
+            f'    <Label value={quoteattr(labels.classes[k])} background="#{colour}"/>'
+            for k in self._kept
+            for colour in [bytes(labels.palette[k]).hex()]
+        ]
+        text = "\n".join(
+            [
+                "<View>",
+                '  <Image name="image" value="$image" zoom="true"/>',
+                '  <BrushLabels name="mask" toName="image">',
+                *lines,
+                "  </BrushLabels>",
+                "</View>",
+                "",
+            ]
+        )
+        self.subject.place.store.write("label_config.xml", text.encode())
+
+    def _task(self, picture: ExportImage) -> dict[str, Any]:
+        name = picture.file_name
+        # Storage addresses hold names as they are; in those of web pages they are quoted.
+        is_storage = not self._root.startswith(("http://", "https://", "/"))
+        prediction: dict[str, Any] = {
+            "model_version": f"{self.subject.about['variant']} {self.subject.about['fingerprint']}",
+            "result": [self._brush(picture, k, m) for k, m in picture.classes(self._kept)],
+        }
+        if picture.labelled.mean_confidence is not None:
+            prediction["score"] = picture.labelled.mean_confidence
+        image = self._root + (name if is_storage else quote(name))
+        about = {"key": picture.labelled.key, "shard": picture.shard}
+        return {"data": {"image": image, **about}, "predictions": [prediction]}
+
+    def _brush(self, picture: ExportImage, index: int, pixels: NDArray[np.bool_]) -> dict[str, Any]:
+        height, width = pixels.shape
+        name = self.subject.labels.classes[index]
+        return {
+            "id": f"c{index}",
+            "type": "brushlabels",
+            "from_name": "mask",
+            "to_name": "image",
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "value": {"format": "rle", "rle": list(brush_rle(pixels)), "brushlabels": [name]},
+        }
+
+
+def brush_rle(pixels: NDArray[np.bool_]) -> bytes:
+    """The run lengths of Label Studio's brush: RGBA bytes, 255 where a pixel is set.
+
+    Source: @thi.ng/rle-pack, which Label Studio draws with. A head of 32 bits for the number of
+    bytes, 5 for the bits of a value less 1, 4 times 4 for `_SIZES` less 1; then, for each run, a 1,
+    2 bits for which size, the length less 1 in so many bits, and the value; zeros up to a byte.
+
+    Args:
+        pixels: (H, W).
+    """
+    flat = pixels.ravel()
+    ends = np.flatnonzero(np.append(flat[1:] != flat[:-1], True)) + 1
+    lengths = 4 * np.diff(ends, prepend=0)
+    bits = [f"{4 * flat.size:032b}", f"{7:05b}", *(f"{size - 1:04b}" for size in _SIZES)]
+    for end, length in zip(ends.tolist(), lengths.tolist(), strict=True):
+        value = "1" * 8 if flat[end - 1] else "0" * 8
+        while length > 0:
+            run = min(length, 2 ** _SIZES[-1])
+            which = next(w for w, size in enumerate(_SIZES) if run <= 2**size)
+            bits.append(f"1{which:02b}{run - 1:0{_SIZES[which]}b}{value}")
+            length -= run
+    text = "".join(bits)
+    padded = -(-len(text) // 8)
+    return int(text.ljust(8 * padded, "0"), 2).to_bytes(padded, "big")

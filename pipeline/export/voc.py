@@ -1,0 +1,70 @@
+"""The layout of the PASCAL VOC development kit, as torchvision's `VOCSegmentation` reads it."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from fcn_core.images import decode_image
+from pipeline.export.form import ExportBatch, ExportImage, ExportSubject, SpooledLines
+from pipeline.inputs.voc import IMAGES, LABELS, LISTS
+
+ROOT = "VOCdevkit/VOC2012"
+"""Where torchvision looks, and `--layout voc` of this project finds it as well."""
+
+
+_QUALITY = 95
+
+
+class Voc:
+    """Images, masks as they are, a list of ids, and what the colours mean."""
+
+    def __init__(self, subject: ExportSubject) -> None:
+        self.subject = subject
+        self._ids = SpooledLines(subject.files)
+
+    def write(self, batch: ExportBatch) -> list[str]:
+        """Image and mask of every picture."""
+        self.subject.place.put_all(self._objects(batch))
+        return [picture.name for picture in batch.pictures]
+
+    def add(self, written: list[str]) -> None:
+        """Note the ids."""
+        self._ids.add(written)
+
+    def finish(self) -> None:
+        """The list of ids, and the label map."""
+        choices, store = self.subject.choices, self.subject.place.store
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "ids"
+            self._ids.write_to(path, ("", "\n"), "\n")
+            store.upload(f"{ROOT}/{LISTS}/{choices.split}.txt", path)
+        store.write(f"{ROOT}/labelmap.txt", self._labelmap().encode())
+
+    def _objects(self, batch: ExportBatch) -> Iterator[tuple[str, bytes]]:
+        for picture in batch.pictures:
+            if picture.labelled.image is not None:
+                yield f"{ROOT}/{IMAGES}/{picture.name}.jpg", _jpeg(picture)
+            yield f"{ROOT}/{LABELS}/{picture.name}.png", picture.labelled.png
+
+    def _labelmap(self) -> str:
+        labels = self.subject.labels
+        lines = ["# label:color_rgb:parts:actions"]
+        for name, colour in zip(labels.classes, labels.palette, strict=True):
+            lines.append(f"{name}:{','.join(map(str, colour))}::")
+        return "\n".join(lines) + "\n"
+
+
+def _jpeg(picture: ExportImage) -> bytes:
+    """The image: as it is, if it is a JPEG. Readers of VOC look for ID.jpg and for nothing else."""
+    data = picture.labelled.image
+    assert data is not None
+    if picture.file_name.endswith(".jpg"):
+        return data
+    buffer = io.BytesIO()
+    Image.fromarray(decode_image(data, picture.name)).save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()

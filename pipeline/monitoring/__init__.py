@@ -1,0 +1,1 @@
+"""How far a run is: metrics for Prometheus, and the progress file."""

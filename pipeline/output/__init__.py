@@ -1,0 +1,1 @@
+"""What OUTPUT holds: commits, tables, history, reviews, and the checks of them."""

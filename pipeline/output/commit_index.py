@@ -1,0 +1,477 @@
+"""The ledger: all commits of an output, read without opening every one, held without keeping them.
+
+`stats/shards.parquet` caches the commits; one listing of `_commits/` says which of its rows still
+hold, and only what the table lacks is read. In memory there are some tens of bytes per commit:
+hashes of its shard and of its input's tag, and where its row is (in the table, or in a temporary
+file). All else is read again, batch by batch, when it is needed.
+
+Which rows of the table of shards still hold: told by hashes, in tens of bytes a row.
+Rows of the table of shards that no table holds yet: in a temporary file, not in memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.concurrency import map_ordered
+from pipeline.errors import OutputError
+from pipeline.output.commits import PREFIX, Commit, commit_path
+from pipeline.output.shard_table import (
+    ROWS,
+    SCHEMA,
+    DamagedError,
+    Entry,
+    Table,
+    batch_of,
+    entries_of,
+    open_table,
+)
+from pipeline.storage.backend import ObjectInfo
+from pipeline.storage.store import Store
+
+_READERS = 16
+
+Item = TypeVar("Item")
+
+
+class CommitIndex:
+    """All commits of an output.
+
+    Attributes:
+        is_as_the_table: whether the table of the output has these rows and no others.
+    """
+
+    def __init__(self, table: Table | None = None) -> None:
+        self._table = table
+        self._base = table.rows if table is not None else 0
+        self._spill = SpilledRows()
+        self._kinds: Kinds = {}
+        self._keys = np.zeros(0, np.int64)
+        self._tags = np.zeros(0, np.int64)
+        self._samples = np.zeros(0, np.int64)
+        self._kind = np.zeros(0, np.int64)
+        self._row = np.zeros(0, np.int64)
+        self._new = array("q")
+        self.is_as_the_table = table is not None
+
+    def __len__(self) -> int:
+        return len(self._keys) + len(self._new) // 5
+
+    def __contains__(self, shard: str) -> bool:
+        return bool(self.find(hashes((shard,), 1))[0] >= 0)
+
+    def find(self, keys: Ints) -> Ints:
+        """Where the commits of some shards are, by the hashes of their ids; -1 for none."""
+        self._settle()
+        if not len(self._keys):
+            return np.full(len(keys), -1)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[places] == keys, places, -1)
+
+    def has_input(self, places: Ints, tags: Ints) -> Bools:
+        """Which commits are of an input of this tag, by its hash; -1 is none."""
+        if not len(self._keys):
+            return np.zeros(len(places), np.bool_)
+        found: Bools = (places >= 0) & (self._tags[places] == tags)
+        return found
+
+    def holds(self, places: Ints, fingerprint: str | None, masks: Iterable[str]) -> Bools:
+        """Which commits are of a fingerprint (None: of any) and have some formats; -1 is none."""
+        if not len(self._keys):
+            return np.zeros(len(places), np.bool_)
+        wanted = set(masks)
+        good = [fingerprint in (None, of) and wanted <= has for of, has in self._kinds]
+        found: Bools = (places >= 0) & np.array(good)[self._kind[places]]
+        return found
+
+    def samples(self, places: Ints) -> int:
+        """Images of some commits, quarantined ones included."""
+        return int(self._samples[places].sum())
+
+    def masks_of(self, places: Ints) -> frozenset[str]:
+        """All formats that any of some commits has."""
+        kinds = list(self._kinds)
+        return frozenset().union(*(kinds[k][1] for k in np.unique(self._kind[places])))
+
+    def others(self, keys: Ints) -> Ints:
+        """Where the commits are whose shards are not among some."""
+        self._settle()
+        if not len(keys):
+            return np.arange(len(self._keys))
+        known = np.sort(keys)  # np.isin would take ten times the memory
+        places = np.minimum(np.searchsorted(known, self._keys), len(known) - 1)
+        return np.flatnonzero(known[places] != self._keys)
+
+    def names(self, places: Ints) -> list[str]:
+        """The shards of some commits, sorted."""
+        found = self._select(["shard"], self._row[places])
+        return sorted(name for batch in found for name in batch["shard"].to_pylist())
+
+    def commit_tags(self, shards: Collection[str]) -> dict[str, str]:
+        """The tags of the commit objects of some shards, those that have one."""
+        places = self.find(hashes(shards, len(shards)))
+        rows = self._row[places[places >= 0]]
+        tags: dict[str, str] = {}
+        for batch in self._select(["shard", "commit_etag"], rows):
+            tags.update(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        return {shard: tags[shard] for shard in shards if shard in tags}
+
+    def with_failures(self) -> dict[str, str]:
+        """The tags of the commit objects of all shards that have quarantined images."""
+        self._settle()
+        tags: dict[str, str] = {}
+        for batch in self._select(["shard", "commit_etag", "failures"], self._row):
+            bad = batch.filter(pc.greater(batch["failures"], 0))
+            tags.update(zip(bad["shard"].to_pylist(), bad["commit_etag"].to_pylist(), strict=True))
+        return dict(sorted(tags.items()))
+
+    def add(self, entry: Entry) -> None:
+        """A commit that was found or made; it takes the place of its shard's older one."""
+        kind = (entry.fingerprint, frozenset(entry.masks))
+        values = (
+            hash(entry.shard),
+            hash(entry.input_etag),
+            entry.images + entry.failures,
+            self._kinds.setdefault(kind, len(self._kinds)),
+            self._base + len(self._spill),
+        )
+        self._spill.append(entry)
+        self.is_as_the_table = False
+        place = self._old_place(values[0])
+        if place is None:
+            self._new.extend(values)
+        else:
+            self._tags[place], self._samples[place], self._kind[place], self._row[place] = values[
+                1:
+            ]
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows of all commits, in the order of their shards.
+
+        Raises:
+            DamagedError: the table, of which only the light columns were checked so far, is not as
+                it was written: start again with `read_ledger(output, believe_table=False)`.
+        """
+        self._settle()
+        new = np.sort(self._row[self._row >= self._base]) - self._base
+        if not len(new):
+            yield from self._rows_of_table()
+            return
+        names = [batch["shard"] for batch in self._select(["shard"], self._row)]
+        order = pc.sort_indices(pa.chunked_array(names)).to_numpy().astype(np.int64)
+        old = len(order) - len(new)
+        stream = _EntryStream(self._rows_of_table())
+        for start in range(0, len(order), ROWS):
+            part = order[start : start + ROWS]
+            is_old = part < old
+            kept = int(is_old.sum())
+            pieces = stream.take(kept)
+            if kept < len(part):
+                pieces += self._spill.take(new[part[~is_old] - old]).to_batches()
+            source = np.empty(len(part), np.int64)
+            source[is_old] = np.arange(kept)
+            source[~is_old] = np.arange(kept, len(part))
+            rows = pa.Table.from_batches(pieces).combine_chunks().take(pa.array(source))
+            yield from rows.combine_chunks().to_batches()
+
+    def entries(self) -> Iterator[Entry]:
+        """All commits, in the order of their shards. Raises what `batches` raises."""
+        for batch in self.batches():
+            yield from entries_of(batch)
+
+    def keep(self, index: TableIndex, places: Ints) -> None:
+        """Rows of the table that hold."""
+        values = (index.keys, index.tags, index.samples, index.kind, index.rows)
+        self._new.frombytes(np.stack([v[places] for v in values], axis=1).tobytes())
+
+    def _old_place(self, key: int) -> int | None:
+        place = int(np.searchsorted(self._keys, key))
+        return place if place < len(self._keys) and self._keys[place] == key else None
+
+    def _settle(self) -> None:
+        """Sort in what came since the last time."""
+        if not len(self._new):
+            return
+        found = np.frombuffer(self._new, np.int64).reshape(-1, 5).T
+        columns = (self._keys, self._tags, self._samples, self._kind, self._row)
+        joined = [np.concatenate(pair) for pair in zip(columns, found, strict=True)]
+        order = np.argsort(joined[0], kind="stable")
+        self._keys, self._tags, self._samples, self._kind, self._row = (c[order] for c in joined)
+        self._new = array("q")
+
+    def _select(self, columns: list[str], rows: Ints) -> Iterator[pa.RecordBatch]:
+        """Columns of some rows, in the order of the rows' numbers.
+
+        Only columns that were checked when the ledger was read.
+        """
+        if not len(rows):
+            return
+        wanted = np.zeros(self._base + len(self._spill), np.bool_)
+        wanted[rows] = True
+        start = 0
+        table = self._table.batches(columns) if wanted[: self._base].any() and self._table else ()
+        for batch in table:
+            yield batch.filter(pa.array(wanted[start : start + len(batch)]))
+            start += len(batch)
+        start = self._base
+        for batch in self._spill.batches() if wanted[self._base :].any() else ():
+            yield batch.select(columns).filter(pa.array(wanted[start : start + len(batch)]))
+            start += len(batch)
+
+    def _rows_of_table(self) -> Iterator[pa.RecordBatch]:
+        alive, start = np.zeros(self._base, np.bool_), 0
+        alive[self._row[self._row < self._base]] = True
+        for batch in self._table.batches() if self._table is not None else ():
+            kept = batch.filter(pa.array(alive[start : start + len(batch)]))
+            start += len(batch)
+            if len(kept):
+                yield kept
+
+
+class _EntryStream:
+    """Batches, taken by numbers of rows."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self._rest: pa.RecordBatch | None = None
+
+    def take(self, count: int) -> list[pa.RecordBatch]:
+        pieces = []
+        while count:
+            batch = self._rest if self._rest is not None else next(self._batches)
+            pieces.append(batch.slice(0, count))
+            self._rest = batch.slice(count) if len(batch) > count else None
+            count -= len(pieces[-1])
+        return pieces
+
+
+def read_commit_index(output: Store, *, believe_table: bool = True) -> CommitIndex:
+    """Every committed shard.
+
+    Args:
+        output: of a run.
+        believe_table: False to read every commit.
+
+    Raises:
+        OutputError: a commit that cannot be read, or of another format.
+        StoreError: the store fails.
+    """
+    table = open_table(output) if believe_table else None
+    ledger = CommitIndex(table)
+    try:
+        index = TableIndex(table, ledger._kinds)
+    except DamagedError:
+        return read_commit_index(output, believe_table=False)
+
+    def lacking() -> Iterator[ObjectInfo]:
+        for infos in _in_batches(_listed(output)):
+            places, held = index.held(infos)
+            ledger.keep(index, places[held])
+            yield from (info for info, is_held in zip(infos, held, strict=True) if not is_held)
+
+    def fetch(info: ObjectInfo) -> tuple[ObjectInfo, bytes]:
+        return info, output.read(info.path)
+
+    for info, data in map_ordered(fetch, lacking(), _READERS):
+        ledger.add(Entry.of(_commit(output, info, data), info.etag))
+    ledger.is_as_the_table &= len(ledger) == ledger._base
+    return ledger
+
+
+def read_commits(output: Store) -> Iterator[Commit]:
+    """Every commit whole, with the names of its files, in the order of the listing."""
+    for info in _listed(output):
+        yield _commit(output, info, output.read(info.path))
+
+
+def _listed(output: Store) -> Iterator[ObjectInfo]:
+    return (info for info in output.listing(PREFIX) if info.path.endswith(SUFFIX))
+
+
+def _commit(output: Store, info: ObjectInfo, data: bytes) -> Commit:
+    where = output.location(info.path)
+    commit = Commit.from_json(data, where)
+    if commit_path(commit.shard) != info.path:
+        raise OutputError(
+            where=where,
+            found=f"the commit of shard {commit.shard!r}",
+            expected=f"that of shard {committed_shard(info.path)!r}",
+            remedy="Delete it: its shard will be labelled again.",
+        )
+    return commit
+
+
+def _in_batches(infos: Iterable[Item]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    for info in infos:
+        batch.append(info)
+        if len(batch) == ROWS:
+            yield batch
+            batch = []
+    yield batch
+
+
+SUFFIX = ".json"
+
+_LIGHT = ("shard", "images", "failures", "masks", "input_etag", "fingerprint", "commit_etag")
+
+
+Ints = NDArray[np.int64]
+
+Bools = NDArray[np.bool_]
+
+Kinds = dict[tuple[str, frozenset[str]], int]
+"""Numbers of the pairs of fingerprint and mask formats that commits have: a few."""
+
+
+def hashes(texts: Iterable[str], count: int) -> Ints:
+    """64 bits of each text, the same within this process.
+
+    Whether a shard is done is decided by two of them at once, its id's and its tag's: of a million
+    shards, one is mistaken for another in one of 10^26 runs.
+    """
+    return np.fromiter(map(hash, texts), np.int64, count)
+
+
+def committed_shard(path: str) -> str:
+    """The shard whose commit is at a path; the other way round, `commit_path`."""
+    return path[len(PREFIX) + 1 : -len(SUFFIX)]
+
+
+class TableIndex:
+    """The columns of a table that tell which of its rows hold, sorted by the hash of the shard."""
+
+    def __init__(self, table: Table | None, kinds: Kinds) -> None:
+        """Reads the light columns of a table; the kinds of its commits are added to `kinds`.
+
+        Raises:
+            DamagedError: they are not as they were written.
+        """
+        self.rows = np.zeros(0, np.int64)
+        parts: list[Ints] = []
+        last = None
+        for batch in table.batches(_LIGHT) if table is not None else ():
+            shards = batch["shard"].to_pylist()
+            if shards != sorted(set(shards)) or (last is not None and shards[0] <= last):
+                raise DamagedError
+            last = shards[-1]
+            parts.append(self._part(batch, shards, kinds))
+        columns = np.concatenate(parts, axis=1) if parts else np.zeros((5, 0), np.int64)
+        order = np.argsort(columns[0], kind="stable")
+        self.keys, self.tags, self.samples, self.kind, self.commits = columns[:, order]
+        self.rows = order
+
+    def _part(self, batch: pa.RecordBatch, shards: list[str], kinds: Kinds) -> Ints:
+        count = len(shards)
+        of = zip(batch["fingerprint"].to_pylist(), batch["masks"].to_pylist(), strict=True)
+        names = [(fingerprint, tuple(masks)) for fingerprint, masks in of]
+        codes = {
+            name: kinds.setdefault((name[0], frozenset(name[1])), len(kinds)) for name in set(names)
+        }
+        columns: Ints = np.stack(
+            [
+                hashes(shards, count),
+                hashes(batch["input_etag"].to_pylist(), count),
+                pc.add(batch["images"], batch["failures"]).to_numpy(),
+                np.fromiter((codes[name] for name in names), np.int64, count),
+                hashes(batch["commit_etag"].to_pylist(), count),
+            ]
+        )
+        return columns
+
+    def held(self, infos: Sequence[ObjectInfo]) -> tuple[Ints, Bools]:
+        """Places of the rows of listed commits, and which of these rows are of that very commit."""
+        count = len(infos)
+        if not len(self.keys):
+            return np.zeros(count, np.int64), np.zeros(count, np.bool_)
+        keys = hashes((committed_shard(info.path) for info in infos), count)
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        tags = hashes((info.etag for info in infos), count)
+        return places, (self.keys[places] == keys) & (self.commits[places] == tags)
+
+
+_ROWS = 1024
+
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+
+
+class SpilledRows:
+    """Grows row by row; any rows can be taken from it again.
+
+    The files (Arrow, in the directory for temporary files) have no name, so that nothing stays
+    behind, however the process ends. About 2.3 KB a row with 21 classes.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Entry] = []
+        self._writer: Any = None
+        self._file: Any = None
+        self._batches: list[tuple[Any, int]] = []
+        self._written = 0
+        self._ends: list[int] = []
+
+    def __len__(self) -> int:
+        return (self._ends[-1] if self._ends else 0) + len(self._waiting)
+
+    def append(self, entry: Entry) -> None:
+        """One more row, the last."""
+        # One batch, one number of classes: its scores are computed at once.
+        if self._waiting and self._waiting[0].confusion.num_classes != entry.confusion.num_classes:
+            self._flush()
+        self._waiting.append(entry)
+        if len(self._waiting) == _ROWS:
+            self._flush()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows."""
+        self._seal()
+        for reader, number in self._batches:
+            yield reader.get_batch(number)
+
+    def take(self, rows: NDArray[np.int64]) -> pa.Table:
+        """Some rows, in this order, by their numbers."""
+        self._seal()
+        order = np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        ends = np.array(self._ends, np.int64)
+        which = np.searchsorted(ends, ascending, side="right")
+        pieces = []
+        for index in np.unique(which):
+            reader, number = self._batches[index]
+            first = ends[index - 1] if index else 0
+            pieces.append(
+                reader.get_batch(number).take(pa.array(ascending[which == index] - first))
+            )
+        inverse = np.empty(len(rows), np.int64)
+        inverse[order] = np.arange(len(rows))
+        return pa.Table.from_batches(pieces, SCHEMA).combine_chunks().take(pa.array(inverse))
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        if self._writer is None:
+            self._file = tempfile.TemporaryFile(prefix="fcnseg-")
+            weakref.finalize(self, self._file.close)
+            self._writer = pa.ipc.new_file(self._file, SCHEMA, options=_OPTIONS)
+        self._writer.write_batch(batch_of(self._waiting))
+        self._written += 1
+        self._ends.append(len(self))
+        self._waiting = []
+
+    def _seal(self) -> None:
+        """What was written so far can be read; what comes goes to another file."""
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+            reader = pa.ipc.open_file(self._file)
+            self._batches += [(reader, number) for number in range(self._written)]
+            self._writer, self._file, self._written = None, None, 0

@@ -1,0 +1,250 @@
+"""One writer: a lease object in OUTPUT, renewed while the driver lives.
+
+Without it two drivers would do the same work twice (harmless: equal bytes) and race for commits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from fcn_core.errors import FcnError
+from pipeline.errors import LeaseError, MissingError
+from pipeline.storage.store import Store
+
+PATH = "_lease.json"
+
+SECONDS = 30.0
+
+RENEW_SECONDS = 10.0
+
+MARGIN_SECONDS = 5.0
+"""A holder stops this long before its lease runs out: clocks of two machines may differ by that."""
+
+
+# A renewal must end, well or badly, long before the lease runs out.
+_RENEWAL = {"attempts": 3, "retry_seconds": 4.0, "connect_timeout": 3.0, "read_timeout": 5.0}
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease, and until when.
+
+    Attributes:
+        owner: random; tells two leases of one process apart.
+        host, boot, pid: the process.
+        started: of the process, in clock ticks since boot: numbers of processes are used again.
+        expires: seconds since the epoch.
+        since: when it took the lease, seconds since the epoch.
+    """
+
+    owner: str
+    host: str
+    boot: str
+    pid: int
+    started: float
+    expires: float
+    since: float = 0.0
+
+    @classmethod
+    def this_process(cls, now: float) -> Holder:
+        """This process as a holder from now on."""
+        return cls(
+            owner=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            boot=_boot_id(),
+            pid=os.getpid(),
+            started=_start_time(os.getpid()) or 0.0,
+            expires=now + SECONDS,
+            since=now,
+        )
+
+    def is_known_dead(self) -> bool:
+        """True only if it ran on this host, boot and container, and its process is gone."""
+        if not self.boot or (self.host, self.boot) != (socket.gethostname(), _boot_id()):
+            return False
+        return _start_time(self.pid) != self.started
+
+    def is_in_force(self) -> bool:
+        """Whether it keeps others out: neither run out nor held by a dead process."""
+        return not self.is_known_dead() and self.expires > time.time()
+
+    def describe(self) -> str:
+        """For people."""
+        since, until = (
+            time.strftime("%H:%M:%S", time.gmtime(moment)) for moment in (self.since, self.expires)
+        )
+        return (
+            f"process {self.pid} on {self.host} since {since} UTC, until {until} UTC unless renewed"
+        )
+
+
+class Lease:
+    """The right to write to an output, as a context manager.
+
+    Raises (on entering):
+        LeaseError: somebody else holds it.
+    """
+
+    def __init__(self, output: Store) -> None:
+        options = output.options.model_copy(update=_RENEWAL)
+        self.output = Store(output.url, options)
+        self.holder = Holder.this_process(time.time())
+        self._tag = ""
+        self._valid_until = 0.0  # of this process's clock
+        self._stop = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another driver took over, or renewing failed until the lease (almost) ran out."""
+        return self._lost.is_set() or _clock() > self._valid_until
+
+    def check(self) -> None:
+        """Refuse to go on without the lease.
+
+        Raises:
+            LeaseError: it was lost.
+        """
+        if self.is_lost:
+            raise LeaseError(
+                where=self.output.location(PATH),
+                found="this driver lost its lease",
+                expected="one driver per output",
+                remedy="Nothing was committed since. Run again to resume.",
+            )
+
+    def __enter__(self) -> Lease:
+        asked, now = _clock(), time.time()
+        self.holder = replace(self.holder, since=now, expires=now + SECONDS)
+        tag = self.output.create(PATH, self._data())
+        if tag is None:
+            tag = self._take_over()
+        self._hold(tag, asked)
+        self._thread.start()
+        return self
+
+    def _take_over(self) -> str:
+        current, tag = _read(self.output)
+        # Our own if the answer to the put was lost on its way.
+        if current is not None and current.owner == self.holder.owner:
+            return tag
+        if current is not None and current.is_in_force():
+            raise LeaseError(
+                where=self.output.location(PATH),
+                found=f"held by {current.describe()}",
+                expected="one driver per output",
+                remedy="Wait for it, or run again after that time.",
+            )
+        # Of several that find a lease run out, the store lets one replace it.
+        put = self.output.replace(PATH, self._data(), tag) if tag else None
+        if put is None and not tag:
+            put = self.output.create(PATH, self._data())
+        if put is None:
+            raise LeaseError(
+                where=self.output.location(PATH),
+                found="taken by another driver just now",
+                expected="one driver per output",
+                remedy="Run again when it is done.",
+            )
+        self.output.sweep()  # the driver before us may have died in the middle of a put
+        return put
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        # A store that fails here failed before: that error is to be shown, and the lease expires.
+        with contextlib.suppress(FcnError):
+            current, tag = _read(self.output)
+            if current is not None and current.owner == self.holder.owner:
+                self.output.delete(PATH, tag)
+
+    def _data(self) -> bytes:
+        return json.dumps(asdict(self.holder)).encode()
+
+    def _hold(self, tag: str, asked: float) -> None:
+        self._tag = tag
+        self._valid_until = asked + SECONDS - min(MARGIN_SECONDS, SECONDS / 4)
+
+    def _keep(self) -> None:
+        while not self._stop.wait(RENEW_SECONDS):
+            try:
+                if not self._renew():
+                    self._lost.set()
+            except FcnError:  # the store may be back before the lease runs out
+                pass
+            if self.is_lost:
+                return
+
+    def _renew(self) -> bool:
+        """Whether the lease is still ours."""
+        asked = _clock()
+        renewed = replace(self.holder, expires=time.time() + SECONDS)
+        data = json.dumps(asdict(renewed)).encode()
+        tag = self.output.replace(PATH, data, self._tag)
+        if tag is None:  # perhaps an earlier renewal went through, and its answer was lost
+            current, there = _read(self.output)
+            if current is None or current.owner != self.holder.owner:
+                return False
+            tag = self.output.replace(PATH, data, there)
+            if tag is None:
+                return False
+        self.holder = renewed
+        self._hold(tag, asked)
+        return True
+
+
+def read_lease(output: Store) -> Holder | None:
+    """Who holds the lease of an output, if anybody."""
+    return _read(output)[0]
+
+
+def _read(output: Store) -> tuple[Holder | None, str]:
+    """The holder, None if there is none or it cannot be read; and the object's tag, if any."""
+    try:
+        data, tag = output.read_tagged(PATH)
+    except MissingError:
+        return None, ""
+    try:
+        return Holder(**json.loads(data)), tag
+    except (ValueError, TypeError):
+        return None, tag
+
+
+def _clock() -> float:
+    """Seconds that go on while the machine sleeps, where there are such."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _boot_id() -> str:
+    """Tells boots apart, and containers of one boot, which number their processes on their own."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> float | None:
+    """When a process started, in clock ticks since boot; None if there is none (or no /proc)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    # A zombie holds nothing any more. Field 3 is the state, field 22 the start time (man 5 proc).
+    return None if fields[0] == "Z" else float(fields[19])

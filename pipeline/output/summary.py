@@ -1,0 +1,252 @@
+"""All commits in one pass: sums, and the few shards worth naming, however many there are.
+
+Sums over commits: what rows of the table of shards come to, whichever rows they are.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from fcn_core.labels import LabelSet
+from fcn_core.metrics import ConfusionMatrix, none_if_nan
+from pipeline.errors import OutputError
+from pipeline.output.commit_index import CommitIndex, read_commit_index
+from pipeline.output.drift import Window
+from pipeline.output.review import Shortlist
+from pipeline.output.shard_figures import ShardFigures
+from pipeline.output.shard_table import HISTOGRAMS, DamagedError
+from pipeline.stages.histograms import Histograms
+from pipeline.storage.store import Store
+
+MOST_NAMED = 50
+"""Shards that are remembered of each kind: the worst, those with failures, those between."""
+
+
+MOST_SHORTLISTED = 12
+"""Shards of each kind, with labels and without, that are remembered for their worst image."""
+
+
+@dataclass
+class Sums:
+    """What some commits come to.
+
+    Attributes:
+        labels: the label set; every commit must have its number of classes.
+        shards, images, labeled_images, failures, confidence_sum: sums.
+        confusion: sum of all confusion matrices.
+        class_pixels: predicted pixels by class.
+        histograms: of the images, but for those of commits of format 1.
+    """
+
+    labels: LabelSet
+    shards: int = field(default=0, init=False)
+    images: int = field(default=0, init=False)
+    labeled_images: int = field(default=0, init=False)
+    failures: int = field(default=0, init=False)
+    confidence_sum: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        classes = self.labels.num_classes
+        self.confusion = ConfusionMatrix(classes)
+        self.class_pixels: NDArray[np.int64] = np.zeros(classes, np.int64)
+        self.histograms = Histograms.zero(classes)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Rows of the table of shards.
+
+        Raises:
+            OutputError: a commit has another number of classes.
+        """
+        classes = self.labels.num_classes
+        self._refuse_other_classes(batch)
+        self.confusion.matrix += _sum_of_lists(batch["confusion"], len(batch)).reshape(
+            classes, classes
+        )
+        self.class_pixels += _sum_of_lists(batch["class_pixels"], len(batch))
+        self.images += pc.sum(batch["images"]).as_py()
+        self.labeled_images += pc.sum(batch["labeled_images"]).as_py()
+        self.failures += pc.sum(batch["failures"]).as_py()
+        self.confidence_sum += pc.sum(batch["confidence_sum"]).as_py()
+        known = batch.filter(batch[HISTOGRAMS[0]].is_valid())
+        if len(known):
+            flat = [_sum_of_lists(known[name], len(known)).tolist() for name in HISTOGRAMS]
+            self.histograms += Histograms.of_flat(flat)
+        self.shards += len(batch)
+
+    def window(self) -> Window:
+        """What a later run is compared with."""
+        pixels = tuple(int(count) for count in self.class_pixels)
+        return Window(self.histograms.images, pixels, self.confidence_sum, self.histograms)
+
+    def scores(self) -> dict[str, Any]:
+        """The merged scores, JSON-able, a function of the commits alone; absent classes are None.
+
+        `mean_iou` is by the `reference` policy of `fcn_core.metrics.confusion_matrix`, `mean_iou_present` by the
+        other.
+        """
+        return {
+            "format": 1,
+            **self.confusion.scores().to_dict(),
+            "mean_iou_present": none_if_nan(self.confusion.scores("present").mean_iou),
+            "classes": list(self.labels.classes),
+            "images": self.images,
+            "labeled_images": self.labeled_images,
+            "failures": self.failures,
+            "shards": self.shards,
+            "class_pixels": self.class_pixels.tolist(),
+            "confusion": self.confusion.matrix.tolist(),
+        }
+
+    def _refuse_other_classes(self, batch: pa.RecordBatch) -> None:
+        classes = self.labels.num_classes
+        for name, length in (("class_pixels", classes), ("confusion", classes**2)):
+            lengths = pc.list_value_length(batch[name]).to_numpy()
+            if len(wrong := np.flatnonzero(lengths != length)):
+                raise OutputError(
+                    where=f"the commit of shard {batch['shard'][int(wrong[0])].as_py()}",
+                    found=f"{lengths[wrong[0]]} values in {name}",
+                    expected=f"{length} for the {classes} classes of {self.labels.name}",
+                    remedy="Delete it: its shard will be labelled again.",
+                )
+
+
+def _sum_of_lists(column: pa.Array, rows: int) -> NDArray[np.int64]:
+    """Lists of one length, added up."""
+    return cast(NDArray[np.int64], column.flatten().to_numpy().reshape(rows, -1).sum(axis=0))
+
+
+@dataclass(frozen=True, order=True)
+class ShardScore:
+    """A shard in a list of the worst; they compare by score, then by name.
+
+    Attributes:
+        score: mean IU, or mean confidence of a shard without labelled pixels; 1 if it is empty.
+        shard: its id.
+        has_labels: which of the two.
+        images, failures: counts.
+        seconds: by stage.
+    """
+
+    score: float
+    shard: str
+    has_labels: bool = field(compare=False)
+    images: int = field(compare=False)
+    failures: int = field(compare=False)
+    seconds: Mapping[str, float] = field(compare=False)
+
+
+@dataclass
+class Summary(Sums):
+    """What is known of an output as a whole.
+
+    Attributes:
+        expected: how many shards will be added, for an even spread of `spread`.
+        seconds: by stage.
+        with_failures: the first shards that have quarantined images.
+        spread: shards evenly over all, in order.
+        figures: what the report draws of the shards.
+        shortlist: the shards that hold the worst images.
+    """
+
+    expected: int
+    seconds: Counter[str] = field(default_factory=Counter)
+    with_failures: list[str] = field(default_factory=list)
+    spread: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.figures = ShardFigures(self.labels.num_classes, self.expected)
+        self.shortlist = Shortlist(MOST_SHORTLISTED)
+        self._worst: dict[bool, list[ShardScore]] = {True: [], False: []}
+        count = min(self.expected, 2 * MOST_NAMED)
+        self._places = [(2 * i + 1) * self.expected // (2 * count) for i in range(count)]
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Rows of the table of shards, in its order.
+
+        Raises:
+            OutputError: a commit has another number of classes.
+        """
+        start = self.shards
+        super().add(batch)
+        seconds = [json.loads(text) for text in batch["seconds"].to_pylist()]
+        for of_shard in seconds:
+            self.seconds.update(of_shard)
+        self.figures.add(batch, seconds)
+        self.shortlist.add(batch)
+        self._name(batch, start)
+
+    def worst(self, count: int, *, has_labels: bool) -> list[ShardScore]:
+        """Those with the lowest scores of one kind, lowest first; at most `MOST_NAMED`."""
+        return self._worst[has_labels][:count]
+
+    def worst_of_all(self, count: int) -> list[ShardScore]:
+        """Lowest mean IU first; shards without labels follow, lowest mean confidence first."""
+        return [*self._worst[True], *self._worst[False]][:count]
+
+    def _name(self, batch: pa.RecordBatch, start: int) -> None:
+        bad = np.flatnonzero(batch["failures"].to_numpy() > 0)[
+            : MOST_NAMED - len(self.with_failures)
+        ]
+        self.with_failures += _pick(batch["shard"], bad)
+        end = start + len(batch)
+        self.spread += _pick(batch["shard"], [p - start for p in self._places if start <= p < end])
+        iou = batch["mean_iou"].to_numpy(zero_copy_only=False)
+        confidence = batch["mean_confidence"].fill_null(1.0).to_numpy()
+        for has_labels in (True, False):
+            rows = np.flatnonzero(np.isnan(iou) != has_labels)
+            scores = (iou if has_labels else confidence)[rows]
+            # Stable: of equal scores those come first whose shards do.
+            lowest = rows[np.argsort(scores, kind="stable")[:MOST_NAMED]]
+            found = [_score(row, has_labels) for row in batch.take(pa.array(lowest)).to_pylist()]
+            self._worst[has_labels] = heapq.nsmallest(
+                MOST_NAMED, [*self._worst[has_labels], *found]
+            )
+
+
+def summarize(output: Store, labels: LabelSet) -> tuple[CommitIndex, Summary]:
+    """All commits of an output, and what they come to.
+
+    Raises:
+        OutputError: a commit that cannot be read, or of another format.
+        StoreError: the store fails.
+    """
+    ledger = read_commit_index(output)
+    try:
+        return ledger, _summary(ledger, labels)
+    except DamagedError:
+        ledger = read_commit_index(output, believe_table=False)
+        return ledger, _summary(ledger, labels)
+
+
+def _summary(ledger: CommitIndex, labels: LabelSet) -> Summary:
+    summary = Summary(labels, len(ledger))
+    for batch in ledger.batches():
+        summary.add(batch)
+    return summary
+
+
+def _pick(column: pa.Array, rows: Any) -> list[str]:
+    return [column[int(row)].as_py() for row in rows]
+
+
+def _score(row: Mapping[str, Any], has_labels: bool) -> ShardScore:
+    confidence = 1.0 if row["mean_confidence"] is None else row["mean_confidence"]
+    return ShardScore(
+        score=row["mean_iou"] if has_labels else confidence,
+        shard=row["shard"],
+        has_labels=has_labels,
+        images=row["images"],
+        failures=row["failures"],
+        seconds=json.loads(row["seconds"]),
+    )

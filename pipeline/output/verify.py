@@ -1,0 +1,286 @@
+"""Verification: every object of an output against the commit that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fcn_core.errors import FcnError
+from fcn_core.images import decode_label
+from fcn_core.labels import VOID
+from pipeline.concurrency import map_ordered
+from pipeline.errors import MissingError, OutputError, StoreError
+from pipeline.formats import read_parquet
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.output.commits import PREFIX, Commit, commit_path, quarantine_path
+from pipeline.output.history import run_problems
+from pipeline.stages.records import FileRecord
+from pipeline.stages.write import QUARANTINE_SCHEMA
+from pipeline.storage.store import Store
+
+MOST_PROBLEMS = 10_000
+"""So many are kept; all are counted and told."""
+
+
+_THREADS = 32
+
+_BLOCK = 8 * 2**20
+
+_GIVE_UP = 3 * _THREADS
+"""Objects in a row that the store fails to give: it is the store, then, not the objects."""
+
+
+Problem = tuple[str, str]
+"""(object, what is wrong with it)."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked, and what is wrong.
+
+    Attributes:
+        shards, files, bytes: what the commits name.
+        problem_count: of all problems.
+        problems: the first `MOST_PROBLEMS` of them.
+    """
+
+    shards: int = 0
+    files: int = 0
+    bytes: int = 0
+    problem_count: int = 0
+    problems: tuple[Problem, ...] = ()
+
+
+Listener = Callable[[Verification, list[Problem]], None]
+
+
+def verify(output: Store, *, deep: bool = False, listen: Listener | None = None) -> Verification:
+    """Re-read every object that a commit names: many at once, little of it in memory.
+
+    The records of runs are read as well, and their review queues, as far as these are still there.
+
+    Args:
+        output: of a run.
+        deep: also decode every mask, compare it with its row and all counts with the commit, and
+            the quarantine table with the number of failures.
+        listen: called after every shard with the counts so far and the problems of that shard.
+
+    Raises:
+        OutputError: no output of this project.
+        StoreError: the store fails again and again.
+    """
+    shards = _read_shards(output, read_manifest(output), deep)
+    tasks = ((shard, file) for shard in shards for file in (*shard.files, None))
+    found = Verification()
+    kept: list[Problem] = []
+    wrong: list[Problem] = []
+    failing = 0
+    for shard, file, checked in map_ordered(_check, tasks, _THREADS):
+        if file is not None:
+            wrong.extend((file.path, problem) for problem in checked.problems)
+            failing = failing + 1 if checked.failure else 0
+            if checked.failure and failing == _GIVE_UP:
+                raise checked.failure
+            shard.add(checked)
+            continue
+        wrong = shard.problems(wrong)
+        kept.extend(wrong[: MOST_PROBLEMS - len(kept)])
+        found = Verification(
+            found.shards + 1,
+            found.files + len(shard.files),
+            found.bytes + sum(named.size for named in shard.files),
+            found.problem_count + len(wrong),
+            tuple(kept) if wrong else found.problems,
+        )
+        if listen is not None:
+            listen(found, wrong)
+        wrong = []
+    of_runs = run_problems(output)
+    if of_runs and listen is not None:
+        listen(found, of_runs)
+    problems = (*found.problems, *of_runs)[:MOST_PROBLEMS]
+    return replace(found, problem_count=found.problem_count + len(of_runs), problems=problems)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What was found in one object: problems, and per form of the masks their number and counts."""
+
+    problems: tuple[str, ...] = ()
+    counts: Mapping[str, tuple[int, NDArray[np.int64]]] = field(default_factory=dict)
+    failure: StoreError | None = None
+
+
+def _read_shards(output: Store, identity: Manifest, deep: bool) -> Iterator[_Shard]:
+    paths = (info.path for info in output.listing(PREFIX) if info.path.endswith(".json"))
+    for path, found in map_ordered(partial(_read_commit, output), paths, _THREADS):
+        if found is not None:
+            yield _Shard(output, identity, deep, path, found)
+
+
+def _read_commit(output: Store, path: str) -> tuple[str, Commit | str | None]:
+    """The commit, or what is wrong with it, or None if it was deleted just now."""
+    try:
+        return path, Commit.from_json(output.read(path), output.location(path))
+    except MissingError:
+        return path, None
+    except OutputError as error:
+        return path, error.reason
+    except StoreError as error:
+        return path, f"cannot be read: {error.reason}"
+
+
+def _check(
+    task: tuple[_Shard, FileRecord | None],
+) -> tuple[_Shard, FileRecord | None, _Checked]:
+    shard, file = task
+    return shard, file, _Checked() if file is None else shard.check(file)
+
+
+class _Shard:
+    """The checks of one commit and of the objects that it names."""
+
+    def __init__(
+        self, output: Store, identity: Manifest, deep: bool, path: str, found: Commit | str
+    ) -> None:
+        self.output = output
+        self.identity = identity
+        self.deep = deep
+        self.path = path
+        self.commit = found if isinstance(found, Commit) else None
+        self.unreadable = found if isinstance(found, str) else None
+        self.files = self.commit.files if self.commit else ()
+        self._counts: dict[str, tuple[int, NDArray[np.int64]]] = {}
+
+    def check(self, file: FileRecord) -> _Checked:
+        """Compare one object with its record; may run in any thread."""
+        try:
+            wrong, data = self._compare(file)
+            if wrong or not self.deep:
+                return _Checked((wrong,) if wrong else ())
+            return self._decode(file.path, data)
+        except MissingError:
+            return _Checked(("missing",))
+        except StoreError as error:
+            return _Checked((f"cannot be read: {error.reason}",), failure=error)
+
+    def add(self, checked: _Checked) -> None:
+        """Sum up the counts of one object."""
+        for form, (images, classes) in checked.counts.items():
+            before = self._counts.get(form, (0, np.zeros_like(classes)))
+            self._counts[form] = (before[0] + images, before[1] + classes)
+
+    def problems(self, of_objects: list[Problem]) -> list[Problem]:
+        """Everything that is wrong with this shard, once all its objects were looked at."""
+        if self.commit is None:
+            return [(self.path, self.unreadable or "unreadable")]
+        found = [*((self.path, problem) for problem in self._of_commit(self.commit)), *of_objects]
+        # Without an object the counts differ for sure: that is no second problem.
+        if not of_objects:
+            found.extend((self.path, problem) for problem in self._of_counts(self.commit))
+        return found
+
+    def _of_commit(self, commit: Commit) -> Iterator[str]:
+        if commit_path(commit.shard) != self.path:
+            yield f"it is the commit of shard {commit.shard!r}"
+        if commit.fingerprint != self.identity.fingerprint:
+            theirs = self.identity.fingerprint
+            yield f"fingerprint {commit.fingerprint}, the output has {theirs}"
+        has_table = any(file.path == quarantine_path(commit.shard) for file in commit.files)
+        if has_table != bool(commit.failures):
+            names = "a" if has_table else "no"
+            yield f"{commit.failures} failures, and it names {names} quarantine table"
+        maps = sum(file.path.startswith("confidence/") for file in commit.files)
+        if "confidence" in commit.masks and maps != commit.images:
+            yield f"{commit.images} images, and it names {maps} confidence maps"
+
+    def _of_counts(self, commit: Commit) -> Iterator[str]:
+        """Where the commit counts otherwise than the masks that were decoded, form by form."""
+        for form, (images, classes) in sorted(self._counts.items()):
+            if images != commit.images:
+                yield f"{commit.images} images, {form}/ has {images}"
+            if classes.tolist() != list(commit.class_pixels):
+                yield f"class counts differ from those of {form}/"
+
+    def _compare(self, file: FileRecord) -> tuple[str, bytes]:
+        """(problem or nothing, the bytes if they are needed)."""
+        if self.deep or file.size <= _BLOCK:
+            data = self.output.read(file.path)
+            size, digest = len(data), hashlib.sha256(data)
+        else:  # by pieces: whole objects of many threads would fill the memory
+            data = b""
+            size, digest = self.output.stat(file.path).size, hashlib.sha256()
+            for start in range(0, size if size == file.size else 0, _BLOCK):
+                digest.update(self.output.read(file.path, start, min(start + _BLOCK, size)))
+        if size != file.size:
+            return f"{size} bytes, its commit says {file.size}", data
+        if digest.hexdigest() != file.sha256:
+            return f"sha256 {digest.hexdigest()}, its commit says {file.sha256}", data
+        return "", data
+
+    def _decode(self, path: str, data: bytes) -> _Checked:
+        masks = _MaskChecks(self.identity.labels.num_classes)
+        try:
+            masks.look(path, data)
+            if path.startswith("_quarantine/") and self.commit is not None:
+                table = read_parquet(data)
+                if table.schema.names != QUARANTINE_SCHEMA.names:
+                    masks.problems.append(f"columns {', '.join(table.schema.names)}")
+                elif table.num_rows != self.commit.failures:
+                    rows, failures = table.num_rows, self.commit.failures
+                    masks.problems.append(f"{rows} rows, its commit says {failures} failures")
+        except (FcnError, pa.ArrowException, tarfile.TarError, OSError, ValueError) as error:
+            masks.problems.append(f"does not decode: {error}")
+        return _Checked(tuple(masks.problems), masks.counts)
+
+
+class _MaskChecks:
+    """The masks in one object: problems, and by form their number and class counts."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.problems: list[str] = []
+        self.counts: dict[str, tuple[int, NDArray[np.int64]]] = defaultdict(
+            lambda: (0, np.zeros(num_classes, np.int64))
+        )
+
+    def look(self, path: str, data: bytes) -> None:
+        """Decode every mask of an object."""
+        form = path.split("/")[0]
+        if form == "confidence":
+            decode_label(data, path)
+        elif form == "png":
+            self._mask(form, path, data)
+        elif form == "tar":
+            with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+                for member in tar:
+                    handle = tar.extractfile(member)
+                    self._mask(form, member.name, handle.read() if handle else b"")
+        elif form == "masks":
+            for batch in read_parquet(data).to_batches(max_chunksize=64):
+                for row in batch.to_pylist():
+                    self._mask(form, row["key"], row["mask"]["bytes"], row)
+
+    def _mask(self, form: str, name: str, png: bytes, row: Mapping[str, Any] | None = None) -> None:
+        mask = decode_label(png, name)
+        counts = np.bincount(mask.ravel(), minlength=VOID + 1)
+        classes = counts[: self.num_classes]
+        images, before = self.counts[form]
+        self.counts[form] = (images + 1, before + classes)
+        for value in np.flatnonzero(counts):
+            if value >= self.num_classes and value != VOID:
+                self.problems.append(f"{name}: value {value} is no class")
+        if row is not None and mask.shape != (row["height"], row["width"]):
+            self.problems.append(f"{name}: mask is {mask.shape}, its row says otherwise")
+        if row is not None and classes.tolist() != row["class_pixels"]:
+            self.problems.append(f"{name}: class counts differ from its row")

@@ -1,0 +1,1 @@
+"""Masks of single images, without shards or commits."""

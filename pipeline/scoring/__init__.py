@@ -1,1 +1,0 @@
-"""What `fcnseg evaluate` found."""

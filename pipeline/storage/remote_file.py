@@ -1,0 +1,114 @@
+"""A remote object as a seekable file: ranges are fetched as they are asked for, with some ahead."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from typing import IO, Any
+
+from pipeline.errors import StoreError
+from pipeline.storage.backend import ObjectInfo
+from pipeline.storage.errors import explained
+
+AHEAD = 4 * 2**20
+"""Bytes fetched at once where reading goes on behind the last read."""
+
+
+class RangeReader(io.RawIOBase):
+    """One version of an object as a file.
+
+    Args:
+        where: its address, for errors.
+        info: its size and tag; another tag while reading is an error.
+        fetch: the bytes of [start, end) and their tag.
+        handle: the file itself where the object is one of this machine.
+
+    Raises (every method):
+        MissingError: it vanished.
+        StoreError: the store fails, or the object was replaced.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        info: ObjectInfo,
+        fetch: Callable[[int, int], tuple[bytes, str]],
+        handle: IO[bytes] | None = None,
+    ) -> None:
+        self._where = where
+        self._info = info
+        self._fetch = fetch
+        self._handle = handle
+        self._position = 0
+        self._start = 0
+        self._buffer = b""
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most this many bytes, all that are left by default; none at the end."""
+        wanted = -1 if size is None else size
+        if self._handle is not None:
+            with explained(self._where):
+                return self._handle.read(wanted)
+        left = max(0, self._info.size - self._position)
+        wanted = left if wanted < 0 else min(wanted, left)
+        data = self._take(wanted)
+        self._position += len(data)
+        return data
+
+    def readall(self) -> bytes:
+        """All that is left."""
+        return self.read()
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill a buffer as far as there is something."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to a place."""
+        if self._handle is not None:
+            return self._handle.seek(offset, whence)
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._info.size}
+        self._position = max(0, base[whence] + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """The place."""
+        return self._position if self._handle is None else self._handle.tell()
+
+    def close(self) -> None:
+        """Let go of file and buffer."""
+        self._buffer = b""
+        if self._handle is not None:
+            self._handle.close()
+        super().close()
+
+    def _take(self, size: int) -> bytes:
+        begin = self._position - self._start
+        if 0 <= begin and begin + size <= len(self._buffer):
+            return self._buffer[begin : begin + size]
+        if not size:
+            return b""
+        # Ahead only of who reads on: who jumps about wants just what he asks for.
+        reads_on = self._position == self._start + len(self._buffer)
+        end = self._position + (max(size, AHEAD) if reads_on else size)
+        data, tag = self._fetch(self._position, min(end, self._info.size))
+        if tag != self._info.etag:
+            raise StoreError(
+                where=self._where,
+                found="the object was replaced while it was read",
+                expected="inputs that stay as they are during a run",
+                remedy="Run the same command again.",
+            )
+        self._start, self._buffer = self._position, data
+        return data[:size]

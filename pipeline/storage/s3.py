@@ -1,0 +1,256 @@
+"""Objects of S3 and of what speaks its protocol, through s3fs's client. A write is one request.
+
+Neither s3fs nor botocore retries here (`pipeline.storage.retry` does). No write is a multipart
+upload: Ceph ignores the condition on one, and a broken one leaves parts behind that cost money.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import s3fs
+from fsspec.asyn import sync
+
+from pipeline.storage.backend import Attempt, Leftover, ObjectInfo, TruncatedError
+from pipeline.storage.options import StoreOptions
+from pipeline.storage.retry import response_of
+
+_CONNECTIONS = 64
+
+_PART = 16 * 2**20
+
+
+class _SingleTry(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has no types
+    """s3fs without its own retry loop, which tells nobody, and not whether a put was repeated."""
+
+    retries = 1
+
+
+class S3Objects:
+    """Objects below a bucket or a prefix of one."""
+
+    def __init__(self, url: str, options: StoreOptions) -> None:
+        self.fs = _client(options)
+        self.bucket, root, _ = self.fs.split_path(url)
+        self.root = f"{root.strip('/')}/" if root.strip("/") else ""
+        self.atomic_create = True
+        self.atomic_replace = True
+        # How this server wants a tag written: RFC 9110 has quotes, Ceph 16 matches none with them.
+        self._tag_form = '"{}"'
+
+    def listing(self, prefix: str, attempt: Attempt) -> Iterator[ObjectInfo]:
+        """Page by page, each as long as the server likes."""
+        folder = f"{self.root}{prefix}/" if prefix else self.root
+        arguments = {"Bucket": self.bucket, "Prefix": folder}
+        while True:
+            page = attempt(lambda: self.fs.call_s3("list_objects_v2", **arguments))
+            for found in page.get("Contents", ()):
+                # `a/` is what consoles put to show an empty folder.
+                if not found["Key"].endswith("/"):
+                    tag = str(found["ETag"]).strip('"')
+                    path, changed = found["Key"][len(self.root) :], found["LastModified"]
+                    yield ObjectInfo(path, int(found["Size"]), tag, changed.timestamp())
+            if not page.get("IsTruncated"):
+                return
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    def stat(self, path: str) -> ObjectInfo:
+        """Size and tag."""
+        head = self._call("head_object", path)
+        changed = head["LastModified"].timestamp()
+        return ObjectInfo(path, int(head["ContentLength"]), _tag(head), changed)
+
+    def read(self, path: str, start: int | None, end: int | None) -> tuple[bytes, str]:
+        """Bytes in [start, end) and their object's tag, as many as the server announced."""
+        if start is not None and start < 0 and end is not None:
+            size = self.stat(path).size
+            start, end, _ = slice(start, end).indices(size)
+        if start is not None and end is not None and start >= end:
+            return b"", self.stat(path).etag
+        wanted = _range(start, end)
+        arguments = {"Range": wanted} if wanted else {}
+        try:
+            found = sync(self.fs.loop, self._get, path, arguments)
+        except OSError as error:
+            if response_of(error)[0] != 416:  # a range behind the end
+                raise
+            return b"", self.stat(path).etag
+        return found  # type: ignore[no-any-return]
+
+    def open(self, path: str) -> None:
+        """Ranges are read."""
+
+    def write(self, path: str, data: bytes) -> str:
+        """One PutObject."""
+        return self._put(path, data)
+
+    def upload(self, path: str, source: Path) -> None:
+        """One request for a small file; parts, of which the server makes one object, for another.
+
+        Whoever is killed in between leaves parts that no listing shows; a lifecycle rule
+        (AbortIncompleteMultipartUpload) removes them.
+        """
+        if source.stat().st_size <= _PART:
+            self._put(path, source.read_bytes())
+            return
+        where = f"{self.bucket}/{self.root}{path}"
+        self.fs.put_file(str(source), where, chunksize=_PART, max_concurrency=2)
+
+    def create(self, path: str, data: bytes) -> str | None:
+        """One PutObject with `If-None-Match: *`."""
+        if self.atomic_create:
+            try:
+                return self._put(path, data, IfNoneMatch="*")
+            except OSError as error:
+                status, _ = response_of(error)
+                if status == 412:
+                    return None
+                if status != 501:
+                    raise
+            self.atomic_create = False  # the server knows no such condition
+        return self._put(path, data) if self._tag_of(path) is None else None
+
+    def replace(self, path: str, data: bytes, tag: str) -> str | None:
+        """One PutObject with `If-Match`; another one where the server wants tags otherwise."""
+        for form in (self._tag_form, "{}", '"{}"') if self.atomic_replace else ():
+            try:
+                new = self._put(path, data, IfMatch=form.format(tag))
+            except OSError as error:
+                status, _ = response_of(error)
+                if status == 404:
+                    return None
+                if status not in (412, 501):
+                    raise
+                if self._tag_of(path) != tag:
+                    return None
+                if status == 501:
+                    break
+                continue  # it has this very tag: the form is wrong
+            self._tag_form = form
+            return new
+        self.atomic_replace = False
+        return self._put(path, data) if self._tag_of(path) == tag else None
+
+    def delete(self, path: str, tag: str | None) -> None:
+        """Compare, then remove: two steps, because few servers know a condition here."""
+        try:
+            if tag is None or self._tag_of(path) == tag:
+                self._call("delete_object", path)
+        except FileNotFoundError:
+            return
+
+    def sweep(self) -> None:
+        """Nothing is ever half-written."""
+
+    def leftovers(self, attempt: Attempt) -> Iterator[Leftover]:
+        """Multipart uploads that were begun (by other programs: we do none) and not ended."""
+        arguments = {"Bucket": self.bucket, "Prefix": self.root}
+        while True:
+            page = attempt(lambda: self.fs.call_s3("list_multipart_uploads", **arguments))
+            for found in page.get("Uploads", ()):
+                path, began = found["Key"][len(self.root) :], found["Initiated"].timestamp()
+                yield Leftover(path, 0, began, found["UploadId"])
+            if not page.get("IsTruncated"):
+                return
+            arguments["KeyMarker"] = page["NextKeyMarker"]
+            arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
+
+    def discard(self, leftover: Leftover) -> None:
+        """Abort the upload."""
+        try:
+            self._call("abort_multipart_upload", leftover.path, UploadId=leftover.handle)
+        except OSError as error:
+            if response_of(error)[0] != 404:
+                raise
+
+    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        key = f"{self.root}{path}"
+        found = self.fs.call_s3(method, Bucket=self.bucket, Key=key, **arguments)
+        return found  # type: ignore[no-any-return]
+
+    def _put(self, path: str, data: bytes, **condition: str) -> str:
+        digest = hashlib.md5(data, usedforsecurity=False).digest()
+        md5 = base64.b64encode(digest).decode()  # the server refuses what was damaged on its way
+        return _tag(self._call("put_object", path, Body=data, ContentMD5=md5, **condition))
+
+    async def _get(self, path: str, arguments: dict[str, str]) -> tuple[bytes, str]:
+        # The body can only be read where the client lives, in s3fs's loop.
+        key = f"{self.root}{path}"
+        found = await self.fs._call_s3("get_object", Bucket=self.bucket, Key=key, **arguments)
+        try:
+            data = await found["Body"].read()
+        finally:
+            found["Body"].close()
+        if len(data) != found["ContentLength"]:
+            raise TruncatedError(f"{len(data)} of {found['ContentLength']} bytes came")
+        return data, _tag(found)
+
+    def _tag_of(self, path: str) -> str | None:
+        try:
+            return self.stat(path).etag
+        except FileNotFoundError:
+            return None
+
+
+_CLIENTS: dict[object, _SingleTry] = {}
+"""One client, with its connections, for all stores of a process that are reached alike."""
+
+
+def _client(options: StoreOptions) -> _SingleTry:
+    # Not fsspec's own cache: it keeps a client whose credentials the environment has replaced.
+    environment = frozenset(item for item in os.environ.items() if item[0].startswith("AWS_"))
+    key = (os.getpid(), options, environment)
+    if key not in _CLIENTS:
+        _CLIENTS[key] = _SingleTry(skip_instance_cache=True, **_arguments(options))
+    return _CLIENTS[key]
+
+
+def _tag(answer: dict[str, Any]) -> str:
+    return str(answer["ETag"]).strip('"')
+
+
+def _range(start: int | None, end: int | None) -> str:
+    """The header for a slice.
+
+    >>> _range(None, 7), _range(3, None), _range(-5, None), _range(2, 4), _range(None, None)
+    ('bytes=0-6', 'bytes=3-', 'bytes=-5', 'bytes=2-3', '')
+    """
+    if start is None and end is None:
+        return ""
+    if start is not None and start < 0:
+        return f"bytes={start}"
+    return f"bytes={start or 0}-{'' if end is None else end - 1}"
+
+
+def _arguments(options: StoreOptions) -> dict[str, Any]:
+    """What s3fs and botocore call our options; what is left out they take from the environment."""
+    client: dict[str, Any] = {}
+    if options.region:
+        client["region_name"] = options.region
+    if not options.verify_tls or options.ca_bundle:
+        client["verify"] = options.ca_bundle if options.verify_tls else False
+    arguments: dict[str, Any] = {
+        "anon": options.anonymous,
+        "use_listings_cache": False,
+        "client_kwargs": client,
+        "config_kwargs": {
+            "connect_timeout": options.connect_timeout,
+            "read_timeout": options.read_timeout,
+            "max_pool_connections": _CONNECTIONS,
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "s3": {"addressing_style": options.resolved_addressing},
+            # Older servers do not know the newer checksums; Content-MD5 is sent instead.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        },
+    }
+    if options.endpoint_url:
+        arguments["endpoint_url"] = options.endpoint_url
+    if options.profile:
+        arguments["profile"] = options.profile
+    return arguments

@@ -1,0 +1,198 @@
+"""A training shared by several processes: Ray Train starts them, torch's DDP averages gradients.
+
+Every process reads the same stream of samples and takes its share of each step, so that the steps
+are those of one process with the same batch. The first one writes; the driver holds the lease.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import ray
+import ray.train
+import ray.train.torch
+
+from fcn_core.errors import FcnError
+from pipeline.executors.ray_connection import connected
+from pipeline.manifest import absolute
+from pipeline.training.config import SCRATCH, TrainConfig
+from pipeline.training.progress import TrainOutcome, TrainProgress
+from pipeline.training.source import BadSamples
+
+_WAIT_SECONDS = 0.5
+
+
+def train_on_ray(
+    config: TrainConfig,
+    check: Callable[[], None],
+    is_stopped: Callable[[], bool],
+    on_progress: Callable[[TrainProgress], None],
+    bad: BadSamples | None = None,
+) -> TrainOutcome:
+    """Train with `compute.workers` processes until the end, or until told to stop.
+
+    Connects to `compute.ray_address` or RAY_ADDRESS, uses the surrounding Ray job, or starts an
+    embedded Ray and stops it afterwards.
+
+    Args:
+        config: of the training; its directory is claimed and its labels are checked.
+        check: raises if the directory is another driver's by now.
+        is_stopped: whether to stop after the step that is on.
+        on_progress: called with what the first process tells.
+        bad: samples known to be bad, if all were looked at.
+
+    Raises:
+        FcnError: what a process raised, or a cluster that cannot be reached.
+    """
+    with connected(config.compute.ray_address), tempfile.TemporaryDirectory() as folder:
+        desk: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
+        trainer = ray.train.torch.TorchTrainer(
+            _work,
+            train_loop_config={"config": _anywhere(config), "desk": desk, "bad": bad},
+            scaling_config=_scaling(config),
+            run_config=ray.train.RunConfig(storage_path=folder, name="fcnseg-train"),
+        )
+        failed: list[BaseException] = []
+        thread = threading.Thread(target=_fit, args=(trainer, failed), daemon=True)
+        thread.start()
+        told = False
+        while thread.is_alive():
+            thread.join(_WAIT_SECONDS)
+            check()
+            if is_stopped() and not told:
+                ray.get(desk.stop.remote())
+                told = True
+            for progress in ray.get(desk.take.remote()):
+                on_progress(progress)
+        for progress in ray.get(desk.take.remote()):
+            on_progress(progress)
+        ending = ray.get(desk.ending.remote())
+    if isinstance(ending, TrainOutcome):
+        return ending
+    if isinstance(ending, FcnError):
+        raise ending
+    raise FcnError(
+        where="ray train", found=f"{failed[0] if failed else 'no worker said how it ended'}",
+        expected="a training that ends", remedy="See Ray's logs; run the same command again to resume.",
+    )  # fmt: skip
+
+
+def _anywhere(config: TrainConfig) -> TrainConfig:
+    """The same with absolute paths: Ray's workers have working directories of their own."""
+
+    def placed(section: Any, *names: str) -> Any:
+        found = {name: getattr(section, name) for name in names}
+        return section.model_copy(update={n: v and absolute(v) for n, v in found.items()})
+
+    sources = {
+        name: source and placed(source, "url", "labels", "label_set")
+        for name, source in (("input", config.input), ("val", config.val))
+    }
+    model = config.model if config.model.init == SCRATCH else placed(config.model, "init")
+    return config.model_copy(
+        update={**sources, "model": model, "output": placed(config.output, "url")}
+    )
+
+
+def _fit(trainer: Any, failed: list[BaseException]) -> None:
+    try:
+        trainer.fit()
+    except Exception as error:  # said by whoever waits for this thread
+        failed.append(error)
+
+
+def _scaling(config: TrainConfig) -> ray.train.ScalingConfig:
+    compute, has = config.compute, cast(dict[str, float], cast(Any, ray).cluster_resources())
+    if compute.device == "cpu" or (compute.device == "auto" and not has.get("GPU")):
+        share = min(1.0, has.get("CPU", 1.0) / (compute.workers + 1))
+        return ray.train.ScalingConfig(
+            num_workers=compute.workers, resources_per_worker={"CPU": share}
+        )
+    return ray.train.ScalingConfig(num_workers=compute.workers, use_gpu=True)
+
+
+class _Mailbox:
+    """Where workers and driver leave word for one another."""
+
+    def __init__(self) -> None:
+        self._is_stopped = False
+        self._progress: list[TrainProgress] = []
+        self._ending: TrainOutcome | FcnError | None = None
+
+    def stop(self) -> None:
+        self._is_stopped = True
+
+    def is_stopped(self) -> bool:
+        return self._is_stopped
+
+    def tell(self, progress: TrainProgress) -> None:
+        self._progress.append(progress)
+
+    def take(self) -> list[TrainProgress]:
+        told, self._progress = self._progress, []
+        return told
+
+    def end(self, ending: TrainOutcome | FcnError) -> None:
+        if not isinstance(self._ending, FcnError):  # the first error is the cause of the others
+            self._ending = ending
+
+    def ending(self) -> TrainOutcome | FcnError | None:
+        return self._ending
+
+
+class _Processes:
+    """The workers of a Ray Train job, from inside one of them."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.size: int = context.get_world_size()
+
+    def wrap(self, model: Any) -> Any:
+        """Distributed data parallel."""
+        return ray.train.torch.prepare_model(model, move_to_device=False)
+
+    def quietly(self, wrapped: Any) -> AbstractContextManager[Any]:
+        """Without averaging."""
+        return cast(AbstractContextManager[Any], getattr(wrapped, "no_sync", nullcontext)())
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """By torch's all-reduce."""
+        import torch
+
+        found = torch.tensor(values, dtype=torch.float64, device=ray.train.torch.get_device())
+        torch.distributed.all_reduce(found)
+        return [float(value) for value in found.cpu()]
+
+
+def _work(told: dict[str, Any]) -> None:
+    """What every worker does."""
+    import torch
+
+    from pipeline.training.loop import TrainingHooks, TrainingLoop
+    from pipeline.training.prepare import prepare_training
+
+    config: TrainConfig = told["config"]
+    desk = told["desk"]
+    group = _Processes()
+    if config.compute.threads is not None:
+        torch.set_num_threads(config.compute.threads)
+    prepared = prepare_training(config)
+    around = TrainingHooks(
+        prepared.output,
+        group,
+        str(ray.train.torch.get_device()),
+        stop=lambda: group.rank == 0 and ray.get(desk.is_stopped.remote()),
+        on_progress=lambda progress: ray.get(desk.tell.remote(progress)),
+    )
+    try:
+        outcome = TrainingLoop(prepared, around, told["bad"]).run()
+    except FcnError as error:
+        ray.get(desk.end.remote(error))
+        raise
+    if group.rank == 0:
+        ray.get(desk.end.remote(outcome))

@@ -1,1 +1,0 @@
-"""What `tests.child_patches` puts into child processes: modules that import next to nothing."""
