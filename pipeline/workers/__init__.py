@@ -1,1 +1,1 @@
-"""Worker processes that hold the network and can be replaced when an image ends one."""
+"""Worker processes that hold the network; a worker that an image crashes is replaced."""

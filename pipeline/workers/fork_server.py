@@ -1,4 +1,8 @@
-"""The process that worker processes are forked from, from the outside: one per driver or actor."""
+"""The fork server: the process that forks worker processes. This module is the driver's side.
+
+There is one fork server per process that owns workers (the driver, or a Ray actor). The code that
+runs inside the fork server is `pipeline.workers.worker_main`.
+"""
 
 from __future__ import annotations
 
@@ -13,62 +17,74 @@ from typing import IO
 
 from pipeline.workers.messages import FORK, REAP, REQUEST, STATUS, UNKNOWN
 
-_LAST_WORDS_BYTES = 4000
+_LOG_TAIL_BYTES = 4000
 
 
 class ForkServer:
-    """A process that forks worker processes on request. Threads share it."""
+    """A process that forks worker processes on request. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        mine, theirs = socket.socketpair()
+        control, server_end = socket.socketpair()
         self.path = list(sys.path)
         self.lock = threading.Lock()
         self.log = tempfile.TemporaryFile("a+b")
         environment = {
             **_wait_policy(),
             **os.environ,
-            # The search path of this process, whatever set it up; with -P, nothing before it.
+            # The full search path of this process; `-P` adds no directory in front of it.
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
         }
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", "from pipeline.workers.worker_main import main; main()",
-             str(theirs.fileno())],
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-            env=environment,
+             str(server_end.fileno())],
+            pass_fds=[server_end.fileno()], stdin=subprocess.DEVNULL, stdout=self.log,
+            stderr=self.log, env=environment,
         )  # fmt: skip
-        theirs.close()
-        self.control = mine
+        server_end.close()
+        self.control = control
         self.owner = os.getpid()
 
     def is_usable(self) -> bool:
-        """Whether it lives, is ours, and finds the modules that this process would."""
-        mine = self.owner == os.getpid()
-        return mine and self.path == sys.path and self.process.poll() is None
+        """Return whether the process runs, was started by this process, and has its `sys.path`."""
+        is_owner = self.owner == os.getpid()
+        return is_owner and self.path == sys.path and self.process.poll() is None
 
     def fork(self, connection: int, log: int, weights: int) -> None:
-        """Ask for a worker process on these descriptors; it speaks up itself when it is there."""
+        """Request a new worker process; does not wait until the worker runs.
+
+        The worker reports itself with `WorkerStarted` on its connection.
+
+        Args:
+            connection: Descriptor of the worker's end of a socket pair.
+            log: Descriptor of the file that receives the worker's stdout and stderr.
+            weights: Descriptor of the memory that holds the weights file.
+        """
         with self.lock:
             socket.send_fds(self.control, [REQUEST.pack(FORK, 0)], [connection, log, weights])
 
     def reap(self, pid: int) -> int | None:
-        """End a worker process if it has not ended; its wait status, None if nobody knows it."""
+        """Kill a worker process unless it has ended already, and return its wait status.
+
+        Returns:
+            The status as of `os.waitpid`; None if the fork server has ended or has no such child.
+        """
         with self.lock:
             try:
                 self.control.sendall(REQUEST.pack(REAP, pid))
-                status = self.control.recv(STATUS.size, socket.MSG_WAITALL)
+                answer = self.control.recv(STATUS.size, socket.MSG_WAITALL)
             except OSError:
                 return None
-        if len(status) < STATUS.size:
+        if len(answer) < STATUS.size:
             return None
-        (found,) = STATUS.unpack(status)
-        return None if found == UNKNOWN else int(found)
+        (status,) = STATUS.unpack(answer)
+        return None if status == UNKNOWN else int(status)
 
-    def last_words(self) -> str:
-        """What it wrote to stderr, which is nothing unless it cannot start."""
-        return "" if self.log.closed else last_words(self.log)
+    def log_tail(self) -> str:
+        """Return the end of the fork server's own log; empty unless its start failed."""
+        return "" if self.log.closed else read_tail(self.log)
 
     def close(self) -> None:
-        """End it, and with it every worker process."""
+        """Kill the fork server; the kernel then kills all its worker processes."""
         if self.owner == os.getpid():
             self.process.kill()
             self.process.wait()
@@ -77,53 +93,57 @@ class ForkServer:
 
 
 def _wait_policy() -> dict[str, str]:
-    """How threads of a layer wait for the slowest: turning for a while, as torch's do anyhow.
+    """Return the OpenMP variables that say how idle threads of a layer wait for the slowest one.
 
-    Alone, a network in bf16 was up to 1.5 times as quick with that on idle cores, and half as quick
-    where other work wants the core that the slowest waits for (docs/tuning.md, with what is left of
-    it in a run): there, they sleep. OMP_WAIT_POLICY in the environment decides otherwise.
+    By default they spin for a while before they sleep. On idle cores, spinning made a bf16 network
+    up to 1.5 times as fast; on busy cores it made the network half as fast (docs/tuning.md). So
+    threads sleep at once ("passive") where at least half of the cores are busy. OMP_WAIT_POLICY in
+    the environment overrides this.
     """
-    is_idle = _others_at_work() < (os.cpu_count() or 1) / 2
+    is_idle = _count_busy_threads() < (os.cpu_count() or 1) / 2
     return {} if is_idle else {"OMP_WAIT_POLICY": "passive"}
 
 
-def _others_at_work() -> float:
-    """How many threads of this machine want a core at this moment, without this one."""
+def _count_busy_threads() -> float:
+    """Return how many other threads of this machine run or wait for a core at this moment."""
     try:
         with open("/proc/loadavg") as file:
             return int(file.read().split()[3].partition("/")[0]) - 1
-    except (OSError, ValueError, IndexError):  # no Linux: the mean over the last minute
+    except (OSError, ValueError, IndexError):  # not Linux: the mean over the last minute
         return os.getloadavg()[0]
 
 
-_template: ForkServer | None = None
+_fork_server: ForkServer | None = None
 
-_template_lock = threading.Lock()
+_fork_server_lock = threading.Lock()
 
 
 def start_fork_server() -> ForkServer:
-    """The template of this process, started if need be. Starting takes seconds, this call none."""
-    global _template
-    with _template_lock:
-        if _template is None or not _template.is_usable():
-            if _template is not None:
-                _template.close()
+    """Return the fork server of this process; start one if none is usable.
+
+    The call returns at once. The fork server needs some seconds to import torch.
+    """
+    global _fork_server
+    with _fork_server_lock:
+        if _fork_server is None or not _fork_server.is_usable():
+            if _fork_server is not None:
+                _fork_server.close()
             else:
                 atexit.register(close_fork_server)
-            _template = ForkServer()
-        return _template
+            _fork_server = ForkServer()
+        return _fork_server
 
 
 def close_fork_server() -> None:
-    """End the template of this process; the next worker process starts another."""
-    global _template
-    with _template_lock:
-        if _template is not None:
-            _template.close()
-            _template = None
+    """Kill the fork server of this process, if any; the next worker process starts a new one."""
+    global _fork_server
+    with _fork_server_lock:
+        if _fork_server is not None:
+            _fork_server.close()
+            _fork_server = None
 
 
-def last_words(file: IO[bytes]) -> str:
-    """The end of what a process wrote to a file, for logs and errors."""
-    file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+def read_tail(file: IO[bytes]) -> str:
+    """Return the last 4,000 bytes of a log file as text, for log lines and errors."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
     return file.read().decode(errors="replace").strip()

@@ -1,4 +1,9 @@
-"""What a driver, its template and its worker processes say to each other."""
+"""The messages between the parent process, its fork server and its worker processes.
+
+The parent is the driver or a Ray actor. Requests to the fork server are packed structs. Messages
+between parent and worker are pickles: first a `WorkerSetup` and perhaps the weights, then tuples of
+samples from the parent; any `WorkerMessage` from the worker.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +16,13 @@ from pipeline.stages.records import SegmentedPart
 from pipeline.stages.spec import NetworkSettings
 
 REQUEST = struct.Struct("=ci")
-"""To the template: FORK with three descriptors, or REAP with a pid."""
+"""A request to the fork server: FORK and 0 with three descriptors, or REAP and a pid."""
 
 
 FORK, REAP = b"F", b"R"
 
 STATUS = struct.Struct("=i")
-"""Its answer to REAP: the wait status, or UNKNOWN."""
+"""The fork server's answer to REAP: the wait status, or UNKNOWN."""
 
 
 UNKNOWN = -1
@@ -28,11 +33,12 @@ class WorkerSetup:
     """The first message to a worker process.
 
     Attributes:
-        settings: of the network.
-        weights_where: names the weights in errors.
-        weights_follow: whether their bytes come next, for want of a descriptor to map.
-        memory: bytes that it may allocate on top of what it begins with, when it runs on a CPU.
-        environment: of the parent at this moment.
+        settings: Settings of the network.
+        weights_where: Name of the weights file in errors.
+        weights_follow: Whether the bytes of the weights are the next message. False: the worker
+            maps them from the descriptor that it was forked with.
+        memory: Bytes that the worker may allocate after the network is loaded; CPU only.
+        environment: Environment variables of the parent at this moment.
     """
 
     settings: NetworkSettings
@@ -44,42 +50,50 @@ class WorkerSetup:
 
 @dataclass(frozen=True)
 class WorkerStarted:
-    """First words: the process is there, and builds the network."""
+    """The process runs and waits for its `WorkerSetup`."""
 
     pid: int
 
 
 @dataclass(frozen=True)
 class WorkerReady:
-    """The network is loaded; samples may come."""
+    """The network is loaded; the worker waits for samples.
+
+    Attributes:
+        device: Type of the network's device: "cpu" or "cuda".
+    """
 
     device: str
 
 
 @dataclass(frozen=True)
 class WorkingOn:
-    """Places of the samples that are worked on next: what to suspect if nothing more is heard."""
+    """The worker begins with these samples. If the process dies now, these are the suspects.
 
-    places: tuple[int, ...]
+    Attributes:
+        positions: Indices into the tuple of samples that the worker was sent.
+    """
+
+    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class SetupRefused:
-    """An error written for people ends this worker process, and the run."""
+    """The network cannot be built. The worker process ends; the parent raises the error."""
 
     error: FcnError
 
 
 @dataclass(frozen=True)
 class OutOfMemory:
-    """An allocation failed; the process ends itself."""
+    """A memory allocation failed; the worker process ends."""
 
     detail: str
 
 
 @dataclass(frozen=True)
 class WorkerFault:
-    """An exception that nothing foresaw; the process ends itself."""
+    """An unexpected exception (a bug or a device fault); the worker process ends."""
 
     traceback: str
 

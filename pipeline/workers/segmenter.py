@@ -1,8 +1,9 @@
-"""Chunks whose pictures may crash, hang or starve the process that works on them.
+"""Segment chunks in a worker process, and find the images that crash it.
 
-A chunk goes to the worker process whole. If the process dies of it, the chunk is taken apart around
-the samples it was working on, until what kills it is alone; a sample that kills three processes
-alone is quarantined. The rest is put together again as if nothing had happened.
+The worker process gets a whole chunk. If it dies, the chunk is split around the samples that the
+worker was working on, until the sample that kills it is alone. A sample that kills three processes
+alone is quarantined. The results of all other samples are merged, and equal those of a chunk
+without the bad image.
 """
 
 from __future__ import annotations
@@ -29,26 +30,26 @@ log = logging.getLogger("fcnseg")
 
 
 ATTEMPTS = 3
-"""Worker processes that a sample must kill, alone with it, to be quarantined."""
+"""Number of worker processes that a sample must kill, alone, to be quarantined."""
 
 
 _PAUSES = (0.5, 2.0)
-"""Seconds before the second and third: after a SIGKILL, others may hold the memory just now."""
+"""Seconds to wait after a SIGKILL before attempts 2 and 3: the machine may be short of memory."""
 
 
 ChunkAttempt = Callable[[Sequence[Sample]], SegmentedPart | WorkerFailure]
 
 
 class IsolatedSegmenter:
-    """The segment stage: chunks in, masks and counts out, in a worker process that it owns."""
+    """The segment stage: turns chunks into masks and counts, in a worker process that it owns."""
 
     def __init__(self, job: RunSpec, weights: SharedWeights, memory: int) -> None:
-        """Take a job over; nothing is started yet.
+        """Prepare the stage; the worker process starts with the first chunk.
 
         Args:
-            job: what to do, and its limits.
-            weights: of the network; closed by whoever made them.
-            memory: bytes for the process, where `limits.worker_memory` does not say.
+            job: Run settings shared by all stages.
+            weights: Weights of the network; the caller closes them.
+            memory: Memory limit of the worker in bytes, unless `limits.worker_memory` is set.
         """
         self.job = job
         compute, limits = job.compute, job.limits
@@ -71,33 +72,36 @@ class IsolatedSegmenter:
             WorkerLimits(
                 stall_seconds=limits.stall_seconds,
                 memory=memory,
-                is_share=limits.worker_memory is None,
+                is_default_memory=limits.worker_memory is None,
             ),
         )
 
     def __call__(self, chunk: Chunk) -> SegmentedChunk | ShardFailure:
-        """Masks, counts and failures of a chunk; a failure of the shard if poison exceeds limits.
+        """Segment a chunk; return its masks, counts and failures.
+
+        Returns:
+            The segmented chunk, or a failure of its shard: too many images end the worker.
 
         Raises:
-            WorkerError: the worker process cannot start, or fails through a fault of its own.
+            WorkerError: the worker process cannot start, or has a fault that no image causes.
             FcnError: the network cannot be built.
         """
         with logs.about(shard=chunk.shard, chunk=chunk.seq):
             return self._segment(chunk)
 
     def _segment(self, chunk: Chunk) -> SegmentedChunk | ShardFailure:
-        search = CulpritSearch(self.worker.run, lambda bad: self._is_too_much(chunk, bad))
-        pieces = list(search.pieces(chunk.samples))
-        if search.gave_up:
-            return self._over_limit(chunk, search.poisoned)
+        search = PoisonSearch(self.worker.run, lambda count: self._is_over_limit(chunk, count))
+        parts = list(search.segment(chunk.samples))
+        if search.is_over_limit:
+            return self._shard_failure(chunk, search.poisoned)
         classes, counts = self.job.labels.num_classes, PreviewCounts(self.job.review_images)
         if search.poisoned:
-            nothing = ConfusionMatrix(classes)
-            pieces.append(SegmentedPart((), tuple(search.poisoned), (), nothing, {}))
-        if len(pieces) == 1:
-            (whole,) = pieces
+            empty = ConfusionMatrix(classes)
+            parts.append(SegmentedPart((), tuple(search.poisoned), (), empty, {}))
+        if len(parts) == 1:
+            (whole,) = parts
         else:
-            whole = merge([sample.key for sample in chunk.samples], pieces, classes, counts)
+            whole = merge_parts([sample.key for sample in chunk.samples], parts, classes, counts)
         return SegmentedChunk(
             chunk.shard,
             chunk.seq,
@@ -115,93 +119,101 @@ class IsolatedSegmenter:
         self.worker.stop()
 
     def close(self) -> None:
-        """As `stop`, when no other thread uses it any more; and give back what is left."""
+        """End the worker process and close its files; no other thread may use the stage now."""
         self.worker.close()
 
-    def _is_too_much(self, chunk: Chunk, poisoned: int) -> bool:
-        # Exact for a shard of one chunk; else the most images that the shard can have, so that no
-        # shard is given up that the limit would let pass.
+    def _is_over_limit(self, chunk: Chunk, poisoned: int) -> bool:
+        # The number of images of a shard is known if it has one chunk. Otherwise take the largest
+        # possible number: a shard within the limit must not fail here.
         images = len(chunk.samples) + len(chunk.failures)
         most = images if chunk.count == 1 else chunk.count * self.job.chunk_limits.images
         return is_over(poisoned, most, self.job.limits.max_bad_fraction_per_shard)
 
-    def _over_limit(self, chunk: Chunk, poisoned: Sequence[Failure]) -> ShardFailure:
+    def _shard_failure(self, chunk: Chunk, poisoned: Sequence[Failure]) -> ShardFailure:
         first = poisoned[0]
         reason = (
-            f"shard {chunk.shard}: {len(poisoned)} images end the process that works on them, and "
-            "the rest was not tried: that is over limits.max_bad_fraction_per_shard. "
-            f"First: {first.location}: {first.reason}. Not committed. Remove them, or raise the "
-            "limit; then run again."
+            f"shard {chunk.shard}: {len(poisoned)} images end the worker process, more than "
+            "limits.max_bad_fraction_per_shard allows; the other images were not tried. "
+            f"First: {first.location}: {first.reason}. The shard is not committed. Remove these "
+            "images, or raise the limit; then run again."
         )
         return ShardFailure(chunk.shard, reason, PoisonError.__name__)
 
 
 @dataclass
-class CulpritSearch:
-    """One chunk's way through worker processes that may die of it.
+class PoisonSearch:
+    """Segments one chunk with worker processes that some of its samples may kill.
 
     Attributes:
-        attempt: runs samples in a worker process that lives.
-        is_too_much: whether so many poisoned samples end the search.
-        poisoned: the samples found guilty, as rows for the quarantine.
-        gave_up: whether there were too many.
+        attempt: Segments samples in a running worker process.
+        is_too_many: Whether this number of poisoned samples ends the search.
+        poisoned: The samples that killed three processes alone, as rows of the quarantine table.
+        is_over_limit: Whether the search ended because of too many poisoned samples.
     """
 
     attempt: ChunkAttempt
-    is_too_much: Callable[[int], bool] = lambda poisoned: False
+    is_too_many: Callable[[int], bool] = lambda poisoned: False
     poisoned: list[Failure] = field(default_factory=list)
-    gave_up: bool = False
+    is_over_limit: bool = False
 
-    def pieces(self, samples: Sequence[Sample]) -> Iterator[SegmentedPart]:
-        """The results of all samples that kill no process, in pieces."""
+    def segment(self, samples: Sequence[Sample]) -> Iterator[SegmentedPart]:
+        """Yield the results of all samples that kill no process, in parts."""
         waiting = [tuple(samples)] if samples else []
         while waiting:
             part = waiting.pop()
-            found = self._alone(part[0]) if len(part) == 1 else self.attempt(part)
-            if isinstance(found, SegmentedPart):
-                yield found
-            elif isinstance(found, WorkerFailure):
-                log.info("%s, %d samples from %s on: taken apart", found.what, len(part),
+            result = self._segment_alone(part[0]) if len(part) == 1 else self.attempt(part)
+            if isinstance(result, SegmentedPart):
+                yield result
+            elif isinstance(result, WorkerFailure):
+                log.info("%s; splitting the %d samples that begin with %s", result.what, len(part),
                          part[0].location)  # fmt: skip
-                waiting += reversed(take_apart(part, found.suspects))
+                waiting += reversed(split_part(part, result.suspects))
             else:
-                self.poisoned.append(found)
-                if self.is_too_much(len(self.poisoned)):
-                    self.gave_up = True
+                self.poisoned.append(result)
+                if self.is_too_many(len(self.poisoned)):
+                    self.is_over_limit = True
                     return
 
-    def _alone(self, sample: Sample) -> SegmentedPart | Failure:
-        found = self.attempt((sample,))
+    def _segment_alone(self, sample: Sample) -> SegmentedPart | Failure:
+        result = self.attempt((sample,))
         for pause in _PAUSES:
-            if isinstance(found, SegmentedPart):
-                return found
-            if found.killed:
+            if isinstance(result, SegmentedPart):
+                return result
+            if result.is_killed:
                 time.sleep(pause)
-            found = self.attempt((sample,))
-        if isinstance(found, SegmentedPart):
-            return found
-        if found.fault is not None:
+            result = self.attempt((sample,))
+        if isinstance(result, SegmentedPart):
+            return result
+        if result.fault is not None:
             raise WorkerError(
                 where=sample.location,
-                found=f"a fault of the program or of the device, {ATTEMPTS} times:\n{found.fault}",
-                expected="a forward pass that works",
-                remedy="Please report it with these lines.",
+                found=f"a program error or device error, {ATTEMPTS} times:\n{result.fault}",
+                expected="a forward pass without errors",
+                remedy="Please report it with this traceback.",
             )
+        # `found` and `expected` become the reason in the quarantine table: part of OUTPUT.
         error = PoisonError(
             where=sample.location,
-            found=f"{found.what}, {ATTEMPTS} times, with this sample alone",
-            expected=found.expected,
-            remedy="Look at it with another program; then repair or remove it.",
+            found=f"{result.what}, {ATTEMPTS} times, with this sample alone",
+            expected=result.expected,
+            remedy="Open the image with another program; then repair or remove it.",
         )
         log.info("%s", error)
         return Failure.of(sample.key, error, sample.location)
 
 
-def take_apart(part: tuple[Sample, ...], suspects: Sequence[int]) -> list[tuple[Sample, ...]]:
-    """Smaller parts of a part that a process died of: before, among and after the suspects.
+def split_part(part: tuple[Sample, ...], suspects: Sequence[int]) -> list[tuple[Sample, ...]]:
+    """Split samples that killed a process: before, among and after the suspects.
 
-    Whatever comes before the first suspect has at least been decoded, and usually is innocent.
-    Without suspects that narrow it down: two halves.
+    The samples before the first suspect were decoded without a failure, and usually are good.
+
+    Args:
+        part: At least two samples.
+        suspects: Indices of the samples that the process was working on. If empty, or if they are
+            the whole part: two halves.
+
+    Returns:
+        The smaller parts, none empty, in the order before, among, after.
     """
     among = sorted(set(suspects))
     if not among or len(among) == len(part):
@@ -209,32 +221,32 @@ def take_apart(part: tuple[Sample, ...], suspects: Sequence[int]) -> list[tuple[
         return [part[:middle], part[middle:]]
     first, chosen = among[0], set(among)
     before = part[:first]
-    after = tuple(s for place, s in enumerate(part) if place > first and place not in chosen)
-    parts = [before, tuple(part[place] for place in among), after]
+    after = tuple(s for index, s in enumerate(part) if index > first and index not in chosen)
+    parts = [before, tuple(part[index] for index in among), after]
     return [smaller for smaller in parts if smaller]
 
 
-def merge(
-    keys: Sequence[str], pieces: Sequence[SegmentedPart], num_classes: int, counts: PreviewCounts
+def merge_parts(
+    keys: Sequence[str], parts: Sequence[SegmentedPart], num_classes: int, counts: PreviewCounts
 ) -> SegmentedPart:
-    """One piece of several, as if the samples had never been taken apart.
+    """Merge the results of several parts into those of the whole chunk.
 
     Args:
-        keys: of the chunk's samples, in order; no key twice.
-        pieces: each key in at most one of them, in any order.
-        num_classes: K.
-        counts: of the previews to keep.
+        keys: Unique keys of the chunk's samples, in order.
+        parts: Results in any order; each key is in at most one of them.
+        num_classes: Number of classes K of the confusion matrix.
+        counts: How many previews to keep.
     """
-    place = {key: index for index, key in enumerate(keys)}
-    images = [image for piece in pieces for image in piece.images]
-    failures = [failure for piece in pieces for failure in piece.failures]
-    images.sort(key=lambda image: place[image.key])
-    failures.sort(key=lambda failure: place[failure.key])
+    order = {key: index for index, key in enumerate(keys)}
+    images = [image for part in parts for image in part.images]
+    failures = [failure for part in parts for failure in part.failures]
+    images.sort(key=lambda image: order[image.key])
+    failures.sort(key=lambda failure: order[failure.key])
     confusion = ConfusionMatrix(num_classes)
     seconds: Counter[str] = Counter()
-    for piece in pieces:
-        confusion += piece.confusion
-        seconds.update(piece.seconds)  # adds
-    previews = [preview for piece in pieces for preview in piece.previews]
+    for part in parts:
+        confusion += part.confusion
+        seconds.update(part.seconds)  # Counter.update adds
+    previews = [preview for part in parts for preview in part.previews]
     chosen = choose_previews(images, previews, counts)
     return SegmentedPart(tuple(images), tuple(failures), chosen, confusion, dict(seconds))

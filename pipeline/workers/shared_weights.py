@@ -1,4 +1,4 @@
-"""A weights file in memory, written once and mapped by every worker process of this one."""
+"""A weights file in shared memory: written once, mapped by every worker process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fcn_core.weights.weights_file import WeightsFile
 
 
 class SharedWeights:
-    """Weights that worker processes are given by a descriptor, not by a copy through a socket.
+    """Weights that worker processes map through a descriptor, instead of receiving a copy.
 
     Attributes:
-        where: names them in errors.
-        data: their bytes, as long as they are not in memory that can be mapped.
+        where: Name of the weights file in errors.
+        data: Bytes of the weights file; empty once they are in shared memory.
 
     Args:
-        file: their bytes are written when the first process asks for them.
+        file: The weights file. It is copied to shared memory at the first call of `fileno`.
     """
 
     def __init__(self, file: WeightsFile) -> None:
@@ -30,38 +30,41 @@ class SharedWeights:
         self._memory: IO[bytes] | None = None
 
     def fileno(self) -> int:
-        """Its descriptor: of memory, or of a nameless file where a system has none such.
+        """Return the descriptor of the shared memory; of an unnamed temporary file if not Linux.
 
         Raises:
-            OSError: a limit on the size of files, which memory counts among, is lower.
+            OSError: a limit on file sizes, which also applies to shared memory, is too low.
         """
         with self._lock:
             if self._memory is None:
-                memory = _nameless()
+                memory = _unnamed_file()
                 try:
                     memory.write(self.data)
                     memory.flush()
                 except OSError:
-                    with suppress(OSError):  # closing tries to write what is left
+                    with suppress(OSError):  # close() tries to write the rest of the buffer
                         memory.close()
                     raise
-                self._memory, self.data = memory, b""  # half a gigabyte, once is enough
+                self._memory, self.data = memory, b""  # 0.5 GiB: do not keep it twice
             return self._memory.fileno()
 
     def close(self) -> None:
-        """Give it back, as far as no process maps it; nothing can be started any more."""
+        """Close the descriptor. No worker process can be started afterwards.
+
+        The memory is freed when the last process that maps it ends.
+        """
         with self._lock:
             if self._memory is not None:
                 self._memory.close()
             self._memory = None
 
 
-def _nameless() -> IO[bytes]:
+def _unnamed_file() -> IO[bytes]:
     if sys.platform == "linux":
-        return open(os.memfd_create("weights"), "w+b")  # closes the descriptor, too
+        return open(os.memfd_create("weights"), "w+b")  # owns and closes the descriptor
     return tempfile.TemporaryFile()
 
 
-def path_of(descriptor: int) -> str:
-    """Under which this process can open it again."""
+def descriptor_path(descriptor: int) -> str:
+    """Return the path at which this process can open one of its descriptors again."""
     return f"/dev/fd/{descriptor}"

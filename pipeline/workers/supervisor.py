@@ -1,7 +1,8 @@
-"""Worker processes from the outside: watched, killed, replaced; `inside` is their other side.
+"""Supervise worker processes: start them, watch their memory and time, replace them when they end.
 
-The network and the decoders of pictures run in processes that the segment stage owns, so that
-whatever a picture does to them, the stage lives on and can tell what happened.
+Image decoders and the network run in worker processes, so that an image that crashes, hangs or
+takes too much memory ends a worker and not the run. This is the parent's side of the connection;
+the worker's side is `pipeline.workers.worker_main`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pipeline.errors import WorkerError
 from pipeline.inputs.sample import Sample
 from pipeline.stages.records import SegmentedPart
 from pipeline.stages.spec import NetworkSettings
-from pipeline.workers.fork_server import ForkServer, last_words, start_fork_server
+from pipeline.workers.fork_server import ForkServer, read_tail, start_fork_server
 from pipeline.workers.messages import (
     OutOfMemory,
     SetupRefused,
@@ -41,14 +42,14 @@ log = logging.getLogger("fcnseg")
 
 
 _TICK_SECONDS = 0.1
-"""How often a silent process is looked at: its memory, its time, whether it is still wanted."""
+"""Seconds between two checks of a worker that has not answered: memory, time limit, stop."""
 
 
 _START_SECONDS = 300.0
-"""Imports and weights on a slow disk, a first CUDA context: no picture is to blame for these."""
+"""Seconds that a start may take: imports and weights on a slow disk, a first CUDA context."""
 
 
-_MEMORY = 0.9
+_USABLE_MEMORY = 0.9
 
 _STARTS = 3
 
@@ -57,47 +58,55 @@ _LOG_BYTES = 2**20
 
 @dataclass(frozen=True)
 class WorkerFailure:
-    """How a worker process ended that did not finish its samples.
+    """How a worker process ended before it finished its samples.
+
+    `what` and `expected` become the reason in the quarantine table: they are part of OUTPUT.
 
     Attributes:
-        what: happened, as a clause ("the worker process died (SIGSEGV)").
-        expected: the rule that was broken.
-        suspects: places of the samples it was working on; empty when that is not known.
-        killed: whether somebody killed it: the kernel for want of memory, or a person.
-        fault: the traceback, if it was an exception of the code and not the end of the process.
-        words: the last it wrote to stderr.
+        what: What happened, as a clause ("the worker process died (SIGSEGV)").
+        expected: The rule that was broken.
+        suspects: Indices of the samples that the worker was working on; empty if not known.
+        is_killed: Whether the process ended by SIGKILL: the kernel ran out of memory, or a person.
+        fault: Traceback of an unexpected exception; None if the process ended in another way.
+        log_tail: The end of the worker's log (its stdout and stderr).
     """
 
     what: str
     expected: str = "an image that can be decoded and labelled"
     suspects: tuple[int, ...] = ()
-    killed: bool = False
+    is_killed: bool = False
     fault: str | None = None
-    words: str = ""
+    log_tail: str = ""
 
 
 class StoppedError(Exception):
-    """The stage was stopped from another thread while it waited for its worker process."""
+    """Another thread stopped the worker while this thread waited for its answer."""
 
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """What a worker process may take.
+    """Limits of one worker process.
 
     Attributes:
-        stall_seconds: longest time without progress.
-        memory: bytes.
-        is_share: whether `memory` is this machine's and no choice of a person. It is not named in
-            the quarantine then: equal runs on unequal machines give equal reasons.
+        stall_seconds: Longest time without progress, in seconds.
+        memory: Most RAM that only this process uses, in bytes.
+        is_default_memory: Whether `memory` follows from the RAM of this machine and not from the
+            configuration. Quarantine reasons do not name a default: equal runs on different
+            machines give equal reasons.
     """
 
     stall_seconds: float
     memory: int
-    is_share: bool
+    is_default_memory: bool
 
 
 class WorkerProcess:
-    """A process with the network: started when it is needed, and anew after each death."""
+    """A process that holds the network: started when needed, started again after a failure.
+
+    Attributes:
+        device: Type of the network's device ("cpu" or "cuda"); None while no network is loaded.
+        pid: Process id of the worker; None while there is none.
+    """
 
     def __init__(
         self, settings: NetworkSettings, weights: SharedWeights, limits: WorkerLimits
@@ -109,170 +118,194 @@ class WorkerProcess:
         self.pid: int | None = None
         self._stopped = False
         self._lock = threading.Lock()
-        self._template: ForkServer | None = None
+        self._fork_server: ForkServer | None = None
         self._connection: Connection | None = None
         self._log: IO[bytes] | None = None
 
     def start(self) -> str:
-        """Make sure that the network is loaded; the type of its device.
+        """Load the network unless it is loaded, and return the type of its device.
 
         Raises:
-            WorkerError: no process comes up.
-            FcnError: the network cannot be built, for example for want of a GPU.
-            StoppedError: see there.
+            WorkerError: three starts failed.
+            FcnError: the network cannot be built, for example because there is no GPU.
+            StoppedError: `stop` was called.
         """
-        death = None
+        failure = None
         for _ in range(_STARTS):
             if self._stopped:
                 raise StoppedError
             if self.device is not None:
                 return self.device
-            death = self._start()
+            failure = self._start()
         if self.device is None:
-            assert death is not None
+            assert failure is not None
+            detail = failure.fault or failure.log_tail
             raise WorkerError(
                 where="worker process",
-                found=f"{_STARTS} starts failed; the last: {death.what}. {death.fault or death.words}",
+                found=f"{_STARTS} starts failed; the last: {failure.what}. {detail}",
                 expected="a process that loads the network",
-                remedy="If it was killed, the machine may be short of memory: fewer compute.workers.",
+                remedy="If the process was killed, the machine may be out of memory: reduce "
+                "compute.workers.",
             )
         return self.device
 
     def run(self, samples: Sequence[Sample]) -> SegmentedPart | WorkerFailure:
-        """What the network makes of the samples, or how the process died of them.
+        """Segment samples; return the results, or how the process ended.
 
         Raises:
-            WorkerError, FcnError, StoppedError: as `start`.
+            WorkerError: three starts failed.
+            FcnError: the network cannot be built.
+            StoppedError: `stop` was called.
         """
         self.start()
         self._send(pickle.dumps(tuple(samples), protocol=5))
         suspects: tuple[int, ...] = ()
-        while isinstance(answer := self._next(self.limits.stall_seconds, suspects), WorkingOn):
-            suspects = answer.places
+        while isinstance(answer := self._receive(self.limits.stall_seconds, suspects), WorkingOn):
+            suspects = answer.positions
         if isinstance(answer, SegmentedPart):
-            self._forget_old_words()
+            self._trim_log()
             return answer
         assert isinstance(answer, WorkerFailure), answer
         return answer
 
     def stop(self) -> None:
-        """End the process, from any thread; one that waits for it gets a StoppedError."""
+        """End the process, from any thread. A thread that waits for it gets a StoppedError."""
         self._stopped = True
         self._reap()
 
     def close(self) -> None:
-        """As `stop`, when no other thread uses it any more; and give back what is left."""
+        """End the process and close its connection and log; no other thread may use them."""
         self.stop()
-        self._give_back()
+        self._close_files()
 
     def _start(self) -> WorkerFailure | None:
-        self._template = start_fork_server()
+        self._fork_server = start_fork_server()
         self._log = tempfile.TemporaryFile("a+b")
-        ours, theirs = socket.socketpair()
-        self._connection = Connection(ours.detach())
+        own_end, worker_end = socket.socketpair()
+        self._connection = Connection(own_end.detach())
         log_file = self._log.fileno()
         try:
-            memory, follow = self.weights.fileno(), False
+            memory, weights_follow = self.weights.fileno(), False
         except OSError:
-            memory, follow = log_file, True
-        with theirs, suppress(OSError):  # a template that has died: found out below
-            self._template.fork(theirs.fileno(), log_file, memory)
-        answer = self._next(_START_SECONDS)
+            memory, weights_follow = log_file, True
+        with worker_end, suppress(OSError):  # a dead fork server: `_receive` reports it
+            self._fork_server.fork(worker_end.fileno(), log_file, memory)
+        answer = self._receive(_START_SECONDS)
         if isinstance(answer, WorkerStarted):
             self.pid = answer.pid
-            where, environment = self.weights.where, dict(os.environ)
-            setup = WorkerSetup(self.settings, where, follow, self.limits.memory, environment)
+            setup = WorkerSetup(
+                self.settings,
+                self.weights.where,
+                weights_follow,
+                self.limits.memory,
+                dict(os.environ),
+            )
             self._send(pickle.dumps(setup))
-            if follow:
+            if weights_follow:
                 self._send(self.weights.data)
-            answer = self._next(_START_SECONDS)
+            answer = self._receive(_START_SECONDS)
         if isinstance(answer, WorkerReady):
             self.device = answer.device
             return None
         assert isinstance(answer, WorkerFailure), answer
         return answer
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, message: bytes) -> None:
         assert self._connection is not None
         try:
-            self._connection.send_bytes(data)
+            self._connection.send_bytes(message)
         except OSError:
-            pass  # it died; the next look for an answer finds out how
+            pass  # the process has ended; the next `_receive` reports how
 
-    def _next(
+    def _receive(
         self, seconds: float, suspects: tuple[int, ...] = ()
     ) -> WorkerMessage | WorkerFailure:
-        """The next thing that the process says; or its death, natural or not."""
+        """Return the next message of the process, or how it ended.
+
+        Args:
+            seconds: Time limit; a process without a message is then killed.
+            suspects: Indices of the samples that the process is working on.
+        """
         assert self._connection is not None
         deadline = time.monotonic() + seconds
         try:
             while not self._connection.poll(_TICK_SECONDS):
                 if self._stopped:
-                    return self._bury(WorkerFailure("the worker process was stopped"))
-                if _memory_of(self.pid) > self.limits.memory:
-                    return self._bury(self._starvation(suspects))
+                    return self._collect_failure(WorkerFailure("the worker process was stopped"))
+                if _private_memory(self.pid) > self.limits.memory:
+                    return self._collect_failure(self._memory_failure(suspects))
                 if time.monotonic() > deadline:
                     what = f"the worker process made no progress for {seconds:g} s"
-                    return self._bury(
+                    return self._collect_failure(
                         WorkerFailure(what, "limits.stall_seconds is the most", suspects)
                     )
             answer: WorkerMessage = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
-            return self._bury(WorkerFailure("the worker process died", suspects=suspects))
+            return self._collect_failure(
+                WorkerFailure("the worker process died", suspects=suspects)
+            )
         if isinstance(answer, SetupRefused):
-            self._bury(WorkerFailure("the network was refused"))
+            self._collect_failure(WorkerFailure("the network was refused"))
             raise answer.error
         if isinstance(answer, OutOfMemory):
-            return self._bury(self._starvation(suspects))
+            return self._collect_failure(self._memory_failure(suspects))
         if isinstance(answer, WorkerFault):
-            what = "the worker process failed"
-            return self._bury(WorkerFailure(what, suspects=suspects, fault=answer.traceback))
+            return self._collect_failure(
+                WorkerFailure(
+                    "the worker process failed", suspects=suspects, fault=answer.traceback
+                )
+            )
         return answer
 
-    def _starvation(self, suspects: tuple[int, ...]) -> WorkerFailure:
-        amount = "" if self.limits.is_share else f" ({self.limits.memory / 2**30:.1f} GiB)"
+    def _memory_failure(self, suspects: tuple[int, ...]) -> WorkerFailure:
+        limit = self.limits.memory / 2**30
+        amount = "" if self.limits.is_default_memory else f" ({limit:.1f} GiB)"
         what = f"the worker process needed more memory than limits.worker_memory{amount}"
         return WorkerFailure(what, "a picture that fits", suspects)
 
-    def _bury(self, death: WorkerFailure) -> WorkerFailure:
-        """End what may be left of the process, and add to its death what is known of it then."""
+    def _collect_failure(self, failure: WorkerFailure) -> WorkerFailure:
+        """End the process if it still runs; return the failure with its signal and log tail.
+
+        Raises:
+            StoppedError: `stop` was called.
+        """
         status = self._reap()
-        words = last_words(self._log) if self._log is not None else ""
-        if status is None and self._template is not None:
-            words = words or self._template.last_words()
-        self._give_back()
+        log_tail = read_tail(self._log) if self._log is not None else ""
+        if status is None and self._fork_server is not None:
+            log_tail = log_tail or self._fork_server.log_tail()
+        self._close_files()
         if self._stopped:
             raise StoppedError
         code = None if status is None else os.waitstatus_to_exitcode(status)
-        if death.what == "the worker process died" and code is not None:
+        if failure.what == "the worker process died" and code is not None:
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            what = f"{death.what} ({how})"
-            death = replace(death, what=what, killed=code == -signal.SIGKILL)
-        log.info("%s; its last words: %s", death.what, death.fault or words or "none")
-        return replace(death, words=words)
+            what = f"{failure.what} ({how})"
+            failure = replace(failure, what=what, is_killed=code == -signal.SIGKILL)
+        log.info("%s; end of its log: %s", failure.what, failure.fault or log_tail or "(empty)")
+        return replace(failure, log_tail=log_tail)
 
-    def _give_back(self) -> None:
+    def _close_files(self) -> None:
         self.device = None
-        for thing in (self._connection, self._log):
-            if thing is not None:
-                thing.close()
+        for file in (self._connection, self._log):
+            if file is not None:
+                file.close()
         self._connection = self._log = None
 
     def _reap(self) -> int | None:
-        with self._lock:  # a pid is given back once
+        with self._lock:  # reap each pid once: the system may give it to another process
             pid, self.pid = self.pid, None
-        if pid is None or self._template is None:
+        if pid is None or self._fork_server is None:
             return None
-        return self._template.reap(pid)
+        return self._fork_server.reap(pid)
 
-    def _forget_old_words(self) -> None:
-        # Decoders may warn of every picture.
+    def _trim_log(self) -> None:
+        # Decoders may write a warning for every image.
         if self._log is not None and os.fstat(self._log.fileno()).st_size > _LOG_BYTES:
             self._log.truncate(0)
 
 
-def _memory_of(pid: int | None) -> int:
-    """Bytes of RAM that a process has to itself; 0 where that is not to be found out."""
+def _private_memory(pid: int | None) -> int:
+    """Return the bytes of RAM that only this process uses; 0 if not available."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             _, resident, shared, *_ = map(int, file.read().split())
@@ -282,14 +315,14 @@ def _memory_of(pid: int | None) -> int:
 
 
 def usable_memory(memory: float) -> int:
-    """What all worker processes together may take of so many bytes, if nobody says."""
-    return int(_MEMORY * memory)
+    """Return the default memory limit of all worker processes together: 90 % of `memory` bytes."""
+    return int(_USABLE_MEMORY * memory)
 
 
 def machine_memory() -> int:
-    """Bytes of RAM of this machine, or of this container if it may use less."""
-    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the bytes of RAM of this machine, or the lower limit of its container (cgroup)."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups v2 and v1
         with suppress(OSError, ValueError), open(f"/sys/fs/cgroup/{name}") as file:
-            found = min(found, int(file.read()))
-    return found
+            memory = min(memory, int(file.read()))
+    return memory

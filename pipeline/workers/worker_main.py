@@ -1,8 +1,8 @@
-"""Worker processes from the inside: the template that they are forked from, and their loop.
+"""The code that runs inside the fork server and inside the worker processes.
 
-The template is a fresh interpreter that has imported torch, and has neither used it nor started a
-thread of it: forking it gives a worker in milliseconds instead of seconds, shares the memory of the
-imports, and is safe where forking the driver would not be. The other sides are
+The fork server is a fresh interpreter that has imported torch, but has neither used torch nor
+started a thread. Forking it starts a worker in milliseconds instead of seconds, shares the memory
+of the imports, and is safe (forking the driver would not be). The parent's side is in
 `pipeline.workers.fork_server` and `pipeline.workers.supervisor`.
 """
 
@@ -38,7 +38,7 @@ from pipeline.workers.messages import (
     WorkerStarted,
     WorkingOn,
 )
-from pipeline.workers.shared_weights import path_of
+from pipeline.workers.shared_weights import descriptor_path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -49,19 +49,22 @@ Send = Callable[[WorkerMessage], None]
 
 
 def main() -> None:
-    """The template: fork on request, and end with the parent, which is the end of its socket."""
+    """Run the fork server: fork on request, and return when the parent closes the socket.
+
+    The socket is the descriptor in `sys.argv[1]`.
+    """
     control = socket.socket(fileno=int(sys.argv[1]))
-    # Ctrl-C reaches the whole foreground group; the parent alone decides what becomes of it.
+    # Ctrl-C reaches every process of the foreground group; only the parent decides what to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":  # elsewhere, system libraries forbid to fork after such imports
+    if sys.platform == "linux":  # other systems forbid a fork after these imports
         import safetensors.torch  # noqa: F401
 
         import pipeline.stages.segment  # noqa: F401
     gc.collect()
-    gc.freeze()  # leaves the imports' pages untouched, and so shared
-    template, children = os.getpid(), set()
+    gc.freeze()  # the collector never writes to the imports' pages, so they stay shared
+    fork_server, children = os.getpid(), set()
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, REQUEST.size, 3)
         if len(message) < REQUEST.size:
@@ -73,88 +76,89 @@ def main() -> None:
                 try:
                     control.close()
                     connection, log, weights = descriptors
-                    _work(Connection(connection), log, weights, template)
-                finally:  # never back into this loop
+                    _run_worker(Connection(connection), log, weights, fork_server)
+                finally:  # a worker must never continue this loop
                     os._exit(1)
             children.add(child)
             for descriptor in descriptors:
                 os.close(descriptor)
         else:
-            known = pid in children
+            is_child = pid in children
             children.discard(pid)
-            control.sendall(STATUS.pack(_reap(pid) if known else UNKNOWN))
+            control.sendall(STATUS.pack(_reap(pid) if is_child else UNKNOWN))
 
 
 def _reap(pid: int) -> int:
-    # A process that is ending already keeps the status that it ends with.
+    # A process that has already begun to end keeps its own status.
     os.kill(pid, signal.SIGKILL)
     return os.waitpid(pid, 0)[1]
 
 
-def _work(connection: Connection, log: int, weights: int, template: int) -> NoReturn:
-    """A worker process, from its birth to its end."""
-    _prepare(log, template)
+def _run_worker(connection: Connection, log: int, weights: int, fork_server: int) -> NoReturn:
+    """Run a worker process from its fork to its exit."""
+    _prepare(log, fork_server)
 
-    def tell(answer: WorkerMessage) -> None:
-        connection.send_bytes(pickle.dumps(answer, protocol=5))
+    def send(message: WorkerMessage) -> None:
+        connection.send_bytes(pickle.dumps(message, protocol=5))
 
     code = 0
     try:
-        tell(WorkerStarted(os.getpid()))
-        _serve(connection, weights, tell)
+        send(WorkerStarted(os.getpid()))
+        _serve(connection, weights, send)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent is gone, or has lost interest
+        pass  # the parent has ended or has closed the connection
     except FcnError as error:
-        tell(SetupRefused(error))
+        send(SetupRefused(error))
     except MemoryError as error:
         code = _MEMORY_EXIT
-        tell(OutOfMemory(str(error)))
+        send(OutOfMemory(str(error)))
     except BaseException:
         code = 1
-        tell(WorkerFault(traceback.format_exc()))
+        send(WorkerFault(traceback.format_exc()))
     os._exit(code)
 
 
-def _prepare(log: int, template: int) -> None:
+def _prepare(log: int, fork_server: int) -> None:
     if sys.platform == "linux":
-        # A template that is killed takes its children along; one that is already gone, too.
+        # The kernel kills this process when the fork server ends. It may have ended before this
+        # call: then the parent's pid is another one.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != template:
+        if os.getppid() != fork_server:
             os._exit(0)
-        try:  # where memory is short the kernel is to choose this process, not the driver
+        try:  # if the machine runs out of memory, the kernel kills this process, not the driver
             with open("/proc/self/oom_score_adj", "w") as file:
                 file.write("1000")
         except OSError:
             pass
     for stream in (1, 2):
         os.dup2(log, stream)
-    faulthandler.enable()  # last words of a process that segfaults
+    faulthandler.enable()  # writes a traceback to the log after a segmentation fault
 
 
-def _serve(connection: Connection, memory: int, tell: Send) -> None:
+def _serve(connection: Connection, memory: int, send: Send) -> None:
     setup: WorkerSetup = pickle.loads(connection.recv_bytes())
     os.environ.clear()
-    os.environ.update(setup.environment)  # CUDA_VISIBLE_DEVICES may have been set since
-    from pipeline.stages.segment import Segmenter  # where the template did not import it
+    os.environ.update(setup.environment)  # CUDA_VISIBLE_DEVICES may have changed since the start
+    from pipeline.stages.segment import Segmenter  # not yet imported if not Linux
 
     if setup.weights_follow:
         weights = WeightsFile(connection.recv_bytes(), setup.weights_where)
     else:
-        weights = WeightsFile.mapped(path_of(memory), setup.weights_where)
+        weights = WeightsFile.mapped(descriptor_path(memory), setup.weights_where)
     segmenter = Segmenter(setup.settings, weights)
     del weights
     device = segmenter.predictor.device.type
-    if device == "cpu" and sys.platform == "linux":  # CUDA reserves more than it ever uses
+    if device == "cpu" and sys.platform == "linux":  # CUDA reserves more than it uses
         limit = _data_bytes() + setup.memory
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    tell(WorkerReady(device))
+    send(WorkerReady(device))
     while True:
         samples = pickle.loads(connection.recv_bytes())
-        tell(segmenter(samples, lambda places: tell(WorkingOn(tuple(places)))))
+        send(segmenter(samples, lambda positions: send(WorkingOn(tuple(positions)))))
 
 
 def _data_bytes() -> int:
-    """What RLIMIT_DATA counts of this process now."""
+    """Return the bytes of this process that RLIMIT_DATA counts."""
     with open("/proc/self/status") as file:
         sizes = dict(line.split(":", 1) for line in file)
     return int(sizes["VmData"].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""Worker processes: who is killed by whom, and that none is left behind."""
+"""Worker processes: which failure ends which process, and that no process is left behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.errors import WorkerError
 from pipeline.inputs.sample import Sample
 from pipeline.stages.records import SegmentedPart
 from pipeline.stages.spec import NetworkSettings
-from pipeline.workers import fork_server as template
+from pipeline.workers import fork_server as fork_server_module
 from pipeline.workers.fork_server import close_fork_server, start_fork_server
 from pipeline.workers.shared_weights import SharedWeights
 from pipeline.workers.supervisor import (
@@ -34,7 +34,7 @@ from pipeline.workers.supervisor import (
 from tests.support import poison, world
 
 SETTINGS = NetworkSettings(world.TINY, "fp32", "cpu", 1, None, 10**6)
-LIMITS = WorkerLimits(stall_seconds=60, memory=2**30, is_share=True)
+LIMITS = WorkerLimits(stall_seconds=60, memory=2**30, is_default_memory=True)
 
 
 def sample(data: bytes | None = None, key: str = "a") -> Sample:
@@ -58,15 +58,15 @@ def worker(weights_file: SharedWeights) -> Iterator[WorkerProcess]:
 def is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):  # the latter where it ends while it is read
+    except (FileNotFoundError, ProcessLookupError):  # ProcessLookupError: it ended during the read
         return False
     return state != "Z"
 
 
 def children(pid: int) -> set[int]:
-    """Descendants of a process, at any depth."""
+    """Return the pids of all descendants of a process."""
     found: set[int] = set()
-    with contextlib.suppress(OSError):  # gone meanwhile
+    with contextlib.suppress(OSError):  # it has ended
         for path in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in map(int, path.read_text().split()):
                 found |= {child} | children(child)
@@ -80,7 +80,7 @@ def wait_until_gone(pids: set[int], seconds: float = 20) -> set[int]:
     return left
 
 
-def test_a_worker_process_labels_and_is_used_again(worker: WorkerProcess) -> None:
+def test_a_worker_process_segments_and_is_used_again(worker: WorkerProcess) -> None:
     first = worker.run([sample()])
     pid = worker.pid
     second = worker.run([sample(), sample(b"no picture", "b")])
@@ -99,9 +99,9 @@ def test_a_worker_process_killed_while_idle_is_noticed_and_replaced(
     assert worker.pid is not None
     os.kill(worker.pid, number)
     wait_until_gone({worker.pid})
-    death = worker.run([sample()])
-    assert isinstance(death, WorkerFailure) and signal.Signals(number).name in death.what
-    assert death.killed == (number == signal.SIGKILL)
+    failure = worker.run([sample()])
+    assert isinstance(failure, WorkerFailure) and signal.Signals(number).name in failure.what
+    assert failure.is_killed == (number == signal.SIGKILL)
     assert isinstance(worker.run([sample()]), SegmentedPart)
 
 
@@ -109,25 +109,25 @@ def test_a_worker_process_killed_while_idle_is_noticed_and_replaced(
 def test_only_the_owner_decides_about_interruptions(worker: WorkerProcess, number: int) -> None:
     worker.start()
     assert worker.pid is not None
-    template = start_fork_server().process.pid
-    for pid in (worker.pid, template):
+    server = start_fork_server().process.pid
+    for pid in (worker.pid, server):
         os.kill(pid, number)
     assert isinstance(worker.run([sample()]), SegmentedPart)
-    assert start_fork_server().process.pid == template
+    assert start_fork_server().process.pid == server
 
 
-def test_a_template_killed_takes_its_workers_along_and_is_replaced(worker: WorkerProcess) -> None:
+def test_a_killed_fork_server_ends_its_workers_and_is_replaced(worker: WorkerProcess) -> None:
     worker.start()
-    pid, template = worker.pid, start_fork_server().process.pid
-    os.kill(template, signal.SIGKILL)
-    assert pid is not None and wait_until_gone({pid, template}) == set()
+    pid, server = worker.pid, start_fork_server().process.pid
+    os.kill(server, signal.SIGKILL)
+    assert pid is not None and wait_until_gone({pid, server}) == set()
     assert isinstance(worker.run([sample()]), WorkerFailure)
     assert isinstance(worker.run([sample()]), SegmentedPart)
-    assert start_fork_server().process.pid != template
+    assert start_fork_server().process.pid != server
 
 
 def test_stopping_frees_the_thread_that_waits(weights_file: SharedWeights, tmp_path: Path) -> None:
-    found: list[BaseException] = []
+    raised: list[BaseException] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(poison.install(tmp_path / "site"))
         worker = WorkerProcess(SETTINGS, weights_file, LIMITS)
@@ -138,7 +138,7 @@ def test_stopping_frees_the_thread_that_waits(weights_file: SharedWeights, tmp_p
             try:
                 worker.run([sample(poison.picture("hang"))])
             except BaseException as error:
-                found.append(error)
+                raised.append(error)
 
         thread = threading.Thread(target=wait)
         thread.start()
@@ -147,7 +147,7 @@ def test_stopping_frees_the_thread_that_waits(weights_file: SharedWeights, tmp_p
         worker.stop()
         thread.join(10)
         assert time.monotonic() - started < 5 and not thread.is_alive()
-        assert [type(error) for error in found] == [StoppedError]
+        assert [type(error) for error in raised] == [StoppedError]
         assert pid is not None and wait_until_gone({pid}) == set()
         with pytest.raises(StoppedError):
             worker.start()
@@ -155,16 +155,16 @@ def test_stopping_frees_the_thread_that_waits(weights_file: SharedWeights, tmp_p
     close_fork_server()
 
 
-def test_last_words_of_a_crash_are_kept(weights_file: SharedWeights, tmp_path: Path) -> None:
+def test_the_log_of_a_crash_is_kept(weights_file: SharedWeights, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(poison.install(tmp_path / "site"))
         worker = WorkerProcess(SETTINGS, weights_file, LIMITS)
         fine = [sample(key=f"k{n}") for n in range(3)]
-        death = worker.run([*fine, sample(poison.picture("segv"), "bad"), *fine])
+        failure = worker.run([*fine, sample(poison.picture("segv"), "bad"), *fine])
         worker.close()
     close_fork_server()
-    assert isinstance(death, WorkerFailure) and death.suspects == (3,)
-    assert "Segmentation fault" in death.words and "poison.py" in death.words
+    assert isinstance(failure, WorkerFailure) and failure.suspects == (3,)
+    assert "Segmentation fault" in failure.log_tail and "poison.py" in failure.log_tail
 
 
 def test_a_network_that_cannot_be_built_is_that_error(weights_file: SharedWeights) -> None:
@@ -175,12 +175,14 @@ def test_a_network_that_cannot_be_built_is_that_error(weights_file: SharedWeight
     worker.close()
 
 
-def test_a_template_that_cannot_start_says_why(weights_file: SharedWeights, tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('libcudart is not to be found')")
+def test_a_fork_server_that_cannot_start_reports_why(
+    weights_file: SharedWeights, tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('cannot find libcudart')")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(tmp_path)
         worker = WorkerProcess(SETTINGS, weights_file, LIMITS)
-        with pytest.raises(WorkerError, match="libcudart is not to be found"):
+        with pytest.raises(WorkerError, match="cannot find libcudart"):
             worker.start()
         worker.close()
     close_fork_server()
@@ -202,7 +204,7 @@ def test_no_process_is_left_however_the_driver_ends(
     if end == "error":
         out.mkdir()
         (out / "masks").write_text("a file where a folder should be")
-    elif end != "end":  # caught in the middle
+    elif end != "end":  # the signal comes in the middle of the run
         members = world.samples(7) | {"bad.jpg": poison.picture("hang")}
         (source / "z.tar").write_bytes(world.tar(members))
     command = [
@@ -220,8 +222,10 @@ def test_no_process_is_left_however_the_driver_ends(
         time.sleep(0.01)
     if end.startswith("SIG"):
         family |= children(driver.pid)
-        assert len(family) >= 3  # the template and two workers
-        if end == "SIGINT":  # as a terminal does it: to the whole group; the second one ends it
+        assert len(family) >= 3  # the fork server and two workers
+        if (
+            end == "SIGINT"
+        ):  # as a terminal does: to the whole group; the second one ends the driver
             assert driver.stderr is not None
             os.killpg(driver.pid, signal.SIGINT)
             while "Ctrl-C again stops at once" not in driver.stderr.readline():
@@ -236,25 +240,25 @@ def test_no_process_is_left_however_the_driver_ends(
 
 
 def _busy(out: Path) -> bool:
-    """Whether everything but the hanging picture's shard is done."""
+    """Return whether all shards are done but the one with the image that hangs."""
     done = [json.loads(path.read_text())["shard"] for path in out.glob("_commits/*.json")]
     return len(done) == 2
 
 
 @pytest.mark.parametrize(("at_work", "policy"), [(0, None), (99, "passive")])
-def test_threads_that_wait_sleep_on_a_busy_machine(
+def test_waiting_threads_sleep_on_a_busy_machine(
     monkeypatch: pytest.MonkeyPatch, at_work: int, policy: str | None
 ) -> None:
-    monkeypatch.setattr(template, "_others_at_work", lambda: at_work)
-    assert template._wait_policy().get("OMP_WAIT_POLICY") == policy
+    monkeypatch.setattr(fork_server_module, "_count_busy_threads", lambda: at_work)
+    assert fork_server_module._wait_policy().get("OMP_WAIT_POLICY") == policy
 
 
-def test_a_busy_thread_is_seen_at_work() -> None:
+def test_busy_threads_are_counted() -> None:
     commands = [[sys.executable, "-c", "while True: pass"]] * (os.cpu_count() or 1)
     busy = [subprocess.Popen(command) for command in commands]
     try:
         time.sleep(0.5)
-        assert max(template._others_at_work() for _ in range(20)) >= len(busy) / 2
+        assert max(fork_server_module._count_busy_threads() for _ in range(20)) >= len(busy) / 2
     finally:
         for process in busy:
             process.kill()
