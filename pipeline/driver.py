@@ -196,10 +196,10 @@ def _executor(config: RunConfig, driver: ExecutorHooks) -> Execute:
     if config.resolved_executor() == "local":
         from pipeline.executors.local import run_local
 
-        return partial(run_local, driver=driver)
+        return partial(run_local, hooks=driver)
     from pipeline.executors.ray_executor import run_ray
 
-    return partial(run_ray, driver=driver)
+    return partial(run_ray, hooks=driver)
 
 
 class _Reporter:

@@ -18,15 +18,15 @@ from pipeline.config import ComputeConfig, RunConfig
 from pipeline.doctor.checks import DoctorInput, examine_input, examine_weights, examine_writing
 from pipeline.doctor.finding import Finding, fine, problem, warning
 from pipeline.doctor.machine import examine_machine, examine_packages
-from pipeline.executors.placement import REMEDY, Node, gpu_share, lack
-from pipeline.executors.ray_connection import connected
+from pipeline.executors.placement import REMEDY, Node, describe_shortage, gpu_share
+from pipeline.executors.ray_connection import connect_ray
 from pipeline.storage.store import Store
 from pipeline.text import plural
 
 # isort: split
 import ray  # after ray_connection, which sets what it reads at import
 
-from pipeline.executors.ray_nodes import live_nodes
+from pipeline.executors.ray_nodes import list_nodes
 
 NODE_SECONDS = 180.0
 """How long all nodes together have for their looks: the first import on a node takes a while."""
@@ -49,8 +49,8 @@ def examine_cluster(address: str, patient: DoctorInput) -> Iterator[Finding]:
         yield from _examine_jobs_api(address, config)
         return
     try:
-        with connected(address):
-            nodes = live_nodes()
+        with connect_ray(address):
+            nodes = list_nodes()
             # Ray itself refuses to connect where Ray or Python are of other versions.
             yield fine(f"ray {address}", f"{plural(len(nodes), 'node')}; Ray {ray.__version__}")
             yield from judge_resources(config.compute, nodes)
@@ -111,7 +111,7 @@ def _judge_gpus(compute: ComputeConfig, nodes: list[Node]) -> Finding:
     """The GPUs of the nodes that have any, against what is asked for."""
     share = gpu_share(compute, nodes)
     gpus = [node.amount("GPU") for node in nodes if node.amount("GPU")]
-    missing = lack(compute, nodes)
+    missing = describe_shortage(compute, nodes)
     if missing is not None:
         remedy = REMEDY if gpus or not share else f"{REMEDY} {_SCALING}"
         return problem("GPUs" if share else "nodes", missing, remedy)

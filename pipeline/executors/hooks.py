@@ -1,27 +1,25 @@
-"""TODO docstring."""
+"""The hooks that the driver of a run gives to an executor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.monitoring.metrics import MetricSample
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class ExecutorHooks:
-    """What an executor hears from the driver of a run, and tells it.
+    """Functions of the driver that an executor calls while it runs the stages.
 
     Attributes:
-        is_stopping: once it says so, only what the network has is finished.
-        on_copies: told how many copies of the network there are.
-        samples: the metrics of this moment, for executors that have an exporter of their own.
+        is_stopping: Whether the run is stopping. The executor then starts no more chunks; it only
+            finishes the chunks that the network already has.
+        on_replicas: Called once with the number of replicas of the network.
+        samples: Returns the current metrics, for executors with their own metrics exporter.
     """
 
     is_stopping: Callable[[], bool] = lambda: False
-    on_copies: Callable[[int], Any] = lambda copies: None
+    on_replicas: Callable[[int], Any] = lambda count: None
     samples: Callable[[], Iterable[MetricSample]] = tuple

@@ -1,7 +1,8 @@
-"""The local executor: the stages of a run as threads with short queues between them. No Ray.
+"""The local executor: runs the stages in threads with short queues between them, without Ray.
 
-It starts in a second, needs no cluster, and is the oracle that the Ray executor is held against.
-The segment stage's threads only wait: each owns a worker process with a copy of the network.
+It starts in a second and needs no cluster. Tests compare the Ray executor's output with its output.
+The threads of the segment stage only wait: each uses a worker process that holds a replica of the
+network.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Finished = TypeVar("Finished")
 
 
 _DEPTH = 2
-"""Items waiting between two stages: enough to keep the network busy, and a bound on memory."""
+"""Most items that wait between two stages: keeps the network busy and bounds the memory."""
 
 
 _READERS = 2
@@ -42,7 +43,7 @@ _WRITERS = 2
 
 _END = object()
 
-_NOBODY = ExecutorHooks()
+_NO_HOOKS = ExecutorHooks()
 
 
 def run_local(
@@ -50,28 +51,28 @@ def run_local(
     weights: WeightsFile,
     shards: Iterable[Shard],
     *,
-    driver: ExecutorHooks = _NOBODY,
+    hooks: ExecutorHooks = _NO_HOOKS,
 ) -> Iterator[Receipt | ShardFailure]:
-    """Receipts of all chunks, in the order they are finished.
+    """Run all stages; yield a receipt of each finished chunk, in the order of finishing.
 
     Args:
-        job: of the run.
-        weights: of the network.
-        shards: what to label.
-        driver: whoever wants the receipts.
+        job: Run settings shared by all stages.
+        weights: Weights of the network.
+        shards: Shards to segment, in order.
+        hooks: Functions of the driver.
 
     Raises:
-        StoreError: a store fails; whatever else a stage raises ends the run as well.
+        StoreError: a store fails. Any other exception of a stage also ends the run.
     """
     yield from run_around_network(
         job,
         weights,
-        takewhile(lambda _: not driver.is_stopping(), shards),
+        takewhile(lambda _: not hooks.is_stopping(), shards),
         read=lambda shard: _until(
-            driver.is_stopping, read_chunks(shard, job.sources, job.chunk_limits)
+            hooks.is_stopping, read_chunks(shard, job.sources, job.chunk_limits)
         ),
         finish=lambda segmented: write_chunk(segmented, job),
-        driver=driver,
+        hooks=hooks,
     )
 
 
@@ -86,22 +87,24 @@ def run_around_network(
     *,
     read: Callable[[Shard], Iterator[Chunk]],
     finish: Callable[[SegmentedChunk], Finished],
-    driver: ExecutorHooks = _NOBODY,
+    hooks: ExecutorHooks = _NO_HOOKS,
 ) -> Generator[Finished | ShardFailure, None, None]:
-    """The network between any two ends: `run` writes masks, `evaluate` counts pixels.
+    """Run the network between any two stages; yield what `finish` returns for each chunk.
+
+    `run` reads images and writes masks; `evaluate` counts pixels instead.
 
     Args:
-        job: for the network.
-        weights: of the network.
-        shards: what to read, in order.
-        read: the chunks of a shard; called in threads of this process.
-        finish: what becomes of a chunk's masks; called in threads of this process.
-        driver: of the run; once it is stopping, the network is given nothing more.
+        job: Run settings shared by all stages.
+        weights: Weights of the network.
+        shards: Shards to read, in order.
+        read: Returns the chunks of a shard; called in threads of this process.
+        finish: Takes a segmented chunk; called in threads of this process.
+        hooks: Functions of the driver. While the run is stopping, the network gets no more chunks.
 
     Raises:
-        FcnError: whatever a stage raises, but for shards that cannot be read.
+        FcnError: a stage fails. A shard that cannot be read is a `ShardFailure` instead.
     """
-    crew = _WorkerPool(job, weights)
+    pool = _WorkerPool(job, weights)
 
     def chunks(shard: Shard) -> Iterator[StageItem]:
         try:
@@ -110,23 +113,23 @@ def run_around_network(
             yield ShardFailure.of(shard.id, error)
 
     def segment(item: StageItem) -> Iterator[StageItem]:
-        if not driver.is_stopping():
-            yield item if isinstance(item, ShardFailure) else crew.segment(item)
+        if not hooks.is_stopping():
+            yield item if isinstance(item, ShardFailure) else pool.segment(item)
 
     def end(item: StageItem) -> Iterator[StageItem]:
         yield item if isinstance(item, ShardFailure) else finish(item)
 
     try:
-        copies = crew.size()
-        driver.on_copies(copies)
-        stages = [(chunks, _READERS), (segment, copies), (end, _WRITERS)]
-        yield from run_stages(shards, stages, crew.stop)
+        replicas = pool.size()
+        hooks.on_replicas(replicas)
+        stages = [(chunks, _READERS), (segment, replicas), (end, _WRITERS)]
+        yield from run_stages(shards, stages, pool.stop)
     finally:
-        crew.close()
+        pool.close()
 
 
 class _WorkerPool:
-    """The worker processes of a run; each works for one thread at a time."""
+    """The worker processes of a run; each serves one thread at a time."""
 
     def __init__(self, job: RunSpec, weights: WeightsFile) -> None:
         per_core = max(1, (os.cpu_count() or 1) // job.compute.threads_per_worker)
@@ -134,33 +137,36 @@ class _WorkerPool:
         self.most = job.compute.workers or per_core
         share = (job.limits.memory or usable_memory(machine_memory())) // self.most
         self.weights = SharedWeights(weights)
-        self.members = [IsolatedSegmenter(job, self.weights, share) for _ in range(self.most)]
+        self.segmenters = [IsolatedSegmenter(job, self.weights, share) for _ in range(self.most)]
         self.free: queue.SimpleQueue[IsolatedSegmenter] = queue.SimpleQueue()
-        for member in self.members:
-            self.free.put(member)
+        for segmenter in self.segmenters:
+            self.free.put(segmenter)
 
     def size(self) -> int:
-        """How many to use: one per core or so on a CPU, one on a GPU, unless the config says."""
+        """Return how many workers to use: `compute.workers`, or 1 on a GPU, or the CPU default.
+
+        The CPU default is the number of cores divided by `compute.threads_per_worker`.
+        """
         compute = self.job.compute
         if compute.workers is None and compute.device != "cpu":
-            if self.members[0].worker.start() != "cpu":
+            if self.segmenters[0].worker.start() != "cpu":
                 return 1
         return self.most
 
     def segment(self, chunk: Chunk) -> SegmentedChunk | ShardFailure:
-        member = self.free.get()
+        segmenter = self.free.get()
         try:
-            return member(chunk)
+            return segmenter(chunk)
         finally:
-            self.free.put(member)
+            self.free.put(segmenter)
 
     def stop(self) -> None:
-        for member in self.members:
-            member.stop()
+        for segmenter in self.segmenters:
+            segmenter.stop()
 
     def close(self) -> None:
-        for member in self.members:
-            member.close()
+        for segmenter in self.segmenters:
+            segmenter.close()
         self.weights.close()
 
 
@@ -169,22 +175,27 @@ def run_stages(
     stages: Sequence[tuple[StageFunction, int]],
     on_stop: Callable[[], None] = lambda: None,
 ) -> Generator[StageItem, None, None]:
-    """Pass items through the stages; leaving the iterator early stops every thread.
+    """Pass items through the stages; yield the items of the last stage in any order.
+
+    Closing the generator early stops every thread.
 
     Args:
-        items: taken one by one, as the first stage has room.
-        stages: each with its number of threads.
-        on_stop: frees threads that wait for something else than their queues.
+        items: Input of the first stage; the next item is taken when the first queue has room.
+        stages: Functions (one item in, any number of items out), each with its number of threads.
+        on_stop: Called when the threads stop; must end any wait that is not for a queue.
+
+    Raises:
+        BaseException: the first exception that a stage or `items` raised.
     """
     stop = threading.Event()
     errors: list[BaseException] = []
     queues: list[queue.Queue[StageItem]] = [queue.Queue(_DEPTH) for _ in range(len(stages) + 1)]
-    fed = chain(items, [_END] * stages[0][1])
-    threads = [threading.Thread(target=_feed, args=(fed, queues[0], stop, errors))]
+    inputs = chain(items, [_END] * stages[0][1])
+    threads = [threading.Thread(target=_feed, args=(inputs, queues[0], stop, errors))]
     for index, (stage, count) in enumerate(stages):
         followers = stages[index + 1][1] if index + 1 < len(stages) else 1
-        ends = _Countdown(count)
-        work = _Work(stage, queues[index], queues[index + 1], ends, followers)
+        countdown = _Countdown(count)
+        work = _StageWork(stage, queues[index], queues[index + 1], countdown, followers)
         threads += [
             threading.Thread(target=work.run, args=(stop, errors), name=f"stage-{index}-{n}")
             for n in range(count)
@@ -207,33 +218,42 @@ def run_stages(
 
 
 class _Countdown:
-    """Tells the last of several threads that it is the last."""
+    """Counts the threads of a stage that have ended."""
 
     def __init__(self, count: int) -> None:
         self.left = count
         self.lock = threading.Lock()
 
     def is_last(self) -> bool:
+        """Count the calling thread; return whether it is the last one."""
         with self.lock:
             self.left -= 1
             return self.left == 0
 
 
-class _Work:
-    """One stage: what its threads do until they are told to stop."""
+class _StageWork:
+    """The loop of the threads of one stage.
+
+    Args:
+        stage: Function of the stage.
+        source: Queue of input items.
+        sink: Queue of output items.
+        countdown: Shared by the threads of the stage; the last thread ends the next stage.
+        followers: Number of threads that read from `sink`; each gets one end marker.
+    """
 
     def __init__(
         self,
         stage: StageFunction,
         source: queue.Queue[StageItem],
         sink: queue.Queue[StageItem],
-        ends: _Countdown,
+        countdown: _Countdown,
         followers: int,
     ) -> None:
         self.stage = stage
         self.source = source
         self.sink = sink
-        self.ends = ends
+        self.countdown = countdown
         self.followers = followers
 
     def run(self, stop: threading.Event, errors: list[BaseException]) -> None:
@@ -242,7 +262,7 @@ class _Work:
                 for result in self.stage(item):
                     if not _put(self.sink, result, stop):
                         return
-            if self.ends.is_last():
+            if self.countdown.is_last():
                 for _ in range(self.followers):
                     _put(self.sink, _END, stop)
         except BaseException as error:
@@ -260,13 +280,13 @@ def _feed(
         for item in items:
             if not _put(sink, item, stop):
                 return
-    except BaseException as error:  # of the items themselves
+    except BaseException as error:  # raised by the iterator of items
         errors.append(error)
         stop.set()
 
 
 def _put(sink: queue.Queue[StageItem], item: StageItem, stop: threading.Event) -> bool:
-    """Whether there was room before the stop."""
+    """Put an item into a queue; return False if the run stops first."""
     while not stop.is_set():
         try:
             sink.put(item, timeout=0.1)
@@ -277,7 +297,7 @@ def _put(sink: queue.Queue[StageItem], item: StageItem, stop: threading.Event) -
 
 
 def _get(source: queue.Queue[StageItem], stop: threading.Event) -> StageItem:
-    """The next item; the end when there is none before the stop."""
+    """Return the next item of a queue; the end marker if the run stops first."""
     while not stop.is_set():
         try:
             return source.get(timeout=0.1)

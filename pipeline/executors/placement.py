@@ -1,8 +1,8 @@
-"""Where the copies of the network go: what each asks for, how many there are, what is missing.
+"""Plan the replicas of the network on a cluster: resources of each, how many, on which nodes.
 
-Nothing here knows Ray: nodes come in as plain values, so that every shape of cluster can be tried
-in a test. Ray places by *logical* resources; which device a network computes on is another matter
-(`compute.device`).
+Nothing here imports Ray: nodes are plain values, so that tests can try clusters of any shape. Ray
+places tasks by *logical* resources. They do not decide on which device a network computes: that is
+`compute.device`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,41 @@ from pipeline.config import ComputeConfig
 from pipeline.errors import ClusterError
 
 IO_CPUS = 0.25
-"""Logical CPUs of a read or write task: they wait for the store more than they compute."""
+"""Logical CPUs of a read or write task. It is small because a task mostly waits for the store."""
 
 
 _IO_TASKS = 4
-"""So many of them must always find room, or networks that hold every CPU wait for them forever."""
+"""Read and write tasks that must always fit. Otherwise replicas that hold every CPU wait for ever."""
 
 
-REMEDY = "Add nodes that have it, or ask for less (compute.gpus_per_worker, compute.workers)."
+REMEDY = (
+    "Add nodes that have the missing resources, or ask for less "
+    "(compute.gpus_per_worker, compute.workers)."
+)
+
+
+_GROUP = "ray.io/node-group"
+"""Label of a node's type, set by autoscalers: it also matches nodes that join later."""
+
+
+_MAX_NAMED_NODES = 100
+"""Most node ids in a label selector: it is sent with every I/O task, 56 characters per id."""
+
+
+_PARTS = [0.75, 0.5, 0.25, 0.125, 0.0625]
+"""Parts of a CPU for replicas that share one."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A live node, or one that an autoscaler could add: its logical resources and Ray labels."""
+    """A running node, or one that an autoscaler could add.
+
+    Attributes:
+        id: Ray's id of the node; for a node of an autoscaler, the name of its node type.
+        address: IP address; empty for a node that does not run yet.
+        resources: Logical resources: "CPU", "GPU", "memory" and others.
+        labels: Ray's node labels.
+    """
 
     id: str
     address: str
@@ -37,76 +59,81 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def amount(self, resource: str) -> float:
-        """How much of CPU, GPU, memory… it has."""
+        """Return the amount of a logical resource ("CPU", "GPU", …); 0.0 if the node has none."""
         return self.resources.get(resource, 0.0)
 
 
 @dataclass(frozen=True)
-class Pool:
-    """The copies of the network of one run.
+class ReplicaPlan:
+    """The replicas of the network of one run.
 
     Attributes:
-        cpus, gpus: logical, of each copy.
-        start: how many are asked for at once.
-        most: how many there may be when nodes join; None: as many as there is room for.
-        room: how many the present nodes can hold.
-        avoid_gpu_nodes: whether reading and writing go first to nodes without GPUs.
-        io_selector: of the nodes that may read and write, in Ray's label selectors; empty: any.
+        cpus: Logical CPUs of each replica.
+        gpus: Logical GPUs of each replica.
+        initial: Number of replicas to request at the start.
+        maximum: Most replicas when nodes join; None: as many as fit.
+        capacity: Number of replicas that fit on the present nodes.
+        avoid_gpu_nodes: Whether read and write tasks prefer nodes without GPUs.
+        io_selector: Ray label selector of the nodes that may read and write; empty: any node.
     """
 
     cpus: float
     gpus: float
-    start: int
-    most: int | None
-    room: int
+    initial: int
+    maximum: int | None
+    capacity: int
     avoid_gpu_nodes: bool
     io_selector: Mapping[str, str]
 
 
-def plan_pool(compute: ComputeConfig, nodes: Sequence[Node], to_come: Sequence[Node] = ()) -> Pool:
-    """What to ask a cluster for.
+def plan_replicas(
+    compute: ComputeConfig, nodes: Sequence[Node], addable: Sequence[Node] = ()
+) -> ReplicaPlan:
+    """Return how many replicas to request from a cluster, and with which resources.
 
     Args:
-        compute: of the run.
-        nodes: the live ones.
-        to_come: one of each kind that the cluster's autoscaler may add.
+        compute: The `compute` section of the configuration.
+        nodes: The running nodes.
+        addable: One node of each type that the cluster's autoscaler may add.
 
     Raises:
-        ClusterError: no node, present or to come, can hold a copy, or read and write; in words.
+        ClusterError: no node can hold a replica, or no node can read and write.
     """
-    gpus = gpu_share(compute, [*nodes, *to_come])
-    hosts = [node for node in nodes if _may_hold(node, gpus, compute.worker_labels)]
-    room = sum(_slots(node, gpus, compute.threads_per_worker) for node in hosts)
+    gpus = gpu_share(compute, [*nodes, *addable])
+    hosts = [node for node in nodes if _can_hold(node, gpus, compute.worker_labels)]
+    capacity = sum(_count_slots(node, gpus, compute.threads_per_worker) for node in hosts)
     if hosts:
-        room = max(1, room)  # one that is slow, rather than none
-    else:  # which labels a node will bear that is not there yet, nobody tells
-        hosts = [node for node in to_come if _may_hold(node, gpus, ())]
-    missing = lack(compute, nodes)
-    if not hosts or (missing and not to_come):
+        capacity = max(1, capacity)  # a slow replica is better than none
+    else:  # the labels of nodes that an autoscaler would add are not known
+        hosts = [node for node in addable if _can_hold(node, gpus, ())]
+    shortage = describe_shortage(compute, nodes)
+    if not hosts or (shortage and not addable):
         raise ClusterError(
             where="cluster",
-            found=missing or "no node that can hold a copy of the network",
-            expected="nodes that can do the work",
+            found=shortage or "no node that can hold a replica of the network",
+            expected="nodes that can run all stages",
             remedy=REMEDY,
         )
-    start = compute.workers or _within(compute, max(1, room))
-    at_once = 1 if to_come else compute.min_workers or 1  # else an autoscaler makes room
-    grows = gpus > 0 or compute.max_workers is not None
-    return Pool(
-        # Beside a GPU none: Ray Data hands CPUs out in shares, and a small cluster's share of less
-        # than one would keep the pool from growing onto a GPU that is free.
-        cpus=0.0 if gpus else _cpus(compute, hosts, nodes, at_once),
+    initial = compute.workers or _clamp(compute, max(1, capacity))
+    # With an autoscaler, more than one replica may wait for new nodes.
+    required = 1 if addable else compute.min_workers or 1
+    can_grow = gpus > 0 or compute.max_workers is not None
+    return ReplicaPlan(
+        # 0 CPUs on a GPU: Ray Data gives each stage a share of the CPUs. On a small cluster the
+        # share may be less than one, and then a new replica would not start on a free GPU.
+        cpus=0.0 if gpus else _cpus_per_replica(compute, hosts, nodes, required),
         gpus=gpus,
-        start=start,
-        most=compute.workers or (compute.max_workers if grows else start),
-        room=room,
+        initial=initial,
+        maximum=compute.workers or (compute.max_workers if can_grow else initial),
+        capacity=capacity,
         avoid_gpu_nodes=gpus > 0 and any(not node.amount("GPU") for node in nodes),
-        io_selector=selector(compute.io_labels) or (_apart(nodes, start) if gpus else {}),
+        io_selector=to_label_selector(compute.io_labels)
+        or (_select_cpu_nodes(nodes, initial) if gpus else {}),
     )
 
 
 def gpu_share(compute: ComputeConfig, nodes: Iterable[Node]) -> float:
-    """Logical GPUs of one copy; 0 where networks run on CPUs and ask for nothing else."""
+    """Return the logical GPUs of one replica; 0.0 if networks run on CPUs without a GPU share."""
     if compute.device == "cpu":
         return compute.gpus_per_worker or 0.0
     if compute.device == "auto" and not any(node.amount("GPU") for node in nodes):
@@ -114,140 +141,137 @@ def gpu_share(compute: ComputeConfig, nodes: Iterable[Node]) -> float:
     return compute.gpus_per_worker or 1.0
 
 
-def lack(compute: ComputeConfig, nodes: Sequence[Node]) -> str | None:
-    """Why no node can hold a copy of the network, or read and write; None where one can."""
+def describe_shortage(compute: ComputeConfig, nodes: Sequence[Node]) -> str | None:
+    """Return why no node can hold a replica, or read and write; None if the nodes suffice.
+
+    The text is a clause without a subject: "asks for 1 GPU per worker, the cluster has none".
+    """
     gpus = gpu_share(compute, nodes)
-    most = max((node.amount("GPU") for node in nodes), default=0.0)
+    largest = max((node.amount("GPU") for node in nodes), default=0.0)
     size = f"{gpus:g} GPU{'' if gpus <= 1 else 's'}"
     unit = f"{size} per worker"
-    if gpus and not most:
+    if gpus and not largest:
         return f"asks for {unit}, the cluster has none"
-    if gpus > most:
-        return f"asks for {unit}, no node has more than {most:g}"
-    if not any(_may_hold(node, gpus, compute.worker_labels) for node in nodes):
+    if gpus > largest:
+        return f"asks for {unit}, no node has more than {largest:g}"
+    if not any(_can_hold(node, gpus, compute.worker_labels) for node in nodes):
         wanted = ", ".join(compute.worker_labels)
-        place = f"a node labelled {wanted}" + (f" with {size}" if gpus else "")
-        return f"asks for {place}, and there is none"
-    may_read = [node for node in nodes if matches(compute.io_labels, node.labels)]
+        node = (f"a node with {size} and" if gpus else "a node with") + f" the labels {wanted}"
+        return f"asks for {node}, and there is none"
+    io_nodes = [node for node in nodes if matches(compute.io_labels, node.labels)]
     wanted = textwrap.shorten(", ".join(compute.io_labels), 90)
-    if not may_read:
-        return f"reads and writes on nodes labelled {wanted}, and there is none"
-    if not any(node.amount("CPU") >= IO_CPUS for node in may_read):
-        which = f"no node labelled {wanted}" if wanted else "no node"
+    if not io_nodes:
+        return f"reads and writes on nodes with the labels {wanted}, and there is none"
+    if not any(node.amount("CPU") >= IO_CPUS for node in io_nodes):
+        which = f"no node with the labels {wanted}" if wanted else "no node"
         return f"reads and writes with CPUs, and {which} has any"
     return None
 
 
-def selector(labels: Iterable[str]) -> dict[str, str]:
-    """A label selector as Ray wants it.
+def to_label_selector(labels: Iterable[str]) -> dict[str, str]:
+    """Return a Ray label selector made from "key=value" strings.
 
-    >>> selector(["zone=in(a,b)", "market=!spot"])
+    >>> to_label_selector(["zone=in(a,b)", "market=!spot"])
     {'zone': 'in(a,b)', 'market': '!spot'}
     """
     return dict(label.split("=", 1) for label in labels)
 
 
 def matches(wanted: Iterable[str], labels: Mapping[str, str]) -> bool:
-    """Whether the labels of a node are those that are wanted, as Ray will judge.
+    """Return whether the labels of a node match all of the wanted ones, by Ray's rules.
 
     >>> matches(["zone=in(a,b)", "market=!spot"], {"zone": "b"})
     True
     >>> matches(["zone=!in(a,b)"], {"zone": "b"}), matches(["zone=a"], {})
     (False, False)
     """
-    for key, text in selector(wanted).items():
+    for key, text in to_label_selector(wanted).items():
         listed = re.fullmatch(r"!?in\((.*)\)", text)
         values = listed.group(1).split(",") if listed else [text.removeprefix("!")]
-        has = labels.get(key) in [value.strip() for value in values]
-        if has == text.startswith("!"):
+        is_listed = labels.get(key) in [value.strip() for value in values]
+        if is_listed == text.startswith("!"):
             return False
     return True
 
 
-def _may_hold(node: Node, gpus: float, labels: Iterable[str]) -> bool:
+def _can_hold(node: Node, gpus: float, labels: Iterable[str]) -> bool:
     return node.amount("GPU") >= gpus and matches(labels, node.labels)
 
 
-def _slots(node: Node, gpus: float, threads: int) -> int:
-    """Copies that fit a node."""
-    # Halves and thirds of a GPU are not exact in binary.
+def _count_slots(node: Node, gpus: float, threads: int) -> int:
+    """Return the number of replicas that fit on a node."""
+    # 1e-6: a third of a GPU is not exact in binary.
     return (
         math.floor(node.amount("GPU") / gpus + 1e-6) if gpus else int(node.amount("CPU") // threads)
     )
 
 
-def _within(compute: ComputeConfig, count: int) -> int:
-    """A number of copies within the bounds of the configuration."""
+def _clamp(compute: ComputeConfig, count: int) -> int:
+    """Limit a number of replicas to `compute.min_workers` and `compute.max_workers`."""
     count = max(count, compute.min_workers or 1)
     return min(count, compute.max_workers or count)
 
 
-def _cpus(
-    compute: ComputeConfig, hosts: Sequence[Node], nodes: Sequence[Node], at_once: int
+def _cpus_per_replica(
+    compute: ComputeConfig, hosts: Sequence[Node], nodes: Sequence[Node], required: int
 ) -> float:
-    """Logical CPUs of one copy on CPUs: the most that lets reading and writing go on.
+    """Return the logical CPUs of a replica on CPUs: the most that leaves room for I/O tasks.
 
     Args:
-        compute: of the run.
-        hosts: nodes for copies.
-        nodes: all of them.
-        at_once: copies that must find room on these, though they have none to spare.
+        compute: The `compute` section of the configuration.
+        hosts: The nodes that may hold replicas.
+        nodes: All nodes.
+        required: Replicas that must fit on the hosts at once, even if each gets few CPUs.
+
+    Returns:
+        A whole number, or a part of one CPU; 0.0 if even the smallest part leaves no room.
     """
     threads = compute.threads_per_worker
-    slots = sum(_slots(node, 0.0, threads) for node in hosts)
-    copies = compute.workers or max(1, slots, at_once)
-    here = sum(node.amount("CPU") for node in hosts) or 1.0
+    slots = sum(_count_slots(node, 0.0, threads) for node in hosts)
+    replicas = compute.workers or max(1, slots, required)
+    host_cpus = sum(node.amount("CPU") for node in hosts) or 1.0
     ids = {node.id for node in hosts}
     others = [node for node in nodes if node.id not in ids]
-    may_read = [n for n in (*hosts, *others) if matches(compute.io_labels, n.labels)]
+    io_nodes = [n for n in (*hosts, *others) if matches(compute.io_labels, n.labels)]
 
-    def io_tasks(cpus: float) -> int:
-        """Read and write tasks that find room beside all copies; in pieces, no node has any."""
-        found = 0
-        for node in may_read or hosts:
-            held = copies * cpus * node.amount("CPU") / here if node.id in ids else 0.0
-            found += max(0, math.floor((node.amount("CPU") - held) / IO_CPUS + 1e-6))
-        return found
+    def count_io_tasks(cpus: float) -> int:
+        # The replicas are spread over the hosts in proportion to their CPUs. A task needs its CPUs
+        # on one node, so each node is rounded down.
+        tasks = 0
+        for node in io_nodes or hosts:
+            held = replicas * cpus * node.amount("CPU") / host_cpus if node.id in ids else 0.0
+            tasks += max(0, math.floor((node.amount("CPU") - held) / IO_CPUS + 1e-6))
+        return tasks
 
-    def room(cpus: float) -> int:
-        """Copies that fit these nodes, each of them whole on one."""
+    def count_replicas(cpus: float) -> int:
+        # A replica needs its CPUs on one node, too.
         return sum(math.floor(node.amount("CPU") / cpus + 1e-6) for node in hosts)
 
-    # Ray wants whole numbers above one.
-    wanted = [float(whole) for whole in range(threads, 0, -1)] + _PARTS
-    most = max(node.amount("CPU") for node in hosts)
-    fitting = (c for c in wanted if c <= most and room(c) >= copies)
-    return next((c for c in fitting if io_tasks(c) >= _IO_TASKS), 0.0)
+    # Above one CPU, Ray takes only whole numbers.
+    candidates = [float(whole) for whole in range(threads, 0, -1)] + _PARTS
+    largest = max(node.amount("CPU") for node in hosts)
+    fitting = (c for c in candidates if c <= largest and count_replicas(c) >= replicas)
+    return next((c for c in fitting if count_io_tasks(c) >= _IO_TASKS), 0.0)
 
 
-def _apart(nodes: Sequence[Node], copies: int) -> dict[str, str]:
-    """A selector of the nodes without GPUs, where these can read and write for so many copies.
+def _select_cpu_nodes(nodes: Sequence[Node], replicas: int) -> dict[str, str]:
+    """Return a label selector that keeps I/O tasks on the nodes without GPUs; empty: any node.
 
-    They can where they have room for four tasks for each copy, and no fewer CPUs than the nodes
-    with GPUs: a small head does not hold up the large machines that decode for themselves.
+    The nodes without GPUs read and write alone if four tasks per replica fit on them, and if they
+    have at least as many CPUs as the nodes with GPUs. So a small head node never slows down large
+    GPU nodes that could read and write for themselves.
     """
     with_gpus = [node for node in nodes if node.amount("GPU")]
     others = [node for node in nodes if not node.amount("GPU")]
     cpus = sum(node.amount("CPU") for node in others)
     tasks = sum(math.floor(node.amount("CPU") / IO_CPUS) for node in others)
-    if tasks < _IO_TASKS * copies or cpus < sum(node.amount("CPU") for node in with_gpus):
+    if tasks < _IO_TASKS * replicas or cpus < sum(node.amount("CPU") for node in with_gpus):
         return {}
-    # By what they are not: a node that takes the place of a lost one must be allowed.
+    # Exclude the GPU nodes instead of naming the others: a new node in place of a lost one must
+    # be allowed.
     groups = {node.labels.get(_GROUP, "") for node in with_gpus}
     if "" not in groups and not groups & {node.labels.get(_GROUP, "") for node in others}:
         return {_GROUP: f"!in({','.join(sorted(groups))})"}
-    if len(with_gpus) > _MOST_NAMED:
+    if len(with_gpus) > _MAX_NAMED_NODES:
         return {}
     return {"ray.io/node-id": f"!in({','.join(sorted(node.id for node in with_gpus))})"}
-
-
-_GROUP = "ray.io/node-group"
-"""The kind of a node, which autoscalers set: it also tells of nodes that join later."""
-
-
-_MOST_NAMED = 100
-"""Nodes whose ids travel with every task that reads or writes; 56 characters each."""
-
-
-_PARTS = [0.75, 0.5, 0.25, 0.125, 0.0625]
-"""Of a CPU, for a copy that must share one."""

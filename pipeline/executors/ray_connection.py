@@ -1,4 +1,8 @@
-"""Whether a Ray head answers at an address: `ray.init` would wait for it for ever. Needs no Ray."""
+"""Connect to Ray: check that the address answers and that a token is set, then call `ray.init`.
+
+The checks come first because `ray.init` waits for ever for an address that does not answer, and
+aborts the process without a token. Importing this module does not import Ray.
+"""
 
 from __future__ import annotations
 
@@ -19,34 +23,50 @@ log = logging.getLogger("fcnseg")
 
 
 PATIENCE_SECONDS = 20.0
-"""A head that is being started is waited for so long."""
+"""Seconds to wait for a head node that is just starting."""
 
 
 _TRY_SECONDS = 5.0
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
-"""How a client of HTTP/2, which gRPC is, begins: RFC 9113, section 3.4, with empty settings."""
+"""First bytes of an HTTP/2 client with empty settings (RFC 9113, section 3.4). gRPC is HTTP/2."""
 
 _SETTINGS = 4
+"""Frame type of the settings, which every HTTP/2 server sends first."""
+
 
 _FRAME_TYPE = 3
+"""Position of the type byte in an HTTP/2 frame."""
+
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+"""Object store of an embedded Ray: holds a few chunks. Ray's default is 30 % of the memory."""
+
+
+_STARTS = 3
+"""Attempts to start an embedded Ray: on a busy machine the first may exceed Ray's time limit."""
+
+
+_EXPECTED_TOKEN = "the token of the cluster (`ray get-auth-token` on its head)"
+
+_TOKEN_REMEDY = "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
 
 
 def check_reachable(address: str | None, patience: float = PATIENCE_SECONDS) -> None:
-    """Refuse an address at which no Ray head answers.
+    """Raise an error if no Ray head answers at an address.
 
     Args:
-        address: host:port. Others are Ray's to judge: auto, local, ray://…, or none.
-        patience: seconds that a head may still take.
+        address: "host:port". Other forms (auto, local, ray://…, None) are left to Ray.
+        patience: Seconds to wait for the head.
 
     Raises:
-        ClusterError: nothing answers, or something else does.
+        ClusterError: nothing answers, or the answer is not from a Ray head.
     """
     if address is None or "://" in address or ":" not in address:
         return
     try:
-        place = urlsplit(f"//{address}")
-        host, port = place.hostname or "", place.port or 0
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname or "", parts.port or 0
     except ValueError as error:
         raise _unreachable(address, str(error)) from error
     deadline = time.monotonic() + patience
@@ -59,12 +79,12 @@ def check_reachable(address: str | None, patience: float = PATIENCE_SECONDS) -> 
                 raise _unreachable(address, f"{error.strerror or error}") from error
         time.sleep(min(1.0, patience))
     if not is_head:
-        raise _unreachable(address, "something answers there that is no Ray head")
+        raise _unreachable(address, "another service answers there, not a Ray head")
 
 
 def _speaks_grpc(host: str, port: int) -> bool:
     with socket.create_connection((host, port), _TRY_SECONDS) as connection:
-        if os.environ.get("RAY_USE_TLS", "0") not in ("0", "false"):  # which Ray is left to judge
+        if os.environ.get("RAY_USE_TLS", "0") not in ("0", "false"):  # left to Ray
             return True
         connection.sendall(_PREFACE)
         answer = b""
@@ -78,42 +98,42 @@ def _speaks_grpc(host: str, port: int) -> bool:
 
 def _unreachable(address: str, found: str) -> ClusterError:
     return ClusterError(
-        where=f"ray {address}", found=found, expected="the head of a Ray cluster (port 6379, where ray start says none)",
+        where=f"ray {address}",
+        found=found,
+        expected="the head of a Ray cluster (port 6379 by default)",
         remedy="Check --address and the network; http://HOST:8265 is for fcnseg submit and doctor.",
-    )  # fmt: skip
-
-
-_OBJECT_STORE_BYTES = 512 * 2**20
-"""Of an embedded Ray. A few chunks in flight fit; the default would take 30 % of the memory."""
-
-
-_STARTS = 3
-"""Of an embedded Ray: on a busy machine the first may be too slow for Ray."""
+    )
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """A Ray to work on: the caller's, the surrounding job's, the one at the address, or a new one.
+def connect_ray(address: str | None) -> Iterator[None]:
+    """Connect to Ray for the time of a `with` block.
+
+    The first that applies: the Ray that the caller has initialized (left as it is), the cluster at
+    `address` or RAY_ADDRESS, the cluster of the surrounding Ray job, a new embedded Ray.
+
+    Args:
+        address: Address of the cluster, as for `ray.init`.
 
     Raises:
-        ClusterError: it cannot be reached, or does not start.
+        ClusterError: the cluster cannot be reached, or Ray does not start.
     """
     import ray
 
-    if ray.is_initialized():  # the caller's Ray (a test session, a notebook): left as it is
+    if ray.is_initialized():  # by a notebook or a test
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    is_inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     # Ray's core prints an error about its own actor arguments (ray#53727) at every start.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if address or inside_job:
+    if address or is_inside_job:
         check_reachable(address)
         check_token(f"ray {address or 'auto'}")
         options["address"] = address or "auto"
     else:
-        # Ray warns that an embedded cluster has a token.
+        # Ray warns that an embedded cluster uses a token.
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         options |= {
             "address": "local",
@@ -130,18 +150,18 @@ def connected(address: str | None) -> Iterator[None]:
 def _init(options: Mapping[str, Any]) -> None:
     import ray
 
-    for left in reversed(range(_STARTS)):
+    for starts_left in reversed(range(_STARTS)):
         try:
-            with own_sigterm_handler():  # Ray's would skip the release of the lease
+            with own_sigterm_handler():  # Ray's handler would not release the lease
                 ray.init(**options)
             return
         except Exception as error:
-            # Ray raises a bare one where a node is not there in time; what it had begun ends with
-            # this process.
-            too_slow = type(error) is Exception and options["address"] == "local"
-            if not too_slow or not left:
+            # Ray raises a plain Exception if a node does not start in time. The processes that it
+            # has started end with this process.
+            is_too_slow = type(error) is Exception and options["address"] == "local"
+            if not is_too_slow or not starts_left:
                 raise _not_connected(options["address"], error) from error
-            log.warning("Ray did not start within its 30 s; tried again")
+            log.warning("Ray did not start within its limit of 30 s; trying again")
 
 
 def _not_connected(address: str, error: Exception) -> ClusterError:
@@ -150,7 +170,7 @@ def _not_connected(address: str, error: Exception) -> ClusterError:
         return ClusterError(
             where=where,
             found=found,
-            expected="an embedded Ray",
+            expected="an embedded Ray that starts",
             remedy="Try again: Ray gives its processes 30 s to start; a busy machine may need longer.",
         )
     return ClusterError(
@@ -161,24 +181,28 @@ def _not_connected(address: str, error: Exception) -> ClusterError:
     )
 
 
-_TOKEN = (
-    "the token of the cluster (`ray get-auth-token` on its head)",
-    "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.",
-)
+def token_error(where: str, found: str) -> ClusterError:
+    """Return the error for a missing or wrong token of a cluster."""
+    return ClusterError(where=where, found=found, expected=_EXPECTED_TOKEN, remedy=_TOKEN_REMEDY)
 
 
 def check_token(where: str) -> None:
-    """Refuse to speak to a cluster with tokens without one: Ray's core would abort the process.
+    """Raise an error if RAY_AUTH_MODE asks for a token and none is set.
+
+    Without this check, Ray's core would abort the process.
+
+    Args:
+        where: Name of the cluster in the error.
 
     Raises:
-        ClusterError: RAY_AUTH_MODE says token, and there is none.
+        ClusterError: the token is missing.
     """
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     try:
-        found = path.read_text().strip()
+        token = path.read_text().strip()
     except OSError:
-        found = ""
-    if not found:
-        raise ClusterError(where, f"no token: {path} is missing or empty", *_TOKEN)
+        token = ""
+    if not token:
+        raise token_error(where, f"no token: {path} is missing or empty")

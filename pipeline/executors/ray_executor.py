@@ -1,7 +1,8 @@
-"""The Ray executor: the same stages as a Ray Data pipeline. Row = chunk, receipts by `iter_rows`.
+"""The Ray executor: runs the same stages as a Ray Data pipeline, one row per chunk.
 
-Every row is one column of pickled bytes: Arrow sees its true size, no batch ever straddles a shard,
-and no tensor extension type is involved. The driver commits while the job runs.
+A row has one column of pickled bytes. So Arrow knows its true size, a row never spans two shards,
+and no tensor extension type is needed. The driver reads receipts with `iter_rows` and commits
+shards while the pipeline runs.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from fcn_core.weights.weights_file import WeightsFile
 from pipeline import logs
 from pipeline.errors import ClusterError, ShardError, StoreError
 from pipeline.executors.hooks import ExecutorHooks
-from pipeline.executors.placement import IO_CPUS, Pool, plan_pool, selector
-from pipeline.executors.ray_connection import connected
-from pipeline.executors.ray_nodes import (
-    RayMetrics,  # imports ray, too
-    live_nodes,
-    nodes_to_come,
-    watched,
+from pipeline.executors.placement import (
+    IO_CPUS,
+    ReplicaPlan,
+    plan_replicas,
+    to_label_selector,
 )
+from pipeline.executors.ray_connection import connect_ray
+from pipeline.executors.ray_metrics import RayMetrics
+from pipeline.executors.ray_nodes import list_addable_nodes, list_nodes, watch_nodes
 from pipeline.inputs.shard import Shard
 from pipeline.stages.read import read_chunks
 from pipeline.stages.records import Receipt
@@ -47,43 +49,43 @@ log = logging.getLogger("fcnseg")
 
 
 _TASKS = 5_000
-"""Read tasks of one Ray dataset; where there are more shards, a task reads several in turn."""
+"""Most read tasks of one Ray dataset. With more shards, a task reads several, one by one."""
 
 
-_NOBODY = ExecutorHooks()
+_NO_HOOKS = ExecutorHooks()
 
 
 def run_ray(
-    job: RunSpec, weights: WeightsFile, shards: Sequence[Shard], *, driver: ExecutorHooks = _NOBODY
+    job: RunSpec, weights: WeightsFile, shards: Sequence[Shard], *, hooks: ExecutorHooks = _NO_HOOKS
 ) -> Iterator[Receipt | ShardFailure]:
-    """Receipts of all chunks, in the order they are finished.
+    """Run all stages on Ray; yield a receipt of each finished chunk, in the order of finishing.
 
-    Connects to `job.compute.ray_address` or RAY_ADDRESS, uses the surrounding Ray job, or starts an
-    embedded Ray and stops it afterwards.
+    Connects to `compute.ray_address`, RAY_ADDRESS or the cluster of the surrounding Ray job.
+    Otherwise starts an embedded Ray, and stops it at the end.
 
     Args:
-        job: of the run.
-        weights: of the network.
-        shards: what to label, at least one.
-        driver: whoever wants the receipts.
+        job: Run settings shared by all stages.
+        weights: Weights of the network.
+        shards: Shards to segment, at least one.
+        hooks: Functions of the driver.
 
     Raises:
-        StoreError: a store fails in a worker.
-        ClusterError: the cluster cannot be reached, or no node of it can hold a network.
+        StoreError: a store fails in a task.
+        ClusterError: the cluster cannot be reached, or no node can hold a replica.
     """
-    with connected(job.compute.ray_address):
-        kept = ray.put(weights)
+    with connect_ray(job.compute.ray_address):
+        weights_ref = ray.put(weights)
         metrics = RayMetrics(job.monitoring.metrics_name)
-        pool = _plan_pool(job)
-        driver.on_copies(pool.start)
-        with watched(job.compute, pool):
-            for row in _rows(_dataset(job, kept, shards, pool)):
+        plan = _plan_replicas(job)
+        hooks.on_replicas(plan.initial)
+        with watch_nodes(job.compute, plan):
+            for row in _rows(_dataset(job, weights_ref, shards, plan)):
                 item = pickle.loads(row["item"])
                 if isinstance(item, FcnError):
                     raise item
                 yield item
-                metrics.tell(driver.samples())
-        metrics.tell(driver.samples(), at_once=True)
+                metrics.report(hooks.samples())
+        metrics.report(hooks.samples(), at_once=True)
 
 
 def _rows(dataset: Any) -> Iterator[Row]:
@@ -93,89 +95,89 @@ def _rows(dataset: Any) -> Iterator[Row]:
         raise ClusterError(
             where="cluster",
             found=str(error).partition("\n")[0].rstrip("."),
-            expected="chunks that come and go",
+            expected="a steady flow of chunks",
             remedy="Look for lost nodes (ray status); then run again to resume.",
         ) from error
 
 
-def _plan_pool(job: RunSpec) -> Pool:
-    """What this cluster is asked for; says what it lacks.
+def _plan_replicas(job: RunSpec) -> ReplicaPlan:
+    """Plan the replicas on this cluster; log a warning if not all of them fit now.
 
     Raises:
-        ClusterError: no node can hold a copy of the network.
+        ClusterError: no node can hold a replica of the network.
     """
-    pool = plan_pool(job.compute, live_nodes(), nodes_to_come())
-    if pool.start > pool.room:
+    plan = plan_replicas(job.compute, list_nodes(), list_addable_nodes())
+    if plan.initial > plan.capacity:
         log.warning(
-            "asks for %d copies of the network, the cluster has room for %d now: the others wait "
-            "for nodes that join", pool.start, pool.room,
+            "asks for %d replicas of the network, the cluster has room for %d now: the others wait "
+            "for nodes that join", plan.initial, plan.capacity,
         )  # fmt: skip
-    return pool
+    return plan
 
 
-def _dataset(job: RunSpec, weights: Any, shards: Sequence[Shard], pool: Pool) -> Any:
-    # Ray logs every start and end of a plan, and warns that its bars are off; set here, because its
-    # own set-up comes late.
+def _dataset(job: RunSpec, weights_ref: Any, shards: Sequence[Shard], plan: ReplicaPlan) -> Any:
+    # Ray logs every start and end of a plan, and warns that its progress bars are off. Ray sets its
+    # own level late, so this line must come here.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    _set_context(pool)
-    several = math.ceil(len(shards) / _TASKS)
+    _set_context(plan)
+    shards_per_task = math.ceil(len(shards) / _TASKS)
     rows = [
-        {"item": pickle.dumps(shards[start : start + several])}
-        for start in range(0, len(shards), several)
+        {"item": pickle.dumps(shards[start : start + shards_per_task])}
+        for start in range(0, len(shards), shards_per_task)
     ]
     compute = job.compute
-    io_nodes = dict(pool.io_selector) or None
+    io_selector = dict(plan.io_selector) or None
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .flat_map(_Read(job), num_cpus=IO_CPUS, label_selector=io_nodes)
+        .flat_map(_Read(job), num_cpus=IO_CPUS, label_selector=io_selector)
         .map(
             _SegmentActor,  # type: ignore[arg-type]  # Ray's stub wants the method, not the class
-            fn_constructor_kwargs={"job": job, "weights": weights, "most": pool.most},
-            # It never shrinks while there is work: a copy that is lost is asked for again.
-            compute=ray.data.ActorPoolStrategy(min_size=pool.start, max_size=pool.most),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus,
-            label_selector=selector(compute.worker_labels) or None,
+            fn_constructor_kwargs={"job": job, "weights": weights_ref, "most": plan.maximum},
+            # The pool never shrinks while there is work: Ray replaces a replica that is lost.
+            compute=ray.data.ActorPoolStrategy(min_size=plan.initial, max_size=plan.maximum),
+            num_cpus=plan.cpus,
+            num_gpus=plan.gpus,
+            label_selector=to_label_selector(compute.worker_labels) or None,
         )
-        .map(_Write(job), num_cpus=IO_CPUS, label_selector=io_nodes)
+        .map(_Write(job), num_cpus=IO_CPUS, label_selector=io_selector)
     )
 
 
-def _set_context(pool: Pool) -> None:
+def _set_context(plan: ReplicaPlan) -> None:
     context = ray.data.DataContext.get_current()
-    # One chunk is one block: finer streaming, and nothing waits for 128 MiB to gather.
+    # One chunk is one block, so that chunks pass on one by one. By default Ray gathers 128 MiB.
     context.target_max_block_size = 1
-    context.actor_init_retry_on_errors = True  # a weights download may hiccup
+    context.actor_init_retry_on_errors = True  # a download of weights may fail once
     context.enable_progress_bars = False
-    # Ray Data spreads small tasks over all nodes. Ray's own default keeps them off nodes with GPUs
-    # while others have room: their CPUs are to decode for the networks.
-    wanted = "DEFAULT" if pool.avoid_gpu_nodes else "SPREAD"
-    if context.scheduling_strategy != wanted:
-        with warnings.catch_warnings():  # "deprecated": there is no other switch in Ray 2.60
+    # SPREAD, the default of Ray Data, puts small tasks on all nodes. DEFAULT, the default of Ray,
+    # prefers nodes without GPUs: the CPUs of GPU nodes are needed to decode images.
+    strategy = "DEFAULT" if plan.avoid_gpu_nodes else "SPREAD"
+    if context.scheduling_strategy != strategy:
+        with warnings.catch_warnings():  # deprecated, but Ray 2.60 has no other switch
             warnings.simplefilter("ignore")
-            context.scheduling_strategy = wanted
+            context.scheduling_strategy = strategy
 
 
-# An error of ours travels as a row and is raised in the driver. Raised in a worker, Ray would wrap
-# it, print its traceback, and hold the actors (and their CPUs) as long as the exception lives.
+# An FcnError travels as a row and is raised in the driver. If a task raised it, Ray would wrap it,
+# print its traceback, and keep the actors (and their CPUs) as long as the exception exists.
 _PASSED_ON = (ShardFailure, FcnError)
 
 
-def _log_as(job: RunSpec) -> None:
-    """Worker processes of Ray log to files of Ray's, `worker-….err`, in the form of the run."""
+def _configure_logs(job: RunSpec) -> None:
+    """Let a Ray worker log as the run does (run name, format), to Ray's files `worker-….err`."""
     logs.set_run(job.run)
     if job.monitoring.log_format == "json" and not logs.is_json():
         logs.use_json()
 
 
 class _Read:
-    """CPU task: the chunks of some shards."""
+    """A CPU task: reads some shards and yields their chunks."""
 
     def __init__(self, job: RunSpec) -> None:
         self.job = job
 
     def __call__(self, row: Row) -> Iterator[Row]:
-        _log_as(self.job)
+        _configure_logs(self.job)
         shards: Sequence[Shard] = pickle.loads(row["item"])
         for shard in shards:
             try:
@@ -188,14 +190,14 @@ class _Read:
 
 
 class _SegmentActor:
-    """Actor that owns a worker process with the network: a chunk in, its masks out."""
+    """An actor that owns a worker process with the network: segments chunks."""
 
     def __init__(self, job: RunSpec, weights: Any, most: int | None) -> None:
-        _log_as(job)
+        _configure_logs(job)
         self.segmenter = IsolatedSegmenter(
             job, SharedWeights(ray.get(weights)), _memory_share(most, job.limits.memory)
         )
-        with suppress(FcnError):  # comes again with the first chunk, and goes to the driver
+        with suppress(FcnError):  # the first chunk meets it again and sends it to the driver
             self.segmenter.worker.start()
 
     def __call__(self, row: Row) -> Row:
@@ -209,26 +211,32 @@ class _SegmentActor:
 
 
 def _memory_share(most: int | None, limit: int | None) -> int:
-    """Bytes for the worker process of one of at most so many actors, called in the actor."""
+    """Return the memory limit in bytes of this actor's worker process.
+
+    Args:
+        most: Most actors of the run; None if not limited.
+        limit: `limits.memory`, which all workers of a machine share; None: a part of the RAM.
+    """
     context = ray.get_runtime_context()
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes()}  # type: ignore[no-untyped-call]
     node = nodes.get(context.get_node_id(), {})
-    mine = context.get_assigned_resources()  # type: ignore[no-untyped-call]
-    here = [int(node[name] / mine[name]) for name in ("CPU", "GPU") if mine.get(name)]
-    # Ray's memory is without its object store; it kills actors where a node runs short of it.
+    own = context.get_assigned_resources()  # type: ignore[no-untyped-call]
+    # How many actors like this one fit on the node.
+    fitting = [int(node[name] / own[name]) for name in ("CPU", "GPU") if own.get(name)]
+    # The node's "memory" excludes the object store. Ray kills actors when a node exceeds it.
     memory = min(node.get("memory", math.inf), machine_memory())
-    bounds = here if most is None else [most, *here]
+    bounds = fitting if most is None else [most, *fitting]
     return (limit or usable_memory(memory)) // max(1, min(bounds, default=1))
 
 
 class _Write:
-    """CPU task: masks to objects, a receipt out."""
+    """A CPU task: writes the masks of a chunk and returns a receipt."""
 
     def __init__(self, job: RunSpec) -> None:
         self.job = job
 
     def __call__(self, row: Row) -> Row:
-        _log_as(self.job)
+        _configure_logs(self.job)
         item = pickle.loads(row["item"])
         if isinstance(item, _PASSED_ON):
             return row

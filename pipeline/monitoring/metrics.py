@@ -1,7 +1,7 @@
 """What machines see of a run: metrics for Prometheus, served on a port or left in a file.
 
 The driver knows all of it anyway, from receipts and commits: nothing is counted for this alone, and
-nothing here can end a run. On Ray the same numbers also go to Ray (`pipeline.executors.ray_nodes`).
+nothing here can end a run. On Ray the same numbers also go to Ray (`pipeline.executors.ray_metrics`).
 """
 
 from __future__ import annotations

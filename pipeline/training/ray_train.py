@@ -17,7 +17,7 @@ import ray.train
 import ray.train.torch
 
 from fcn_core.errors import FcnError
-from pipeline.executors.ray_connection import connected
+from pipeline.executors.ray_connection import connect_ray
 from pipeline.manifest import absolute
 from pipeline.training.config import SCRATCH, TrainConfig
 from pipeline.training.progress import TrainOutcome, TrainProgress
@@ -48,7 +48,7 @@ def train_on_ray(
     Raises:
         FcnError: what a process raised, or a cluster that cannot be reached.
     """
-    with connected(config.compute.ray_address), tempfile.TemporaryDirectory() as folder:
+    with connect_ray(config.compute.ray_address), tempfile.TemporaryDirectory() as folder:
         desk: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
         trainer = ray.train.torch.TorchTrainer(
             _work,

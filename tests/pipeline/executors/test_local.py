@@ -1,4 +1,4 @@
-"""Laws of the local executor: everything arrives, nothing hangs, nothing piles up."""
+"""Properties of the local executor: every item arrives, nothing hangs, queues stay bounded."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def work(shards: Path, weights: Path, tmp_path: Path) -> Work:
-    """Twelve chunks of one image each, for three copies of the network."""
+    """Twelve chunks of one image each, for three replicas of the network."""
     flags = {"limits__chunk_images": 1, "compute__workers": 3}
     prepared = prepare(world.config(shards, tmp_path / "out", weights, **flags))
     return prepared.job, prepared.weights, make_plan(prepared.request).pending
@@ -55,7 +55,7 @@ def test_receipts_of_all_chunks_arrive_once(work: Work) -> None:
         assert [output.stat(f.path).size for f in receipt.files] == [f.size for f in receipt.files]
 
 
-def test_an_unreadable_shard_is_told_among_the_receipts(work: Work, shards: Path) -> None:
+def test_an_unreadable_shard_is_a_failure_among_the_receipts(work: Work, shards: Path) -> None:
     (shards / "s1.tar").write_bytes(b"no tar")
     results = list(run_local(*work))
     (failure,) = (result for result in results if isinstance(result, ShardFailure))
@@ -72,7 +72,7 @@ class BrokenError(Exception):
 
 
 def breaks(after: int, original: Callable[..., Any]) -> Callable[..., Any]:
-    """A stage that works a few times, and then no more."""
+    """Return a stage that works `after` times and then raises BrokenError."""
     calls = iter(range(after))
 
     def stage(*args: Any) -> Any:
@@ -158,8 +158,8 @@ def odd(item: int) -> Iterator[int]:
 def test_items_pass_every_stage_exactly_once(counts: tuple[int, int, int]) -> None:
     stages = list(zip((twice, odd, passing), counts, strict=True))
     for total in (0, 1, 2, 50):
-        found = Counter(run_stages(range(total), stages))
-        assert found == {item: 2 for item in range(1, total, 2)}
+        counts_of_items = Counter(run_stages(range(total), stages))
+        assert counts_of_items == {item: 2 for item in range(1, total, 2)}
 
 
 def test_one_thread_per_stage_keeps_the_order() -> None:
@@ -180,7 +180,7 @@ def test_whatever_a_stage_raises_comes_out(where: int, error: type[BaseException
 
 
 class Gauge:
-    """Counts what a stage has made and begun."""
+    """A stage that counts the items it has begun and the items it has made."""
 
     def __init__(self, per_item: int) -> None:
         self.per_item = per_item
@@ -215,15 +215,15 @@ def test_what_is_in_flight_is_bounded_however_slow_the_next_stage(slow: int) -> 
         time.sleep(0.1)
         for before, after, workers in zip(gauges, gauges[1:], counts, strict=False):
             waiting = before.made - after.begun
-            # Behind a held stage its own threads have taken one item each, and not begun it.
+            # The threads of a held stage have taken one item each without beginning it.
             assert waiting <= workers + _DEPTH + (counts[slow] if after is gauges[slow] else 0)
     gate.set()
     consumer.join()
-    for _ in range(3):  # now the driver is the slow one
+    for _ in range(3):  # now the consumer is the slowest
         time.sleep(0.1)
         assert gauges[-1].made - len(first) <= counts[-1] + _DEPTH
         for before, after, *workers in zip(gauges, gauges[1:], counts, counts[1:], strict=False):
-            # What the next stage's threads have taken, and are about to begin, waits nowhere.
+            # The threads of the next stage may have taken items without beginning them.
             assert before.made - after.begun <= sum(workers) + _DEPTH
         first.append(next(results))
         time.sleep(0.1)
@@ -241,25 +241,25 @@ def test_what_is_in_flight_is_bounded_however_slow_the_next_stage(slow: int) -> 
         ({}, int(0.9 * machine_memory()) // 3),
     ],
 )
-def test_copies_share_the_memory(
+def test_replicas_share_the_memory(
     shards: Path, weights: Path, tmp_path: Path, limits: dict[str, str], expected: int
 ) -> None:
     flags = {f"limits__{name}": value for name, value in limits.items()}
     config = world.config(shards, tmp_path / "out", weights, compute__workers=3, **flags)
     prepared = prepare(config)
-    crew = local._WorkerPool(prepared.job, prepared.weights)
+    pool = local._WorkerPool(prepared.job, prepared.weights)
     try:
-        assert [member.worker.limits.memory for member in crew.members] == [expected] * 3
-        assert {member.worker.settings.memory for member in crew.members} == {expected}
+        assert [segmenter.worker.limits.memory for segmenter in pool.segmenters] == [expected] * 3
+        assert {segmenter.worker.settings.memory for segmenter in pool.segmenters} == {expected}
     finally:
-        crew.close()
+        pool.close()
 
 
 def test_a_memory_limit_is_a_flag_of_run(
     shards: Path, weights: Path, tmp_path: Path, fcnseg: Callable[..., tuple[int, str, str]]
 ) -> None:
     words = ["run", str(shards), str(tmp_path / "out"), "--weights", str(weights)]
-    code, _, said = fcnseg(*words, "--memory-limit", "1kB")
-    assert code == 2 and "limits.memory" in said
-    code, _, said = fcnseg(*words, "--memory-limit", "2GiB", "--dry-run")
-    assert code == 0, said
+    code, _, stderr = fcnseg(*words, "--memory-limit", "1kB")
+    assert code == 2 and "limits.memory" in stderr
+    code, _, stderr = fcnseg(*words, "--memory-limit", "2GiB", "--dry-run")
+    assert code == 0, stderr

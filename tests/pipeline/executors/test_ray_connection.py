@@ -1,4 +1,4 @@
-"""A Ray head that is not there is said in seconds; `ray.init` would wait for it for ever."""
+"""A missing Ray head is reported within seconds; `ray.init` would wait for ever."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ClusterError
-from pipeline.executors import ray_connection as reach
+from pipeline.executors import ray_connection
 from pipeline.executors.ray_connection import check_reachable
 from tests.support.ray_head import ray_head
 
@@ -20,8 +20,8 @@ Fcnseg = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
-    """An address that is bound, so that nobody else takes it, and listened at by nobody."""
+def closed_address() -> Iterator[str]:
+    """An address at which no process listens; it is bound, so no other process can take it."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{held.getsockname()[1]}"
@@ -29,7 +29,7 @@ def nobody() -> Iterator[str]:
 
 @pytest.fixture
 def dashboard() -> Iterator[str]:
-    """What speaks HTTP/1.1, as a dashboard does."""
+    """A server that speaks HTTP/1.1, as a dashboard does."""
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{server.server_address[1]}"
@@ -37,18 +37,18 @@ def dashboard() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("address", [None, "auto", "local", "ray://nowhere:1", "http://x:8265"])
-def test_what_is_no_host_and_port_is_left_to_ray(address: str | None) -> None:
+def test_addresses_other_than_host_and_port_are_left_to_ray(address: str | None) -> None:
     check_reachable(address)
 
 
-def test_nobody_is_waited_for_a_while(nobody: str) -> None:
+def test_a_head_is_waited_for_a_while(closed_address: str) -> None:
     started = time.monotonic()
-    with pytest.raises(ClusterError, match=rf"ray {nobody}: Connection refused; the head of a Ray"):
-        check_reachable(nobody, patience=0.3)
+    with pytest.raises(ClusterError, match=rf"ray {closed_address}: Connection refused; the head"):
+        check_reachable(closed_address, patience=0.3)
     assert time.monotonic() - started >= 0.3
 
 
-def test_a_head_that_begins_to_listen_meanwhile_is_found() -> None:
+def test_a_head_that_starts_during_the_wait_is_found() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{server.getsockname()[1]}"
@@ -68,33 +68,35 @@ def test_a_head_that_begins_to_listen_meanwhile_is_found() -> None:
         thread.join()
 
 
-def test_another_service_is_no_head(dashboard: str) -> None:
-    with pytest.raises(ClusterError, match="something answers there that is no Ray head"):
+def test_another_service_is_not_a_head(dashboard: str) -> None:
+    with pytest.raises(ClusterError, match="another service answers there, not a Ray head"):
         check_reachable(dashboard)
 
 
 @pytest.mark.parametrize("address", ["[::1:6379", "host:port", "h:99999"])
-def test_what_is_no_address_is_said(address: str) -> None:
+def test_invalid_addresses_are_refused(address: str) -> None:
     with pytest.raises(ClusterError):
         check_reachable(address, patience=0)
 
 
-def test_commands_say_it_before_anything_is_written(
-    nobody: str,
+def test_commands_report_it_before_anything_is_written(
+    closed_address: str,
     shards: Path,
     weights: Path,
     tmp_path: Path,
     fcnseg: Fcnseg,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reach.check_reachable, "__defaults__", (0.1,))
+    monkeypatch.setattr(ray_connection.check_reachable, "__defaults__", (0.1,))
     out = tmp_path / "out"
-    words = (shards, out, "--weights", weights, "--executor", "ray", "--address", nobody)
+    words = (shards, out, "--weights", weights, "--executor", "ray", "--address", closed_address)
     code, _, err = fcnseg("run", *words)
-    assert code == 1 and f"ray {nobody}: Connection refused" in err
+    assert code == 1 and f"ray {closed_address}: Connection refused" in err
     assert not out.exists()
-    code, text, err = fcnseg("doctor", "--address", nobody)
-    assert code == 1 and f"ray {nobody}" in text + err and "Connection refused" in text + err
+    code, text, err = fcnseg("doctor", "--address", closed_address)
+    assert (
+        code == 1 and f"ray {closed_address}" in text + err and "Connection refused" in text + err
+    )
 
 
 @pytest.mark.ray

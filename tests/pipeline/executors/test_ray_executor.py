@@ -1,4 +1,4 @@
-"""The Ray executor leaves what the local one leaves."""
+"""The Ray executor writes the same output as the local executor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """One embedded Ray for all tests of this module; `run` uses what is there."""
+    """One embedded Ray for all tests of this module; `run` uses it."""
     with embedded_ray():
         yield
 
@@ -41,24 +41,24 @@ def cluster() -> Iterator[None]:
     ("address", "hint"),
     [(None, "Try again"), ("10.0.0.1:6379", "Check --address")],
 )
-def test_a_ray_that_does_not_start_is_one_line(
+def test_a_ray_that_does_not_start_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, address: str | None, hint: str
 ) -> None:
     import ray
 
-    from pipeline.executors.ray_connection import connected
+    from pipeline.executors.ray_connection import connect_ray
 
     tried = []
 
     def init(**_: object) -> None:
         tried.append(address)
-        raise Exception("The current node timed out\nduring startup.")  # what Ray itself raises
+        raise Exception("The current node timed out\nduring startup.")  # as Ray raises it
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with pytest.raises(ClusterError) as caught, connected(address):
+    with pytest.raises(ClusterError) as caught, connect_ray(address):
         pass
     message = str(caught.value)
     assert message.startswith(
@@ -133,23 +133,23 @@ def test_rays_own_exporter_has_the_metrics_of_a_run(
                     if sample.labels.get("name") == "nights":
                         own = sample.labels.get("stage") or sample.labels.get("state") or ""
                         found[sample.name, own] = sample.value
-        # What was told in the middle may be passed on first.
+        # The exporter may first serve values from the middle of the run.
         done = found.get(("ray_fcnseg_shards", "committed")) == 3
         done &= found.get(("ray_fcnseg_images_total", "")) == 12
     assert found["ray_fcnseg_images_total", ""] == 12
     assert found["ray_fcnseg_shards", "committed"] == found["ray_fcnseg_chunks_total", ""] == 3
     assert found["ray_fcnseg_stage_seconds_total", "forward"] > 0
     at_the_end = {"fcnseg_run_end_time_seconds", "fcnseg_run_exit_code"}
-    # What is zero was never told: Ray's counters begin with the first of what they count.
+    # A counter that is zero is not exported: Ray's counters begin at the first increase.
     never = {"fcnseg_quarantined_images_total", "fcnseg_store_retries_total"}
     wanted = {metric.name for metric in METRICS} - at_the_end - never
     assert {name.removeprefix("ray_") for name, _ in found} == wanted
 
 
-def test_workers_of_ray_log_as_the_run_does(cluster: None, tmp_path: Path) -> None:
+def test_workers_of_ray_configure_logs_the_run_does(cluster: None, tmp_path: Path) -> None:
     import ray
 
-    from pipeline.executors.ray_executor import _log_as
+    from pipeline.executors.ray_executor import _configure_logs
     from pipeline.resolve import prepare
 
     source = world.write_shards(tmp_path / "in", shards=1)
@@ -157,17 +157,17 @@ def test_workers_of_ray_log_as_the_run_does(cluster: None, tmp_path: Path) -> No
     job = replace(prepare(config).job, run="r")
 
     @ray.remote
-    def said() -> str:
+    def logged() -> str:
         import contextlib
         import io
         import logging
 
         with contextlib.redirect_stderr(io.StringIO()) as stderr:
-            _log_as(job)
+            _configure_logs(job)
             logging.getLogger("fcnseg").info("x")
         return stderr.getvalue()
 
-    line = json.loads(ray.get(said.remote()))
+    line = json.loads(ray.get(logged.remote()))
     assert (line["run"], line["message"], line["level"]) == ("r", "x", "info")
 
 
@@ -175,19 +175,19 @@ def test_many_shards_are_read_in_waves_and_by_several(
     cluster: None, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline import driver as run_module
-    from pipeline.executors import ray_executor as ray_job
+    from pipeline.executors import ray_executor
 
     source = world.write_shards(tmp_path / "in", shards=7, images=2)
     monkeypatch.setattr(run_module, "WAVE", 5)
-    monkeypatch.setattr(ray_job, "_TASKS", 2)
+    monkeypatch.setattr(ray_executor, "_TASKS", 2)
     sizes: list[int] = []
-    dataset = ray_job._dataset
+    dataset = ray_executor._dataset
 
-    def counted(job: Any, kept: Any, shards: Sequence[Any], pool: Any) -> Any:
+    def counted(job: Any, weights_ref: Any, shards: Sequence[Any], plan: Any) -> Any:
         sizes.append(len(shards))
-        return dataset(job, kept, shards, pool)
+        return dataset(job, weights_ref, shards, plan)
 
-    monkeypatch.setattr(ray_job, "_dataset", counted)
+    monkeypatch.setattr(ray_executor, "_dataset", counted)
     for name in ("local", "ray"):
         assert run(world.config(source, tmp_path / name, weights, compute__executor=name)).shards
     assert sizes == [5, 2]
@@ -195,10 +195,10 @@ def test_many_shards_are_read_in_waves_and_by_several(
 
 
 def _workers(kind: str) -> list[int]:
-    """Pids of this Ray's workers whose title, which Ray sets, holds a word."""
+    """Return the pids of this Ray's workers whose process title contains a word."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it ended just now
+        with suppress(OSError):  # it has just ended
             title = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if title.startswith("ray::") and kind in title and _is_below(int(path.parent.name)):
                 found.append(int(path.parent.name))
@@ -214,13 +214,13 @@ def _is_below(pid: int) -> bool:
 
 
 def _victims(kind: str) -> list[int]:
-    """Process ids of the workers of a kind; `template`: what actors fork their workers from."""
-    if kind != "template":
+    """Return the pids of the workers of a kind, or of the fork servers of the actors."""
+    if kind != "fork server":
         return _workers(kind)
     found: list[int] = []
     for pid in _workers("_SegmentActor"):
         for path in Path(f"/proc/{pid}/task").glob("*/children"):
-            with suppress(OSError):  # it ended just now
+            with suppress(OSError):  # it has just ended
                 found += [int(word) for word in path.read_text().split()]
     return found
 
@@ -232,12 +232,12 @@ def test_killed_actors_tasks_and_worker_processes_change_nothing(
     killed: list[str] = []
 
     def kill(progress: Any) -> None:
-        kind = ("_SegmentActor", "_Read", "_Write", "template", "_SegmentActor")[len(killed) % 5]
+        kind = ("_SegmentActor", "_Read", "_Write", "fork server", "_SegmentActor")[len(killed) % 5]
         if progress.shards_done == 0 or len(killed) >= 5:
             return
         victims = _victims(kind)
-        if not victims and kind in ("_SegmentActor", "template"):
-            return  # it is coming back: without it there is no progress for long
+        if not victims and kind in ("_SegmentActor", "fork server"):
+            return  # Ray is restarting it: try again at the next progress
         for pid in victims[:1]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
