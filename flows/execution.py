@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from pipeline.ray_jobs.job_metadata import JobConfig
     from pipeline.ray_jobs.ray_follow import JobReading
-    from pipeline.ray_jobs.ray_submit import Submitted
+    from pipeline.ray_jobs.ray_submit import SubmittedJob
 
 
 RETRY_SECONDS = (35.0, 60.0, 300.0)
@@ -133,7 +133,7 @@ def by_job(
     submitted = submit(errand.config, errand.address, return_state=True)
     if submitted.is_failed():
         return ending_of(submitted, errand.config)
-    job: Submitted = _found(submitted)
+    job: SubmittedJob = _found(submitted)
     links[:] = [("Ray job", job.page)]
     followed = follow_job.with_options(timeout_seconds=seconds)(
         errand.address, job, errand.key, errand.tell, return_state=True
@@ -203,7 +203,7 @@ def submit(config: JobConfig, address: str) -> State[Any]:
 @task(name="follow", cache_policy=NO_CACHE, persist_result=False)
 def follow_job(
     address: str,
-    job: Submitted,
+    job: SubmittedJob,
     key: str,
     tell: Callable[[PrefectReporter, JobReading], None] = tell_run,
 ) -> State[Any]:
@@ -254,7 +254,7 @@ def _is_wanted(error: BaseException, seconds: float) -> bool:
     return limit is not None and seconds >= limit - _TIMER_SECONDS
 
 
-def _stop(address: str, job: Submitted) -> None:
+def _stop(address: str, job: SubmittedJob) -> None:
     from pipeline.ray_jobs.ray_follow import stop
 
     get_run_logger().info("stopping job %s", job.submission_id)
@@ -281,8 +281,8 @@ def stop_job_of(config: JobConfig, address: str | None) -> None:
     if _in_charge or address is None:
         return
     from pipeline.ray_jobs.ray_follow import stop
-    from pipeline.ray_jobs.ray_submit import job_of
+    from pipeline.ray_jobs.ray_submit import find_job
 
-    job = job_of(config, address)
+    job = find_job(config, address)
     if job is not None:
         stop(address, job.submission_id)

@@ -33,7 +33,7 @@ from flows.prefect_reporter import SECONDS, PrefectReporter, quietly
 from flows.states import FlowEnding, one_line
 from pipeline.cli.commands.train import describe
 from pipeline.errors import OutputError
-from pipeline.ray_jobs.ray_follow import LOOKING
+from pipeline.ray_jobs.ray_follow import FOLLOW_STORE_OPTIONS
 from pipeline.report.page import shown
 from pipeline.storage.store import Store
 from pipeline.training.config import TrainConfig
@@ -100,7 +100,7 @@ class Metrics:
     """How far a job's training is, by the metrics that it has put."""
 
     def __init__(self, config: TrainConfig) -> None:
-        options = config.output.store.model_copy(update=LOOKING)
+        options = config.output.store.model_copy(update=FOLLOW_STORE_OPTIONS)
         self.output = Store(config.output.url, options)
         self.total = len(config.variants()) * config.recipe().max_steps
         self.looked = -SECONDS

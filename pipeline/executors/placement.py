@@ -21,7 +21,7 @@ IO_CPUS = 0.25
 
 
 _IO_TASKS = 4
-"""Read and write tasks that must always fit. Otherwise replicas that hold every CPU wait for ever."""
+"""Read and write tasks that must always fit. Otherwise replicas wait for chunks for ever."""
 
 
 REMEDY = (

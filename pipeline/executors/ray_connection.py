@@ -171,7 +171,8 @@ def _not_connected(address: str, error: Exception) -> ClusterError:
             where=where,
             found=found,
             expected="an embedded Ray that starts",
-            remedy="Try again: Ray gives its processes 30 s to start; a busy machine may need longer.",
+            remedy="Try again: Ray gives its processes 30 s to start, which may be too short on a "
+            "busy machine.",
         )
     return ClusterError(
         where=where,

@@ -1,1 +1,1 @@
-"""Runs and trainings as Ray jobs: submit, attach, follow, stop."""
+"""Run pipelines and trainings as Ray jobs: submit, attach, follow, stop."""

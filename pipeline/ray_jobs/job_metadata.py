@@ -1,4 +1,7 @@
-"""A run or a training as a job: its driver's command line, and its metadata, there and back."""
+"""Convert a configuration to a Ray job's command line and metadata, and metadata back.
+
+The metadata identifies a job: it holds the URL of OUTPUT, the configuration, and the command.
+"""
 
 from __future__ import annotations
 
@@ -26,30 +29,38 @@ CONFIG_KEY = "fcnseg_config"
 COMMAND_KEY = "fcnseg_command"
 
 
-def entrypoint(config: JobConfig, python: str = "python") -> str:
-    """The driver's command line, for a shell: what a person could have typed.
+def make_entrypoint(config: JobConfig, python: str = "python") -> str:
+    """Return the shell command line that starts the driver of a run or training.
 
-    `exec`, so that signals and the exit code are the driver's and not a shell's.
+    The line begins with `exec`, so that signals reach the driver and not a shell, and the exit code
+    is the driver's.
+
+    Args:
+        config: Configuration of the run or training.
+        python: Python interpreter on the cluster.
 
     Raises:
         ConfigError: the configuration holds a secret.
     """
-    tree = travelling(config)
+    tree = make_portable(config)
     source, target = tree["input"].pop("url"), tree["output"].pop("url")
     if isinstance(config, TrainConfig):
         words = ["train", source, "--output", target]
     else:
         words = ["run", source, target]
-    for name, value in flat(tree):
+    for name, value in flatten(tree):
         words += ["--set", f"{name}={_yaml(value)}"]
     return shlex.join(["exec", python, "-m", "pipeline", *words])
 
 
-def travelling(config: JobConfig) -> dict[str, Any]:
-    """A configuration as it is sent to a cluster: from any directory, on Ray, without secrets.
+def make_portable(config: JobConfig) -> dict[str, Any]:
+    """Return a configuration as a cluster gets it: absolute paths, the Ray executor, no secrets.
+
+    Returns:
+        The sections as JSON values, without the fields that have their defaults.
 
     Raises:
-        ConfigError: it holds a secret.
+        ConfigError: a URL of the configuration holds a secret.
     """
     given = config.model_dump(mode="json", exclude_defaults=True)
     for section, name in PLACES:
@@ -58,37 +69,38 @@ def travelling(config: JobConfig) -> dict[str, Any]:
             raise ConfigError(
                 where=masked(value),
                 found="credentials in a URL",
-                expected="a URL alone: everybody who sees the cluster's jobs sees their command lines",
-                remedy="Put them into the environment of the cluster's nodes.",
+                expected="a URL without them: everyone with access to the cluster sees the command "
+                "lines of its jobs",
+                remedy="Set them in the environment of the cluster's nodes.",
             )
     tree = portable(config)
     tree["output"]["url"] = Store(config.output.url).url
     compute = tree.setdefault("compute", {})
     if isinstance(config, TrainConfig):
-        compute["ray_address"] = "auto"  # one worker, too, belongs to Ray, which knows the GPUs
+        compute["ray_address"] = "auto"  # even one worker runs on Ray, which assigns the GPUs
     else:
         compute.pop("ray_address", None)
         compute["executor"] = "ray"
     return tree
 
 
-def config_of(metadata: Mapping[str, str] | None) -> JobConfig | None:
-    """The configuration of a job by its metadata; None if it is not one of ours."""
+def parse_metadata(metadata: Mapping[str, str] | None) -> JobConfig | None:
+    """Return the configuration in a job's metadata; None if `fcnseg` did not submit the job."""
     metadata = metadata or {}
     kind = TrainConfig if metadata.get(COMMAND_KEY) == "train" else RunConfig
     try:
         return kind.model_validate(json.loads(metadata[CONFIG_KEY]))
-    except (KeyError, TypeError, ValueError):  # pydantic's ValidationError is one
+    except (KeyError, TypeError, ValueError):  # includes pydantic's ValidationError
         return None
 
 
-def metadata_of(config: JobConfig) -> dict[str, str]:
-    """What tells the job of a configuration from others.
+def make_metadata(config: JobConfig) -> dict[str, str]:
+    """Return the metadata that identifies the job of a configuration.
 
     Raises:
         ConfigError: the configuration holds a secret.
     """
-    tree = travelling(config)
+    tree = make_portable(config)
     return {
         OUTPUT_KEY: tree["output"]["url"],
         CONFIG_KEY: json.dumps(tree, sort_keys=True, separators=(",", ":")),
@@ -96,15 +108,15 @@ def metadata_of(config: JobConfig) -> dict[str, str]:
     }
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """(section.field, value) of a configuration, level by level."""
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield ("section.field", value) of every field of a nested configuration."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
 
 def _yaml(value: Any) -> str:
-    """A value as `--set` reads it: YAML on one line, in ASCII."""
+    """Return a value as `--set` parses it: YAML on one line, in ASCII."""
     return yaml.safe_dump([value], default_flow_style=True, width=float("inf")).strip()[1:-1]

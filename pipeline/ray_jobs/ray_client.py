@@ -1,6 +1,6 @@
-"""The Jobs API of a Ray cluster: where it is, who may ask, and what its errors mean to a person.
+"""A client of Ray's Jobs API: finds the address, sends the token, turns errors into ours.
 
-Ray itself is imported at the first call: importing this module costs nothing.
+Ray is imported at the first call, not when this module is imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import ClusterError, ConfigError
-from pipeline.executors.ray_connection import _TOKEN, check_token
+from pipeline.executors.ray_connection import check_token, token_error
 from pipeline.redact import masked
 from pipeline.signals import own_sigterm_handler
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 CONNECT_SECONDS = 10.0
 
 READ_SECONDS = 60.0
-"""Ray's client waits for ever by itself."""
+"""Seconds to wait for an answer. Ray's own client has no limit."""
 
 
 _API_ADDRESS = "RAY_API_SERVER_ADDRESS"
@@ -40,42 +40,42 @@ _ENVIRONMENT = threading.Lock()
 
 
 class UnreachableError(ClusterError):
-    """The cluster does not answer now; it may later."""
+    """The cluster does not answer now; a later attempt may succeed."""
 
 
 class Jobs:
     """The jobs of one cluster.
 
     Args:
-        address: http(s)://host:8265 (the dashboard), ray://host:10001, or host:port of either the
-            dashboard or the control service; None takes RAY_API_SERVER_ADDRESS or RAY_ADDRESS.
+        address: http(s)://host:8265 (the dashboard), ray://host:10001, or host:port of the
+            dashboard or of the control service. None: RAY_API_SERVER_ADDRESS or RAY_ADDRESS.
 
     Raises:
-        ConfigError: no address.
-        UnreachableError: nobody answers there.
-        ClusterError: somebody answers who is no Ray cluster, or who wants another token.
+        ConfigError: there is no address.
+        UnreachableError: nothing answers at the address.
+        ClusterError: the answer is not from a Ray cluster, or the token is missing or wrong.
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self.address = _address(address)
+        self.address = _find_address(address)
         check_token(f"Ray cluster {masked(self.address)}")
         self._client: JobSubmissionClient = self._guard(lambda: _client(self.address))
         self.dashboard: str = self._client.get_address()
 
     def page(self, submission_id: str) -> str:
-        """URL of a job's page in the dashboard."""
+        """Return the URL of a job's page in the dashboard."""
         return f"{masked(self.dashboard)}/#/jobs/{submission_id}"
 
     def submit(self, submission_id: str, **parts: Any) -> bool:
-        """Start a job, unless there is one of this id already; whether it was started.
+        """Start a job; return False if the cluster already has a job with this id.
 
         Args:
-            submission_id: of the new job.
-            parts: entrypoint, runtime_env, metadata, as Ray's `submit_job` takes them.
+            submission_id: Id of the new job.
+            parts: Arguments of Ray's `submit_job`: entrypoint, runtime_env, metadata.
 
         Raises:
             ConfigError: Ray cannot use the runtime environment.
-            ClusterError: as for the class, or the cluster refuses the job.
+            ClusterError: the cluster does not answer, or refuses the job.
         """
         try:
             self._guard(lambda: self._submit(submission_id, parts))
@@ -91,21 +91,21 @@ class Jobs:
         try:
             self._client.submit_job(submission_id=submission_id, **parts)
         except (ValueError, TypeError) as error:
-            if isinstance(error, OSError):  # requests' own, about an answer
+            if isinstance(error, OSError):  # an error of requests about the answer
                 raise
             raise ConfigError(
                 where="runtime environment",
                 found=_first_line(str(error)),
-                expected="what Ray can use",
+                expected="a runtime environment that Ray can use",
                 remedy="Check --working-dir and --runtime-env.",
             ) from None
 
     def all(self) -> list[JobDetails]:
-        """Every job that was submitted to this cluster, ended ones too."""
+        """Return all submitted jobs of this cluster, including those that have ended."""
         return [job for job in self._guard(self._client.list_jobs) if job.submission_id]
 
     def info(self, submission_id: str) -> JobDetails | None:
-        """What the cluster knows of a job; None if it knows no such job."""
+        """Return the details of a job; None if the cluster has no such job."""
         try:
             return self._guard(lambda: self._client.get_job_info(submission_id))
         except ClusterError as error:
@@ -114,15 +114,15 @@ class Jobs:
             raise
 
     def stop(self, submission_id: str) -> bool:
-        """Ask a job to end (SIGTERM); whether it was running. Does not wait."""
+        """Send SIGTERM to a job without waiting for its end; return whether the job was running."""
         return self._guard(lambda: self._client.stop_job(submission_id))
 
     def tail(self, submission_id: str) -> Any:
-        """Ray's asynchronous iterator over a job's log, from its first character on."""
+        """Return Ray's asynchronous iterator over a job's log, from the first character."""
         return self._client.tail_job_logs(submission_id)
 
     def _guard(self, action: Callable[[], T]) -> T:
-        """An answer of the cluster, or an error for people."""
+        """Call an action; turn the errors of Ray and requests into a ClusterError."""
         import requests
         from ray.exceptions import AuthenticationError, RpcError
 
@@ -134,23 +134,27 @@ class Jobs:
         except requests.exceptions.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             raise _refused(where, status, str(error)) from None
-        except (ValueError, KeyError) as error:  # before requests' own, which are OSErrors too
-            raise _no_cluster(where, error) from None
+        except (ValueError, KeyError) as error:  # before OSError: errors of requests are both
+            raise _not_a_cluster(where, error) from None
         except (OSError, RpcError) as error:
             raise _unreachable(where, error) from None
         except RuntimeError as error:
-            found = re.search(r"status code (\d+): (.*)", str(error), re.DOTALL)
-            if found is None:
-                raise _no_cluster(where, error) from None
-            raise _refused(where, int(found[1]), found[2]) from None
+            answer = re.search(r"status code (\d+): (.*)", str(error), re.DOTALL)
+            if answer is None:
+                raise _not_a_cluster(where, error) from None
+            raise _refused(where, int(answer[1]), answer[2]) from None
 
 
-def patiently(action: Callable[[], T], seconds: float) -> T:
-    """The result of an action that is tried again while the cluster does not answer.
+def retry_unreachable(action: Callable[[], T], seconds: float) -> T:
+    """Return the result of an action; repeat it while the cluster does not answer.
+
+    Args:
+        action: Function that calls the cluster.
+        seconds: Time after which an `UnreachableError` is raised.
 
     Raises:
-        UnreachableError: it did not for that long.
-        ClusterError: what the action raised otherwise.
+        UnreachableError: the cluster did not answer for that time.
+        ClusterError: the action raised another error.
     """
     deadline, pause = time.monotonic() + seconds, 0.5
     while True:
@@ -163,19 +167,19 @@ def patiently(action: Callable[[], T], seconds: float) -> T:
         pause = min(2 * pause, 10.0)
 
 
-def _address(named: str | None) -> str:
-    address = named or os.environ.get(_API_ADDRESS) or os.environ.get("RAY_ADDRESS")
+def _find_address(given: str | None) -> str:
+    address = given or os.environ.get(_API_ADDRESS) or os.environ.get("RAY_ADDRESS")
     if not address:
         raise ConfigError(
             where="--address",
             found="nothing",
-            expected="the Ray cluster that is to do the work",
+            expected="the address of a Ray cluster",
             remedy="For example --address http://127.0.0.1:8265, or set RAY_ADDRESS.",
         )
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         return address
-    # Ray takes every host:port for a control service's, and waits long for a dashboard to be one.
+    # Ray treats every host:port as the control service, and waits long if it is the dashboard.
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:
@@ -194,25 +198,25 @@ def _speaks_http(address: str) -> bool:
 
 
 def _client(address: str) -> JobSubmissionClient:
-    """Ray's client, with bounds on its waiting."""
-    for name in ("dashboard_sdk", "job.sdk"):  # they log what is no news
+    """Return Ray's client with limits on the time that it waits."""
+    for name in ("dashboard_sdk", "job.sdk"):  # they log every request
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
     from ray.job_submission import JobSubmissionClient
 
-    class Bounded(JobSubmissionClient):
+    class TimeLimitedClient(JobSubmissionClient):
         def _do_request(self, *args: Any, **options: Any) -> Any:
             return super()._do_request(
                 *args, **{"timeout": (CONNECT_SECONDS, READ_SECONDS), **options}
             )
 
-    headers = json.loads(os.environ.get("RAY_JOB_HEADERS") or "null")  # as Ray's own command
-    with _told(address), own_sigterm_handler():
-        return Bounded(address, headers=headers)
+    headers = json.loads(os.environ.get("RAY_JOB_HEADERS") or "null")  # as `ray job` does
+    with _address_in_environment(address), own_sigterm_handler():
+        return TimeLimitedClient(address, headers=headers)
 
 
 @contextmanager
-def _told(address: str) -> Iterator[None]:
-    """What was asked for holds: by itself Ray lets RAY_ADDRESS win over its argument."""
+def _address_in_environment(address: str) -> Iterator[None]:
+    """Set Ray's variable for the address: Ray prefers RAY_ADDRESS to its own argument."""
     with _ENVIRONMENT:
         before = os.environ.get(_API_ADDRESS)
         os.environ[_API_ADDRESS] = address
@@ -226,39 +230,42 @@ def _told(address: str) -> Iterator[None]:
 
 
 def _unreachable(where: str, error: BaseException) -> UnreachableError:
-    if type(error) is ConnectionError and error.__context__ is not None:  # Ray's, which says less
+    if (
+        type(error) is ConnectionError and error.__context__ is not None
+    ):  # Ray's error: its cause says more
         error = error.__context__
     return UnreachableError(
         where=where,
         found=f"no answer ({_first_line(str(error)) or type(error).__name__})",
-        expected="a running cluster with a dashboard, which serves the Jobs API",
-        remedy="Check --address (usually http://HEAD:8265), and that this machine may reach it.",
+        expected="a running cluster with a dashboard (which serves the Jobs API)",
+        remedy="Check --address (usually http://HEAD:8265), and the network to it.",
     )
 
 
-def _wrong_token(where: str, said: str) -> ClusterError:
-    missing = "required" in said
-    found = "no token was sent" if missing else "the token is not the cluster's"
-    return ClusterError(where, found, *_TOKEN)
+def _wrong_token(where: str, message: str) -> ClusterError:
+    is_missing = "required" in message
+    found = "no token was sent" if is_missing else "the token is not the cluster's"
+    return token_error(where, found)
 
 
-def _refused(where: str, status: int, said: str) -> ClusterError:
-    # A traceback of the server: its last line says what it is about.
-    lines = [line.strip() for line in said.strip().splitlines() if line.strip(" .")]
+def _refused(where: str, status: int, message: str) -> ClusterError:
+    # The message may be a traceback of the server: its last line names the error.
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip(" .")]
     found = f"HTTP {status}: {lines[-1] if lines else 'no reason given'}"
-    if status in (429, 502, 503, 504) or "No available agent" in said or "head node agent" in said:
+    is_busy = status in (429, 502, 503, 504)
+    if is_busy or "No available agent" in message or "head node agent" in message:
         return UnreachableError(where=where, found=found, expected="an answer", remedy="Try again.")
     return ClusterError(
-        where=where, found=found, expected="an answer", remedy="The logs of the head say more."
+        where=where, found=found, expected="an answer", remedy="See the logs of the head node."
     )
 
 
-def _no_cluster(where: str, error: Exception) -> ClusterError:
+def _not_a_cluster(where: str, error: Exception) -> ClusterError:
     return ClusterError(
         where=where,
         found=f"no usable answer ({_first_line(str(error)) or type(error).__name__})",
-        expected="the dashboard of a Ray cluster of a version this one can speak to",
-        remedy="Check --address; usually it is http://HEAD:8265.",
+        expected="the dashboard of a Ray cluster with a compatible version of Ray",
+        remedy="Check --address (usually http://HEAD:8265).",
     )
 
 

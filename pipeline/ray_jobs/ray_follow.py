@@ -1,9 +1,7 @@
-"""A Ray job from its start to its end: what Ray says of it, what its driver writes down, its log.
+"""Follow a Ray job to its end, and stop one: its status, its progress in OUTPUT, its log.
 
-Ray calls every exit code but 0 FAILED, and keeps none of a job that was stopped; here a job ends
-with the exit codes of `fcnseg run`.
-
-The log of a Ray job as it grows, over a connection that may break.
+Ray reports FAILED for every exit code but 0, and no exit code for a stopped job. Here a job ends
+with the exit codes of `fcnseg run`. The log is read over a connection that may break.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ from fcn_core.errors import FcnError
 from pipeline.errors import ClusterError
 from pipeline.monitoring.progress import ProgressReading, Watcher
 from pipeline.output.lease import Holder, read_lease
-from pipeline.ray_jobs.job_metadata import config_of
-from pipeline.ray_jobs.ray_client import Jobs, UnreachableError, patiently
+from pipeline.ray_jobs.job_metadata import parse_metadata
+from pipeline.ray_jobs.ray_client import Jobs, UnreachableError, retry_unreachable
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -40,37 +38,53 @@ MEANINGS = {
     137: "killed; run again to resume",
     143: "terminated; run again to resume",
 }
-"""What the exit code of a driver means."""
+"""The meaning of each exit code of a driver, as one line for people."""
 
 
 LOST = "LOST"
-"""Our status of a job that is over though Ray does not say so."""
+"""Status of a job whose driver is gone although Ray reports RUNNING, or that Ray does not know."""
 
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED", LOST)
 
-# What the driver's last words begin with, in the order of what they tell.
+# Beginnings of the log lines that give the reason of an end; the most precise one comes first.
 _REASONS = ("error: ", "limits exceeded: ", "failed: ")
 
-LOOKING = {"attempts": 2, "retry_seconds": 4.0, "connect_timeout": 3.0, "read_timeout": 10.0}
-"""Options of a store that is only looked at: it must not hold up the one who follows."""
+FOLLOW_STORE_OPTIONS = {
+    "attempts": 2,
+    "retry_seconds": 4.0,
+    "connect_timeout": 3.0,
+    "read_timeout": 10.0,
+}
+"""Options of the output store while a job is followed: a slow store must not delay the log."""
 
 
-_LOOK_AGAIN_SECONDS = 60.0
+_RETRY_OUTPUT_SECONDS = 60.0
+"""Seconds before an output that could not be read is tried again."""
+
 
 _LOG_END_SECONDS = 15.0
+"""Seconds to wait for the last lines of the log when a job has ended."""
+
+
+MAX_KEPT_LINES = 10_000
+"""Most log lines that wait to be taken; older ones are only counted."""
+
+
+_PAUSE_SECONDS = 2.0
+"""Seconds before a new connection after the log connection has broken."""
 
 
 @dataclass(frozen=True)
 class PollInterval:
-    """How closely a job is followed.
+    """How often a job is polled, and when to give up.
 
     Attributes:
-        interval: seconds between two looks.
-        most_lines: of the log in one look; where there are more, the newest.
-        patience: seconds the cluster may be unreachable.
-        lost_seconds: after its driver was seen at work, a job that Ray calls RUNNING is lost when
-            for so long nobody held the lease and no line was logged.
+        interval: Seconds between two readings.
+        most_lines: Most log lines of one reading; if there are more, the newest.
+        patience: Seconds that the cluster may be unreachable.
+        lost_seconds: Time without a lease and without a new log line after which a job that Ray
+            reports as RUNNING is LOST. Only applies once its driver has held the lease.
     """
 
     interval: float = 2.0
@@ -81,17 +95,18 @@ class PollInterval:
 
 @dataclass(frozen=True)
 class JobReading:
-    """A job at one moment.
+    """The state of a job at one moment.
 
     Attributes:
-        status: PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED as Ray says; LOST as we do.
-        exit_code: of the driver, when the job is over: a key of `MEANINGS` or another of a shell.
-        reason: one line, when the job is over.
-        run: the driver's own account of its run; None where none is at work or OUTPUT cannot be
-            read from here.
-        lines: of the log, new since the last look.
-        left_out: how many more there were.
-        is_reachable: whether the cluster answered; if not, status is that of the last look.
+        status: Ray's status (PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED), or LOST.
+        exit_code: Exit code of the driver once the job is over: a key of `MEANINGS`, or another
+            exit code of a shell. None before.
+        reason: One line about the end once the job is over; empty before.
+        run: Progress that the driver writes to OUTPUT. None if no driver works on OUTPUT, or if
+            OUTPUT cannot be read from this machine.
+        lines: Log lines since the last reading.
+        left_out: Number of older log lines since the last reading that are not in `lines`.
+        is_reachable: Whether the cluster answered. If not, `status` is that of the last reading.
     """
 
     status: str
@@ -104,18 +119,19 @@ class JobReading:
 
     @property
     def is_over(self) -> bool:
-        """Whether this is the last look."""
+        """Whether the job has ended, which makes this its last reading."""
         return self.status in _ENDED
 
 
 @dataclass(frozen=True)
-class Stopped:
-    """What became of a job that was told to stop.
+class StoppedJob:
+    """The end of a job after a stop was requested.
 
     Attributes:
-        status: STOPPED, or how it had ended by itself.
-        exit_code: as in `JobReading`.
-        holder: who holds the lease of its output still; None if nobody does, or it cannot be read.
+        status: STOPPED, or another final status if the job ended by itself.
+        exit_code: Exit code as in `JobReading`.
+        holder: Driver that still holds the lease of OUTPUT; None if there is none or if OUTPUT
+            cannot be read from this machine.
     """
 
     status: str
@@ -124,142 +140,156 @@ class Stopped:
 
     @property
     def lease_is_free(self) -> bool:
-        """Whether the next run may begin at once."""
+        """Whether the next run can start at once."""
         return self.holder is None
 
 
 def follow(
-    address: str | None, submission_id: str, pace: PollInterval | None = None
+    address: str | None, submission_id: str, poll: PollInterval | None = None
 ) -> Iterator[JobReading]:
-    """Look at a job again and again until it is over; the last look has its exit code.
+    """Yield readings of a job until it is over; the last reading has the exit code.
 
-    The job does not notice: stop iterating, and it goes on.
+    The job continues if the caller stops iterating.
 
     Args:
-        address: see `Jobs`.
-        submission_id: of the job.
-        pace: how closely.
+        address: Address of the cluster, as for `Jobs`.
+        submission_id: Id of the job.
+        poll: Times and limits; None: the defaults.
 
     Raises:
-        UnreachableError: the cluster did not answer for `pace.patience` seconds. The job may go on.
-        ClusterError: see `Jobs`.
+        UnreachableError: the cluster did not answer for `poll.patience` seconds. The job may still
+            run.
+        ClusterError: as for `Jobs`.
     """
-    pace = pace or PollInterval()
-    jobs = patiently(lambda: Jobs(address), pace.patience)
+    poll = poll or PollInterval()
+    jobs = retry_unreachable(lambda: Jobs(address), poll.patience)
     with LogTail(jobs, submission_id) as log:
-        follower = _Follower(jobs, submission_id, pace, log)
-        while not (look := follower.look()).is_over:
-            yield look
-            time.sleep(pace.interval)
-        yield look
+        follower = _Follower(jobs, submission_id, poll, log)
+        while not (reading := follower.read()).is_over:
+            yield reading
+            time.sleep(poll.interval)
+        yield reading
 
 
-def stop(address: str | None, submission_id: str, wait: float = 150.0) -> Stopped:
-    """Stop a job, and wait until it is over. One that is over already stays as it is.
+def stop(address: str | None, submission_id: str, wait: float = 150.0) -> StoppedJob:
+    """Stop a job and wait until it is over. A job that has ended already is not changed.
 
     Args:
-        address: see `Jobs`.
-        submission_id: of the job.
-        wait: seconds to wait for its end; more than it has between SIGTERM and SIGKILL.
+        address: Address of the cluster, as for `Jobs`.
+        submission_id: Id of the job.
+        wait: Seconds to wait for the end. Must exceed the time between SIGTERM and SIGKILL.
 
     Raises:
-        ClusterError: there is no such job, or it did not end. See `Jobs`.
+        ClusterError: there is no such job, or the job did not end in time; otherwise as for `Jobs`.
     """
     jobs = Jobs(address)
     deadline = time.monotonic() + wait
-    asked = False
+    is_asked = False
     while True:
-        job = patiently(lambda: jobs.info(submission_id), max(1.0, deadline - time.monotonic()))
+        job = retry_unreachable(
+            lambda: jobs.info(submission_id), max(1.0, deadline - time.monotonic())
+        )
         if job is None:
             raise ClusterError(
                 where=jobs.page(submission_id),
                 found="no such job",
                 expected="a job of this cluster",
+                remedy="List the jobs with `ray job list`.",
             )
         if job.status.is_terminal():
-            outlook = _Outlook(job)
-            outlook.look()
-            code, _ = _outcome(job, outlook.holder)
-            return Stopped(job.status.value, code, outlook.holder)
-        # A job that is still being prepared has nobody yet who could stop it: ask again.
-        asked = asked or jobs.stop(submission_id)
+            output = _OutputReader(job)
+            output.read()
+            code, _ = _outcome(job, output.holder)
+            return StoppedJob(job.status.value, code, output.holder)
+        # Ray cannot stop a job that it still prepares: `jobs.stop` returns False, so ask again.
+        is_asked = is_asked or jobs.stop(submission_id)
         if time.monotonic() > deadline:
             raise ClusterError(
                 where=jobs.page(submission_id),
                 found=f"still {job.status.value} after {wait:.0f} s",
-                expected="the end of a job that was stopped",
-                remedy="See its log, and `ray job stop`.",
+                expected="the end of the stopped job",
+                remedy="See its log (ray job logs); stop it again, or with `ray job stop`.",
             )
         time.sleep(0.5)
 
 
 class _Follower:
-    """What `follow` remembers between two looks."""
+    """The state of `follow` between two readings."""
 
-    def __init__(self, jobs: Jobs, submission_id: str, pace: PollInterval, log: LogTail) -> None:
+    def __init__(self, jobs: Jobs, submission_id: str, poll: PollInterval, log: LogTail) -> None:
         self.jobs = jobs
         self.submission_id = submission_id
-        self.pace = pace
+        self.poll = poll
         self.log = log
-        self.outlook: _Outlook | None = None
+        self.output: _OutputReader | None = None
         self.status = "PENDING"
-        self.answered = self.alive = time.monotonic()
-        self.was_at_work = False
+        self.last_answer = self.last_activity = time.monotonic()
+        self.has_had_driver = False
         self.characters = 0
 
-    def look(self) -> JobReading:
+    def read(self) -> JobReading:
         now = time.monotonic()
         try:
             job = self.jobs.info(self.submission_id)
         except UnreachableError:
-            if now - self.answered > self.pace.patience:
+            if now - self.last_answer > self.poll.patience:
                 raise
-            lines, left_out = self.log.take(self.pace.most_lines)
-            run = self.outlook.look() if self.outlook is not None else None
+            lines, left_out = self.log.take(self.poll.most_lines)
+            run = self.output.read() if self.output is not None else None
             return JobReading(self.status, None, "", run, lines, left_out, is_reachable=False)
-        if now - self.answered > 3 * self.pace.interval + 5:
+        if now - self.last_answer > 3 * self.poll.interval + 5:
             self.log.reconnect()
-        self.answered = now
+        self.last_answer = now
         if job is None:
-            return self._over(LOST, 1, "the cluster knows no such job: its head was started anew")
+            return self._end(LOST, 1, "the cluster does not know the job: its head was restarted")
         self.status = str(job.status.value)
-        self.outlook = self.outlook or _Outlook(job)
-        run = self.outlook.look()
+        self.output = self.output or _OutputReader(job)
+        run = self.output.read()
         if job.status.is_terminal():
-            return self._over(self.status, *_outcome(job, self.outlook.holder))
+            return self._end(self.status, *_outcome(job, self.output.holder))
         if self._is_lost(run, now):
-            return self._over(LOST, 1, "Ray calls it RUNNING, but nobody holds its lease any more")
-        return JobReading(self.status, None, "", run, *self.log.take(self.pace.most_lines))
+            return self._end(
+                LOST, 1, "Ray reports RUNNING, but its driver no longer holds the lease"
+            )
+        return JobReading(self.status, None, "", run, *self.log.take(self.poll.most_lines))
 
     def _is_lost(self, run: ProgressReading | None, now: float) -> bool:
-        at_work, characters = run is not None, self.log.characters
-        self.was_at_work |= at_work
-        if at_work or characters > self.characters:
-            self.alive, self.characters = now, characters
-        can_tell = self.was_at_work and self.outlook is not None and self.outlook.is_readable
-        return can_tell and now - self.alive > self.pace.lost_seconds
+        has_driver, characters = run is not None, self.log.characters
+        self.has_had_driver |= has_driver
+        if has_driver or characters > self.characters:
+            self.last_activity, self.characters = now, characters
+        # If OUTPUT cannot be read from this machine, a missing lease proves nothing.
+        is_readable = self.output is not None and self.output.is_readable
+        is_silent = now - self.last_activity > self.poll.lost_seconds
+        return self.has_had_driver and is_readable and is_silent
 
-    def _over(self, status: str, exit_code: int, reason: str) -> JobReading:
+    def _end(self, status: str, exit_code: int, reason: str) -> JobReading:
         if status != LOST:
             self.log.finish(_LOG_END_SECONDS)
-        return JobReading(status, exit_code, reason, None, *self.log.take(self.pace.most_lines))
+        return JobReading(status, exit_code, reason, None, *self.log.take(self.poll.most_lines))
 
 
-class _Outlook:
-    """A job's output, as far as it can be seen from here."""
+class _OutputReader:
+    """Reads the lease and the progress in a job's OUTPUT, if this machine can read it.
+
+    Attributes:
+        watcher: Reader of the progress; None if `fcnseg` did not submit the job.
+        holder: Driver that held the lease at the last reading; None if there was none.
+        is_readable: Whether the last reading could read OUTPUT.
+    """
 
     def __init__(self, job: JobDetails) -> None:
         self.watcher: Watcher | None = None
         self.holder: Holder | None = None
         self.is_readable = False
         self._not_before = 0.0
-        config = config_of(job.metadata)
+        config = parse_metadata(job.metadata)
         if config is not None:
-            options = config.output.store.model_copy(update=LOOKING)
+            options = config.output.store.model_copy(update=FOLLOW_STORE_OPTIONS)
             self.watcher = Watcher(Store(config.output.url, options))
 
-    def look(self) -> ProgressReading | None:
-        """The run, if a driver is at work; `holder` is its, or None."""
+    def read(self) -> ProgressReading | None:
+        """Return the progress of the run; None if no driver holds the lease."""
         self.holder = None
         if self.watcher is None or time.monotonic() < self._not_before:
             return None
@@ -270,29 +300,30 @@ class _Outlook:
                 return None
             self.holder = holder
             return self.watcher.look_at(holder)
-        except FcnError:  # only the cluster may read it, or it does not answer now
+        except FcnError:  # no access from this machine, or no answer
             self.is_readable = False
-            self._not_before = time.monotonic() + _LOOK_AGAIN_SECONDS
+            self._not_before = time.monotonic() + _RETRY_OUTPUT_SECONDS
             return None
 
 
 def _outcome(job: JobDetails, holder: Holder | None) -> tuple[int, str]:
-    """(exit code, reason in one line) of a job that is over."""
+    """Return the exit code and the reason, in one line, of a job that is over."""
     if job.status.value == "STOPPED":
-        # Ray keeps no exit code of it. A driver that had the time gave its lease back.
+        # Ray keeps no exit code of a stopped job. A driver that ended by SIGTERM has released its
+        # lease; one that was killed has not.
         code = 143 if holder is None else 137
         return code, MEANINGS[code]
-    ended: int | None = job.driver_exit_code
-    if ended is None:  # it never began, or its node died
-        return (0 if job.status.value == "SUCCEEDED" else 1), _said(job.message)
-    code = 128 - ended if ended < 0 else ended
+    status: int | None = job.driver_exit_code
+    if status is None:  # the driver never started, or its node died
+        return (0 if job.status.value == "SUCCEEDED" else 1), _find_reason(job.message)
+    code = 128 - status if status < 0 else status
     if code in (0, 3, 130, 137, 143):
         return code, MEANINGS[code]
-    return code, _said(job.message) or MEANINGS.get(code, f"exit code {code}")
+    return code, _find_reason(job.message) or MEANINGS.get(code, f"exit code {code}")
 
 
-def _said(message: str | None) -> str:
-    """The line that tells most of Ray's message, which ends with the last lines of the log."""
+def _find_reason(message: str | None) -> str:
+    """Return the line of Ray's message that gives the reason; it ends with the last log lines."""
     lines = [line.strip() for line in (message or "").splitlines() if line.strip()]
     for beginning in _REASONS:
         for line in reversed(lines):
@@ -301,17 +332,14 @@ def _said(message: str | None) -> str:
     return lines[0] if lines else "no reason given"
 
 
-MOST_KEPT = 10_000
-"""Lines that wait to be taken; older ones are only counted."""
-
-
-_PAUSE_SECONDS = 2.0
-
-
 class LogTail(threading.Thread):
-    """Reads the log of a job in a thread of its own, as a context manager.
+    """A thread that reads the log of a job; a context manager that starts and stops it.
 
-    Ray sends a log from its beginning each time: after a break, what was seen is passed over.
+    Ray sends the log from its beginning at each connection. After a break, the part that was read
+    before is skipped.
+
+    Attributes:
+        characters: Number of characters of the log that were read.
     """
 
     def __init__(self, jobs: Jobs, submission_id: str) -> None:
@@ -319,7 +347,6 @@ class LogTail(threading.Thread):
         self.jobs = jobs
         self.submission_id = submission_id
         self.characters = 0
-        """How long the log is, as far as it was read."""
         self._lines: deque[str] = deque()
         self._left_out = 0
         self._partial = ""
@@ -329,7 +356,7 @@ class LogTail(threading.Thread):
         self._stopped = False
 
     def take(self, most: int) -> tuple[tuple[str, ...], int]:
-        """(the newest lines since the last call, at most so many; how many more there were)."""
+        """Return at most `most` lines since the last call, the newest, and the number of others."""
         with self._lock:
             lines, self._lines = list(self._lines), deque()
             left_out, self._left_out = self._left_out, 0
@@ -337,11 +364,11 @@ class LogTail(threading.Thread):
         return tuple(lines[cut:]), left_out + cut
 
     def reconnect(self) -> None:
-        """Read over a new connection: the old one may be dead without knowing it."""
+        """Open a new connection: the old one may be broken without an error."""
         self._loop.call_soon_threadsafe(self._cancel)
 
     def finish(self, seconds: float) -> None:
-        """Wait until the log of an ended job was read to its end, but no longer than that."""
+        """Wait until the log of an ended job is read to its end, at most `seconds`."""
         self.join(seconds)
 
     def __enter__(self) -> LogTail:
@@ -361,7 +388,7 @@ class LogTail(threading.Thread):
         self._loop.close()
 
     def run(self) -> None:
-        """Until the log ends or nobody wants it any more."""
+        """Read until the log ends or the context manager exits."""
         self._loop.run_until_complete(self._read())
 
     def _cancel(self) -> None:
@@ -373,10 +400,10 @@ class LogTail(threading.Thread):
             self._reading = self._loop.create_task(self._read_once())
             try:
                 await self._reading
-                break  # the job has ended, and so has its log
+                break  # the job has ended, so its log is complete
             except asyncio.CancelledError:
                 continue
-            except Exception:  # whatever a broken connection looks like
+            except Exception:  # a broken connection raises errors of several libraries
                 self._reading = self._loop.create_task(asyncio.sleep(_PAUSE_SECONDS))
                 try:
                     await self._reading
@@ -403,6 +430,6 @@ class LogTail(threading.Thread):
 
     def _keep(self, lines: list[str]) -> None:
         self._lines += lines
-        while len(self._lines) > MOST_KEPT:
+        while len(self._lines) > MAX_KEPT_LINES:
             self._lines.popleft()
             self._left_out += 1

@@ -1,9 +1,9 @@
-"""A run or a training as a Ray job: submitted once, attached to by whoever asks for it again.
+"""Submit a run or training as a Ray job, or attach to the job that already does it.
 
-A job is told from others by its metadata: the URL of its OUTPUT and its configuration. Ids of jobs
-are numbered by output, and a cluster takes an id only once: of two that submit at the same moment
-one starts the job and the other attaches to it. Were there two all the same (another cluster), the
-lease would let one work and end the other with 75.
+The metadata of a job identifies it: the URL of OUTPUT and the configuration. Job ids are numbered
+per output, and a cluster accepts an id only once. So when two clients submit at the same moment,
+one starts the job and the other attaches to it. If two jobs for one output run on two clusters,
+the lease lets one work and ends the other with exit code 75.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipeline.ray_jobs.job_metadata import (
     CONFIG_KEY,
     OUTPUT_KEY,
     JobConfig,
-    entrypoint,
-    flat,
-    metadata_of,
+    flatten,
+    make_entrypoint,
+    make_metadata,
 )
-from pipeline.ray_jobs.ray_client import Jobs, UnreachableError, patiently
+from pipeline.ray_jobs.ray_client import Jobs, UnreachableError, retry_unreachable
 from pipeline.redact import masked
 from pipeline.resolve import plan_request
 from pipeline.storage.store import Store
@@ -34,14 +34,15 @@ if TYPE_CHECKING:
 
 
 STOP_SECONDS = 60
-"""Between the SIGTERM and the SIGKILL of a job that is stopped; Ray's default is 3."""
+"""Seconds between SIGTERM and SIGKILL when a job is stopped. Ray's default is 3."""
 
 
 _RUNNING = ("PENDING", "RUNNING")
 
 _TRIES = 5
 
-_PATIENCE = 60.0  # seconds, with a cluster that answered before
+_PATIENCE = 60.0
+"""Seconds to wait for a cluster that has answered before."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class JobOptions:
     """How the driver is started on the cluster.
 
     Attributes:
-        python: the interpreter there.
-        runtime_env: Ray's: working_dir, env_vars, pip, … Whoever may see the cluster's jobs sees
-            it, variables too: no place for secrets.
-        metadata: more of it, for the submitter's own purposes.
-        stop_seconds: what the driver has to end in when it is stopped, unless `runtime_env` sets
-            RAY_JOB_STOP_WAIT_TIME_S itself.
+        python: Python interpreter on the cluster.
+        runtime_env: Ray's runtime environment: working_dir, env_vars, pip, … It must not hold
+            secrets: everyone with access to the cluster's jobs sees it.
+        metadata: Additional metadata of the job.
+        stop_seconds: Time that the driver has to end when the job is stopped. A value of
+            RAY_JOB_STOP_WAIT_TIME_S in `runtime_env` overrides it.
     """
 
     python: str = "python"
@@ -64,13 +65,13 @@ class JobOptions:
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedJob:
     """A job that works on an output.
 
     Attributes:
-        submission_id: its id, for `ray job logs` and the like.
-        attached: whether it was there before.
-        page: URL of its page in the dashboard.
+        submission_id: Id of the job, for example for `ray job logs`.
+        attached: Whether the job existed before the call.
+        page: URL of the job's page in the dashboard.
         output: URL of OUTPUT.
     """
 
@@ -82,81 +83,94 @@ class Submitted:
 
 def submit_or_attach(
     config: JobConfig, address: str | None = None, options: JobOptions | None = None
-) -> Submitted:
-    """Make sure that a job of this cluster does this run. Returns as soon as there is one.
+) -> SubmittedJob:
+    """Start a job for a run or training, or attach to the job that already does it.
+
+    Returns as soon as the job exists, without waiting for its end.
 
     Args:
-        config: the run or training; `compute.ray_address` and `compute.executor` do not count, the
-            job runs where it is submitted to. Paths and URLs are those that the cluster reads.
-        address: see `Jobs`; by default `compute.ray_address`, then the environment's.
-        options: for a new job; one that is attached to stays as it is.
+        config: The run or training. Paths and URLs must be readable on the cluster.
+            `compute.ray_address` and `compute.executor` are not compared with those of other jobs.
+        address: Address of the cluster, as for `Jobs`. Default: `compute.ray_address`, then the
+            environment.
+        options: Options of a new job; an existing job is not changed.
 
     Raises:
-        ConfigError: the configuration cannot be that of a run, or holds a secret.
-        LeaseError: a job of another configuration works on this output.
-        ClusterError: see `Jobs`.
+        ConfigError: the configuration is not valid for a run, or holds a secret.
+        LeaseError: a job with another configuration works on this output.
+        ClusterError: the cluster does not answer or refuses the job, as for `Jobs`.
     """
-    mine = metadata_of(config)
-    output = mine[OUTPUT_KEY]
+    metadata = make_metadata(config)
+    output = metadata[OUTPUT_KEY]
     _check(config)
     options = options or JobOptions()
     jobs = Jobs(address or config.compute.ray_address)
     error: UnreachableError | None = None
     for _ in range(_TRIES):
-        known = _of_output(patiently(jobs.all, _PATIENCE), output)
+        known = _jobs_of_output(retry_unreachable(jobs.all, _PATIENCE), output)
         running = [job for job in known if job.status.value in _RUNNING]
         if running:
-            _check_same(running[-1], mine, jobs)
+            _check_same(running[-1], metadata, jobs)
             return _submitted(jobs, running[-1], output, attached=True)
-        name = _next_id(output, known)
+        submission_id = _next_id(output, known)
         try:
-            started = jobs.submit(
-                name,
-                entrypoint=entrypoint(config, options.python),
+            is_started = jobs.submit(
+                submission_id,
+                entrypoint=make_entrypoint(config, options.python),
                 runtime_env=_runtime_env(options),
-                metadata={**mine, **options.metadata},
+                metadata={**metadata, **options.metadata},
             )
-        except UnreachableError as lost:  # perhaps only its answer: then the job is there now
-            error = lost
+        except UnreachableError as unreachable:  # the job may have started: look again
+            error = unreachable
             continue
-        if started:
-            return Submitted(name, False, jobs.page(name), output)
+        if is_started:
+            return SubmittedJob(submission_id, False, jobs.page(submission_id), output)
     raise error or ClusterError(
         where=f"Ray cluster {masked(jobs.address)}",
         found=f"{_TRIES} jobs in a row for {output} ended before this one could attach to them",
-        expected="one that lasts",
-        remedy="Their logs say why: ray job list, ray job logs.",
+        expected="a job that runs long enough to attach to it",
+        remedy="See their logs: ray job list, ray job logs.",
     )
 
 
-def running_job(output: str, address: str | None = None) -> Submitted | None:
-    """The job of this cluster that works on an output, if there is one.
+def find_running_job(output: str, address: str | None = None) -> SubmittedJob | None:
+    """Return the job of a cluster that works on an output; None if there is none.
+
+    Args:
+        output: URL of OUTPUT.
+        address: Address of the cluster, as for `Jobs`.
 
     Raises:
-        ClusterError: see `Jobs`.
+        ClusterError: as for `Jobs`.
     """
     jobs, output = Jobs(address), _output_url(output)
-    running = [job for job in _of_output(jobs.all(), output) if job.status.value in _RUNNING]
+    running = [job for job in _jobs_of_output(jobs.all(), output) if job.status.value in _RUNNING]
     return _submitted(jobs, running[-1], output, attached=True) if running else None
 
 
-def job_of(config: JobConfig, address: str | None = None) -> Submitted | None:
-    """The job of this cluster that does this very run: one that `submit_or_attach` attaches to.
+def find_job(config: JobConfig, address: str | None = None) -> SubmittedJob | None:
+    """Return the running job that has exactly this configuration; None if there is none.
+
+    `submit_or_attach` would attach to this job.
+
+    Args:
+        config: Configuration of the run or training.
+        address: Address of the cluster, as for `Jobs`.
 
     Raises:
         ConfigError: the configuration holds a secret.
-        ClusterError: see `Jobs`.
+        ClusterError: as for `Jobs`.
     """
-    mine = metadata_of(config)
-    jobs, output = Jobs(address), mine[OUTPUT_KEY]
-    running = [job for job in _of_output(jobs.all(), output) if job.status.value in _RUNNING]
-    if not running or _difference(running[-1], mine) is not None:
+    metadata = make_metadata(config)
+    jobs, output = Jobs(address), metadata[OUTPUT_KEY]
+    running = [job for job in _jobs_of_output(jobs.all(), output) if job.status.value in _RUNNING]
+    if not running or _first_difference(running[-1], metadata) is not None:
         return None
     return _submitted(jobs, running[-1], output, attached=True)
 
 
 def _check(config: JobConfig) -> None:
-    """All of a run that can be checked from here."""
+    """Check the parts of a run that can be checked without the cluster."""
     if not isinstance(config, RunConfig):
         return
     if config.model.weights is None:
@@ -164,7 +178,7 @@ def _check(config: JobConfig) -> None:
             where="--weights",
             found="nothing",
             expected="a weights file",
-            remedy="For the shipped ones: --weights demo.",
+            remedy="Name one; --weights demo uses the shipped weights.",
         )
     plan_request(config)
 
@@ -173,10 +187,10 @@ def _output_url(url: str) -> str:
     return Store(url).url
 
 
-def _of_output(jobs: Iterable[JobDetails], output: str) -> list[JobDetails]:
-    """The jobs of an output, oldest first."""
-    mine = [job for job in jobs if (job.metadata or {}).get(OUTPUT_KEY) == output]
-    return sorted(mine, key=lambda job: _number(job.submission_id or ""))
+def _jobs_of_output(jobs: Iterable[JobDetails], output: str) -> list[JobDetails]:
+    """Return the jobs of an output, oldest first."""
+    of_output = [job for job in jobs if (job.metadata or {}).get(OUTPUT_KEY) == output]
+    return sorted(of_output, key=lambda job: _number(job.submission_id or ""))
 
 
 def _next_id(output: str, known: Iterable[JobDetails]) -> str:
@@ -189,45 +203,45 @@ def _number(submission_id: str) -> int:
     return int(last) if last.isdigit() else 0
 
 
-def _submitted(jobs: Jobs, job: JobDetails, output: str, *, attached: bool) -> Submitted:
-    name = job.submission_id or ""
-    return Submitted(name, attached, jobs.page(name), output)
+def _submitted(jobs: Jobs, job: JobDetails, output: str, *, attached: bool) -> SubmittedJob:
+    submission_id = job.submission_id or ""
+    return SubmittedJob(submission_id, attached, jobs.page(submission_id), output)
 
 
-def _check_same(job: JobDetails, mine: Mapping[str, str], jobs: Jobs) -> None:
-    difference = _difference(job, mine)
+def _check_same(job: JobDetails, metadata: Mapping[str, str], jobs: Jobs) -> None:
+    difference = _first_difference(job, metadata)
     if difference is not None:
         name, *values = difference
-        then, now = map(_short, values)
+        existing, requested = map(_shorten, values)
+        page = jobs.page(job.submission_id or "")
         raise LeaseError(
-            where=mine[OUTPUT_KEY],
-            found=f"job {job.submission_id} works on it with {name} = {then}",
-            expected=f"the same configuration, to attach to it; here {name} = {now}",
-            remedy=f"Wait for it ({jobs.page(job.submission_id or '')}), or stop it: the same command "
-            "with --stop.",
+            where=metadata[OUTPUT_KEY],
+            found=f"job {job.submission_id} works on it with {name} = {existing}",
+            expected=f"the same configuration, to attach to it; here {name} = {requested}",
+            remedy=f"Wait for its end ({page}), or stop it: the same command with --stop.",
         )
 
 
-def _difference(job: JobDetails, mine: Mapping[str, str]) -> tuple[str, Any, Any] | None:
-    """(a field, its value in the job, in the configuration asked for) of the first that differs."""
-    here, there = (
-        dict(flat(json.loads(metadata.get(CONFIG_KEY) or "{}")))
-        for metadata in (mine, job.metadata or {})
+def _first_difference(job: JobDetails, metadata: Mapping[str, str]) -> tuple[str, Any, Any] | None:
+    """Return the first field that differs, its value in the job, and its value in `metadata`."""
+    requested, existing = (
+        dict(flatten(json.loads(each.get(CONFIG_KEY) or "{}")))
+        for each in (metadata, job.metadata or {})
     )
-    for name in sorted({*there, *here}):
-        if there.get(name) != here.get(name):
-            return name, there.get(name), here.get(name)
+    for name in sorted({*existing, *requested}):
+        if existing.get(name) != requested.get(name):
+            return name, existing.get(name), requested.get(name)
     return None
 
 
 def _runtime_env(options: JobOptions) -> dict[str, Any]:
-    # Ray reads the time to stop in the process that starts the driver, which has the variables of
-    # the job's runtime environment.
+    # Ray reads this variable in the process that starts the driver. That process has the
+    # environment of the job.
     own = {"RAY_JOB_STOP_WAIT_TIME_S": str(options.stop_seconds)}
     given = options.runtime_env.get("env_vars") or {}
     return {**options.runtime_env, "env_vars": {**own, **given}}
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = "its default" if value is None else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -25,7 +25,7 @@ import pytest
 from fcn_core.errors import FcnError
 from pipeline.cli.commands.demo import make_scene_shards
 from pipeline.driver import run as run_pipeline
-from pipeline.ray_jobs.ray_client import Jobs, UnreachableError, patiently
+from pipeline.ray_jobs.ray_client import Jobs, UnreachableError, retry_unreachable
 from pipeline.storage.store import Store
 from pipeline.training.checkpoint import latest_step
 from pipeline.training.config import TrainConfig
@@ -125,7 +125,7 @@ def _jobs(head: RayHead) -> list[Any]:
 
 
 def _first_job(head: RayHead) -> None:
-    jobs = patiently(lambda: Jobs(head.dashboard), 120)
+    jobs = retry_unreachable(lambda: Jobs(head.dashboard), 120)
 
     def is_over() -> bool:
         os.kill(head.pid, 0)  # gone: no use in waiting

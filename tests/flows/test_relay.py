@@ -18,10 +18,10 @@ from flows.prefect_reporter import LINES, SECONDS, PrefectReporter
 from pipeline.monitoring.progress import Progress
 from pipeline.ray_jobs import ray_follow, ray_submit
 from pipeline.ray_jobs.ray_follow import JobReading
-from pipeline.ray_jobs.ray_submit import Submitted
+from pipeline.ray_jobs.ray_submit import SubmittedJob
 from tests.support import world
 
-JOB = Submitted("fcnseg-1", False, "http://h/#/jobs/fcnseg-1", "s3://b/out")
+JOB = SubmittedJob("fcnseg-1", False, "http://h/#/jobs/fcnseg-1", "s3://b/out")
 
 
 class Told:
@@ -193,11 +193,11 @@ def test_the_hook_of_a_worker_stops_the_job_of_that_night_and_no_other(
 ) -> None:
     asked: list[tuple[str, str]] = []
 
-    def job_of(config: Any, address: str) -> Submitted | None:
+    def find_job(config: Any, address: str) -> SubmittedJob | None:
         asked.append((config.output.url, address))
         return JOB if config.compute.workers == 1 else None
 
-    monkeypatch.setattr(ray_submit, "job_of", job_of)
+    monkeypatch.setattr(ray_submit, "find_job", find_job)
     monkeypatch.setattr(work, "_in_charge", False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     night = SimpleNamespace(expected_start_time=datetime(2026, 11, 23, 2, tzinfo=UTC))

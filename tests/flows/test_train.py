@@ -17,7 +17,7 @@ from flows.train import message, stop_training, summary, train_dataset, train_he
 from pipeline.errors import ConfigError, StoreError
 from pipeline.ray_jobs import ray_follow, ray_submit
 from pipeline.ray_jobs.ray_follow import JobReading
-from pipeline.ray_jobs.ray_submit import Submitted
+from pipeline.ray_jobs.ray_submit import SubmittedJob
 from pipeline.training.config import TrainComputeConfig, TrainConfig, load_train_config
 from pipeline.training.progress import TrainResult
 from tests.support import world
@@ -128,11 +128,11 @@ def test_flow_follows_a_job_and_reads_what_it_left(
     wanted = config(tmp_path, **{"compute.ray_address": "http://h:8265"})
     sent: list[tuple[TrainConfig, str]] = []
 
-    def submit(config: TrainConfig, address: str, _options: object) -> Submitted:
+    def submit(config: TrainConfig, address: str, _options: object) -> SubmittedJob:
         sent.append((config, address))
         here = config.model_copy(update={"compute": TrainComputeConfig()})
         pipeline.training.driver.train(here)
-        return Submitted("fcnseg-1", False, "http://h:8265/#/jobs/fcnseg-1", config.output.url)
+        return SubmittedJob("fcnseg-1", False, "http://h:8265/#/jobs/fcnseg-1", config.output.url)
 
     def follow(*_: object) -> Iterator[JobReading]:
         yield JobReading("RUNNING", None, "", None, ("a line",), 0)
@@ -161,8 +161,8 @@ def test_the_hook_of_a_worker_stops_the_job_of_that_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     stopped: list[tuple[str, str]] = []
-    job = Submitted("fcnseg-1", True, "", "out")
-    monkeypatch.setattr(ray_submit, "job_of", lambda config, address: job)
+    job = SubmittedJob("fcnseg-1", True, "", "out")
+    monkeypatch.setattr(ray_submit, "find_job", lambda config, address: job)
     monkeypatch.setattr(ray_follow, "stop", lambda address, name: stopped.append((address, name)))
     monkeypatch.setattr(work, "_in_charge", False)
     for address in (None, "", "http://h:8265"):

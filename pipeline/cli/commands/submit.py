@@ -36,7 +36,7 @@ from pipeline.cli.options import (
 from pipeline.config import parse_yaml
 
 if TYPE_CHECKING:
-    from pipeline.ray_jobs.ray_submit import Submitted
+    from pipeline.ray_jobs.ray_submit import SubmittedJob
 
 
 def submit(
@@ -117,7 +117,7 @@ def _runtime_env(file: str | None, working_dir: str | None) -> dict[str, Any]:
     return tree | ({"working_dir": working_dir} if working_dir is not None else {})
 
 
-def _follow(job: Submitted, address: str | None, *, as_json: bool) -> NoReturn:
+def _follow(job: SubmittedJob, address: str | None, *, as_json: bool) -> NoReturn:
     """Relay the job's log to stderr until it ends; then its end to stdout."""
     from pipeline.ray_jobs.ray_follow import follow
 
@@ -146,7 +146,7 @@ def _follow(job: Submitted, address: str | None, *, as_json: bool) -> NoReturn:
 
 
 @contextmanager
-def _detaching(job: Submitted) -> Iterator[None]:
+def _detaching(job: SubmittedJob) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
@@ -159,9 +159,9 @@ def _detaching(job: Submitted) -> Iterator[None]:
 
 def _stop(output: str, address: str | None, *, as_json: bool) -> NoReturn:
     from pipeline.ray_jobs.ray_follow import stop
-    from pipeline.ray_jobs.ray_submit import running_job
+    from pipeline.ray_jobs.ray_submit import find_running_job
 
-    job = running_job(output, address)
+    job = find_running_job(output, address)
     if job is None:
         document: dict[str, Any] = {"submission_id": None}
         line = f"no job of this cluster works on {output}"

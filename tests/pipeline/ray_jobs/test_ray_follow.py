@@ -1,4 +1,4 @@
-"""What a job's end means, and its log over a connection that breaks: laws that need no cluster."""
+"""Metadata, end and log of a job: properties that need no cluster."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from pipeline.config import RunConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.executors.ray_connection import check_token
 from pipeline.output.lease import Holder
-from pipeline.ray_jobs import ray_follow as ray_log
-from pipeline.ray_jobs import ray_submit
-from pipeline.ray_jobs.job_metadata import config_of, entrypoint, metadata_of, travelling
+from pipeline.ray_jobs import ray_follow, ray_submit
+from pipeline.ray_jobs.job_metadata import (
+    make_entrypoint,
+    make_metadata,
+    make_portable,
+    parse_metadata,
+)
 from pipeline.ray_jobs.ray_client import UnreachableError
 from pipeline.ray_jobs.ray_follow import MEANINGS, LogTail, _outcome
 from pipeline.ray_jobs.ray_submit import JobOptions, _runtime_env
@@ -26,13 +30,13 @@ from pipeline.training.config import load_train_config
 from tests.documentation.test_docs import DOCS
 from tests.support import world
 
-# --- the configuration on its way ------------------------------------------------------------
+# --- the configuration in the command line and the metadata ----------------------------------
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
-def arrived(line: str) -> RunConfig:
-    """The configuration that `fcnseg run` makes of a command line, after a shell has read it."""
+def parse_entrypoint(line: str) -> RunConfig:
+    """Return the configuration that `fcnseg run` reads from a command line of a shell."""
     words = shlex.split(line)
     assert words[:5] == ["exec", "python", "-m", "pipeline", "run"]
     assert words[7::2] == ["--set"] * len(words[8::2])
@@ -40,7 +44,7 @@ def arrived(line: str) -> RunConfig:
 
 
 @given(text, st.lists(text, max_size=3), st.floats(0, 1), st.booleans())
-def test_a_configuration_arrives_as_it_was_sent(
+def test_a_configuration_arrives_unchanged(
     name: str, globs: list[str], fraction: float, anonymous: bool
 ) -> None:
     tree = {
@@ -53,8 +57,8 @@ def test_a_configuration_arrives_as_it_was_sent(
     config = RunConfig.model_validate(tree)
     expected = config.model_dump()
     expected["compute"] |= {"executor": "ray", "ray_address": None}
-    assert arrived(entrypoint(config)).model_dump() == expected
-    sent = travelling(config)
+    assert parse_entrypoint(make_entrypoint(config)).model_dump() == expected
+    sent = make_portable(config)
     assert RunConfig.model_validate(sent).model_dump() == expected
 
 
@@ -65,29 +69,29 @@ def test_a_configuration_arrives_as_it_was_sent(
         {"model__weights": "https://host/w.safetensors?X-Amz-Signature=secret"},
     ],
 )
-def test_a_secret_does_not_travel(flags: dict[str, str]) -> None:
+def test_a_secret_is_refused(flags: dict[str, str]) -> None:
     config = world.config("s3://b/in", "s3://b/out", "demo", **flags)
     with pytest.raises(ConfigError, match=r"\*\*\*.*environment of the cluster") as caught:
-        entrypoint(config)
+        make_entrypoint(config)
     assert "secret@" not in str(caught.value) and "=secret" not in str(caught.value)
 
 
 def test_relative_paths_are_made_absolute(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    sent = arrived(entrypoint(world.config("in", "out", "w.safetensors")))
+    sent = parse_entrypoint(make_entrypoint(world.config("in", "out", "w.safetensors")))
     assert sent.input.url == str(tmp_path / "in")
     assert sent.output.url == str(tmp_path / "out")
     assert sent.model.weights == str(tmp_path / "w.safetensors")
 
 
-def test_a_training_travels_as_well() -> None:
+def test_a_training_configuration_arrives_unchanged() -> None:
     flags = {
         "input.url": "s3://b/in", "input.label_set": "scenes", "val.url": "s3://b/val",
         "output.url": "s3://b/out", "train.stages": ["32s", "8s"], "model.init": "vgg.safetensors",
         "compute.ray_address": "http://h:8265", "compute.workers": 2,
     }  # fmt: skip
     config = load_train_config(None, [], flags)
-    words = shlex.split(entrypoint(config))
+    words = shlex.split(make_entrypoint(config))
     assert words[:8] == "exec python -m pipeline train s3://b/in --output s3://b/out".split()
     assert words[8::2] == ["--set"] * len(words[9::2])
     places = {"input.url": words[5], "output.url": words[7]}
@@ -96,21 +100,21 @@ def test_a_training_travels_as_well() -> None:
     expected["compute"]["ray_address"] = "auto"
     expected["model"]["init"] = os.path.abspath("vgg.safetensors")
     assert arrived.model_dump() == expected
-    metadata = metadata_of(config)
-    assert config_of(metadata) == arrived and config_of(metadata_of(arrived)) == arrived
+    metadata = make_metadata(config)
+    assert parse_metadata(metadata) == arrived and parse_metadata(make_metadata(arrived)) == arrived
     secret = load_train_config(None, [], {**flags, "model.init": "https://u:secret@h/w"})
     with pytest.raises(ConfigError, match="credentials in a URL"):
-        entrypoint(secret)
+        make_entrypoint(secret)
 
 
-def test_the_time_to_stop_is_sent_unless_it_is_given() -> None:
+def test_the_time_to_stop_is_set_unless_it_is_given() -> None:
     name = "RAY_JOB_STOP_WAIT_TIME_S"
     assert _runtime_env(JobOptions()) == {"env_vars": {name: "60"}}
     given_one = {"env_vars": {name: "5", "A": "b"}, "working_dir": "."}
     assert _runtime_env(JobOptions(runtime_env=given_one)) == given_one
 
 
-def test_a_cluster_that_answered_once_may_be_silent_for_a_moment(
+def test_a_cluster_that_has_answered_may_be_unreachable_for_a_moment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers: list[Any] = [UnreachableError("a cluster", "no answer", "one"), []]
@@ -130,9 +134,9 @@ def test_a_cluster_that_answered_once_may_be_silent_for_a_moment(
     assert not ray_submit.submit_or_attach(config).attached and not answers
 
 
-def test_the_metadata_of_other_jobs_is_no_configuration() -> None:
+def test_the_metadata_of_other_jobs_has_no_configuration() -> None:
     for metadata in (None, {}, {"fcnseg_config": "no JSON"}, {"fcnseg_config": '{"input": 1}'}):
-        assert config_of(metadata) is None
+        assert parse_metadata(metadata) is None
 
 
 # --- the end of a job ------------------------------------------------------------------------
@@ -144,7 +148,7 @@ def ended(status: str, code: int | None, message: str | None = None) -> Any:
     )
 
 
-LOG = "Job entrypoint command failed with exit code {}, last available logs:\nlabelling\n{}\n"
+LOG = "Job entrypoint command failed with exit code {}, last available logs:\nsegmenting\n{}\n"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +172,7 @@ LOG = "Job entrypoint command failed with exit code {}, last available logs:\nla
         (ended("STOPPED", None), (143, MEANINGS[143])),
     ],
 )  # fmt: skip
-def test_an_end_is_told_in_our_words(job: Any, expected: tuple[int, str]) -> None:
+def test_an_end_has_an_exit_code_and_a_reason(job: Any, expected: tuple[int, str]) -> None:
     assert _outcome(job, None) == expected
 
 
@@ -186,17 +190,17 @@ def test_the_meaning_of_every_exit_code_is_documented(code: int) -> None:
 
 
 class BrokenJobs:
-    """A log that comes in pieces over connections that break; each begins at the beginning."""
+    """A log that arrives in pieces over connections that break; each sends it from the start."""
 
     def __init__(self, log: str, cuts: list[int], breaks: list[int]) -> None:
         self.pieces = [log[a:b] for a, b in zip([0, *cuts], [*cuts, len(log)], strict=True)]
         self.breaks = list(breaks)
 
     async def tail(self, _submission_id: str) -> AsyncIterator[str]:
-        until = self.breaks.pop(0) if self.breaks else len(self.pieces)
-        for piece in self.pieces[:until]:
+        end = self.breaks.pop(0) if self.breaks else len(self.pieces)
+        for piece in self.pieces[:end]:
             yield piece
-        if until < len(self.pieces):
+        if end < len(self.pieces):
             raise RuntimeError("WebSocket connection closed unexpectedly")
 
 
@@ -209,7 +213,7 @@ def test_every_line_comes_once_however_often_the_connection_breaks(
     log: str, cuts: list[int], breaks: list[int]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_log, "_PAUSE_SECONDS", 0.0)
+        patch.setattr(ray_follow, "_PAUSE_SECONDS", 0.0)
         broken: Any = BrokenJobs(log, sorted(cut for cut in cuts if cut <= len(log)), breaks)
         with LogTail(broken, "id") as tail:
             tail.finish(60)
@@ -222,7 +226,7 @@ def test_every_line_comes_once_however_often_the_connection_breaks(
 def test_of_many_lines_the_newest_are_kept_and_the_others_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_log, "MOST_KEPT", 100)
+    monkeypatch.setattr(ray_follow, "MAX_KEPT_LINES", 100)
     jobs: Any = BrokenJobs("".join(f"{n}\n" for n in range(250)), [], [])
     with LogTail(jobs, "id") as tail:
         tail.finish(60)
@@ -242,7 +246,7 @@ def test_a_missing_token_is_found_before_ray_aborts(
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
-    check_token("here")  # nobody spoke of tokens
+    check_token("here")  # RAY_AUTH_MODE does not ask for a token
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with pytest.raises(ClusterError, match=r"here: no token: .*token is missing.*RAY_AUTH_TOKEN"):
         check_token("here")

@@ -1,4 +1,4 @@
-"""Runs as jobs of a real Ray cluster with a token: submitted, attached to, stopped, resumed."""
+"""Runs as jobs of a real Ray cluster with a token: submit, attach, stop, resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.formats import read_yaml
 from pipeline.output.lease import Holder, read_lease
 from pipeline.ray_jobs.ray_client import Jobs
 from pipeline.ray_jobs.ray_follow import JobReading, PollInterval, follow, stop
-from pipeline.ray_jobs.ray_submit import JobOptions, job_of, submit_or_attach
+from pipeline.ray_jobs.ray_submit import JobOptions, find_job, submit_or_attach
 from pipeline.storage.store import Store
 from tests.support import poison, world
 from tests.support.ray_head import RayHead, Relay, ray_head
@@ -36,19 +36,19 @@ DOCS = (ROOT / "docs/ray.md").read_text()
 @pytest.fixture(scope="module")
 def head() -> Iterator[RayHead]:
     """A cluster for all tests of this module."""
-    with ray_head() as found:
-        yield found
+    with ray_head() as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)
 def client(head: RayHead, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process, and those it starts, know the token."""
+    """This process and its children have the token."""
     head.admit(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
 def secrecy(head: RayHead, tmp_path: Path) -> Iterator[None]:
-    """What a test wrote, which includes what it heard, does not hold the token."""
+    """No file that a test wrote (output of commands included) holds the token."""
     yield
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or head.token.encode() not in path.read_bytes(), path
@@ -58,10 +58,10 @@ def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "pipeline", *map(str, words)]
 
 
-def heard(words: list[str], folder: Path, **more: object) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a command; kept in a file for `secrecy`."""
+def run_command(words: list[str], folder: Path, **more: object) -> tuple[int, str, str]:
+    """Return exit code, stdout and stderr of a command; keep them in a file for `secrecy`."""
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, **more)  # type: ignore[call-overload]
-    (folder / f"heard-{time.monotonic_ns()}").write_text(done.stdout + done.stderr)
+    (folder / f"output-{time.monotonic_ns()}").write_text(done.stdout + done.stderr)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -78,16 +78,16 @@ def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
 
 
 @pytest.fixture
-def obeying(tmp_path: Path) -> Path:
-    """A runtime environment whose workers obey poisonous pictures."""
+def poison_environment(tmp_path: Path) -> Path:
+    """A runtime environment in which poisoned images take effect."""
     site = poison.install(tmp_path / "site")
     path = tmp_path / "environment.yaml"
     path.write_text(f"env_vars: {{PYTHONPATH: '{site}{os.pathsep}{ROOT}'}}\n")
     return path
 
 
-def shards_with_a_bad_picture(root: Path, gate: Path) -> Path:
-    """Three shards, one with a bad picture; the last waits at a gate, see `gated`."""
+def shards_with_a_bad_image(root: Path, gate: Path) -> Path:
+    """Write three shards, one with a bad image; the last one waits at a gate, see `gated`."""
     world.write_shards(root)
     for number, name, member in [
         (1, "bad.jpg", b"no picture"),
@@ -98,14 +98,14 @@ def shards_with_a_bad_picture(root: Path, gate: Path) -> Path:
     return root
 
 
-def test_two_submit_at_once_a_third_attaches_over_a_bad_line_and_all_see_exit_code_3(
-    head: RayHead, obeying: Path, weights: Path, tmp_path: Path
+def test_two_submit_at_once_a_third_attaches_over_a_bad_connection_and_all_see_exit_code_3(
+    head: RayHead, poison_environment: Path, weights: Path, tmp_path: Path
 ) -> None:
     gate, out = tmp_path / "gate", tmp_path / "out"
-    source = shards_with_a_bad_picture(tmp_path / "in", gate)
+    source = shards_with_a_bad_image(tmp_path / "in", gate)
     calm = run(world.config(source, tmp_path / "calm", weights))
     config = world.config(source, out, weights)
-    options = JobOptions(runtime_env=read_yaml(obeying.read_text()))
+    options = JobOptions(runtime_env=read_yaml(poison_environment.read_text()))
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: submit_or_attach(config, head.dashboard, options), range(2)))
     assert {job.submission_id for job in both} == {both[0].submission_id}
@@ -113,36 +113,34 @@ def test_two_submit_at_once_a_third_attaches_over_a_bad_line_and_all_see_exit_co
     other = world.config(source, out, weights, compute__workers=2)
     with pytest.raises(LeaseError, match=r"compute\.workers = 1.*here compute\.workers = 2"):
         submit_or_attach(other, head.dashboard)
-    # Whoever ends a run ends its own job, and not that of another configuration.
-    assert job_of(other, head.dashboard) is None
-    mine = job_of(config, head.dashboard)
-    assert mine is not None and mine.submission_id == both[0].submission_id
+    # A client that stops a run stops only the job of its own configuration.
+    assert find_job(other, head.dashboard) is None
+    job = find_job(config, head.dashboard)
+    assert job is not None and job.submission_id == both[0].submission_id
     with Relay(head.dashboard) as relay:
         words = command("submit", source, out, *flags(weights), "--address", relay.url, "--json")
-        complaints = tmp_path / "complaints"
-        with complaints.open("w") as stderr:
+        log = tmp_path / "stderr"
+        with log.open("w") as stderr:
             third = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, text=True)
-        looks = follow(head.dashboard, both[0].submission_id, PollInterval(interval=0.2))
-        seen = [next(look for look in looks if look.run is not None)]
-        wait_until(lambda: "attached" in complaints.read_text() or third.poll() is not None)
+        readings = follow(head.dashboard, both[0].submission_id, PollInterval(interval=0.2))
+        seen = [next(reading for reading in readings if reading.run is not None)]
+        wait_until(lambda: "attached" in log.read_text() or third.poll() is not None)
         relay.cut()
         wait_until(lambda: relay.refused > 1 or third.poll() is not None)
         relay.mend()
         gate.touch()
-        seen += looks
-        said, _ = third.communicate(timeout=300)
-    (tmp_path / "heard").write_text(said)
-    assert said, complaints.read_text()
-    document = json.loads(said)
+        seen += readings
+        stdout, _ = third.communicate(timeout=300)
+    (tmp_path / "output").write_text(stdout)
+    assert stdout, log.read_text()
+    document = json.loads(stdout)
     assert (third.returncode, document["exit_code"], document["status"]) == (3, 3, "FAILED")
     assert document["attached"] and document["submission_id"] == both[0].submission_id
     assert (seen[-1].status, seen[-1].exit_code) == ("FAILED", 3)
-    assert [look.is_over for look in seen].index(True) == len(seen) - 1
-    lines = [line for look in seen for line in look.lines]
+    assert [reading.is_over for reading in seen].index(True) == len(seen) - 1
+    lines = [line for reading in seen for line in reading.lines]
     assert "3 shards done now, 3 of 3 in all, 13 images, 1 quarantined" in "\n".join(lines)
-    assert [line for line in complaints.read_text().splitlines() if line in lines][-3:] == lines[
-        -3:
-    ]
+    assert [line for line in log.read_text().splitlines() if line in lines][-3:] == lines[-3:]
     assert calm.exit_code == 3 and world.tree(out) == world.tree(tmp_path / "calm")
 
 
@@ -162,17 +160,17 @@ def test_the_job_submit_command_of_the_docs_leaves_the_tree_of_a_local_run(
     }.items():
         assert word in line
         line = line.replace(word, value)
-    code, said, _ = heard(shlex.split(line), tmp_path)
-    assert code == 0, said
-    assert "3 shards done now, 3 of 3 in all" in said
+    code, stdout, _ = run_command(shlex.split(line), tmp_path)
+    assert code == 0, stdout
+    assert "3 shards done now, 3 of 3 in all" in stdout
     assert world.tree(out) == world.tree(tmp_path / "calm")
 
 
 @pytest.fixture
 def gated(tmp_path: Path) -> tuple[Path, Path]:
-    """(ten shards, a gate): the last shard has a picture that nobody gets past while it is shut.
+    """Ten shards and a gate: an image of the last shard waits until the gate file exists.
 
-    It shuts for the workers of jobs with the runtime environment `obeying`.
+    Only workers with the runtime environment `poison_environment` wait.
     """
     gate = tmp_path / "gate"
     source = world.write_shards(tmp_path / "in", shards=10)
@@ -181,71 +179,71 @@ def gated(tmp_path: Path) -> tuple[Path, Path]:
     return source, gate
 
 
-def at_the_gate(gate: Path, looks: Iterator[JobReading]) -> Holder:
-    """The driver, as soon as its workers wait at the gate."""
-    for look in looks:
-        assert not look.is_over, look
-        if look.run is not None and Path(f"{gate}.reached").exists():
-            return look.run.holder
+def wait_for_gate(gate: Path, readings: Iterator[JobReading]) -> Holder:
+    """Return the driver as soon as its workers wait at the gate."""
+    for reading in readings:
+        assert not reading.is_over, reading
+        if reading.run is not None and Path(f"{gate}.reached").exists():
+            return reading.run.holder
     raise AssertionError
 
 
 def test_terminated_and_stopped_in_the_middle_it_resumes_to_the_undisturbed_tree(
-    head: RayHead, gated: tuple[Path, Path], obeying: Path, weights: Path, tmp_path: Path
+    head: RayHead, gated: tuple[Path, Path], poison_environment: Path, weights: Path, tmp_path: Path
 ) -> None:
     source, gate = gated
     out = tmp_path / "out"
     config = world.config(source, out, weights)
     submit = command("submit", source, out, *flags(weights), "--address", head.dashboard)
-    submit += ["--runtime-env", str(obeying)]
-    # By whoever: SIGTERM to the driver, of which Ray keeps the exit code.
-    options = JobOptions(runtime_env=read_yaml(obeying.read_text()))
+    submit += ["--runtime-env", str(poison_environment)]
+    # SIGTERM to the driver: Ray keeps the exit code.
+    options = JobOptions(runtime_env=read_yaml(poison_environment.read_text()))
     first = submit_or_attach(config, head.dashboard, options)
-    looks = follow(head.dashboard, first.submission_id, PollInterval(interval=0.2))
-    os.kill(at_the_gate(gate, looks).pid, signal.SIGTERM)
-    rest = list(looks)
+    readings = follow(head.dashboard, first.submission_id, PollInterval(interval=0.2))
+    os.kill(wait_for_gate(gate, readings).pid, signal.SIGTERM)
+    rest = list(readings)
     assert (rest[-1].status, rest[-1].exit_code) == ("FAILED", 143)
-    lines = [line for look in rest for line in look.lines]
+    lines = [line for reading in rest for line in reading.lines]
     assert "terminated: run the same command again to resume" in lines
     assert read_lease(Store(str(out))) is None and not (out / "_SUCCESS").exists()
-    # By `--stop`, of which Ray keeps no exit code; the one who follows sees it too.
+    # `--stop`: Ray keeps no exit code; the client that follows gets 143 as well.
     Path(f"{gate}.reached").unlink()
     follower = subprocess.Popen(submit, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(Path(f"{gate}.reached").exists)
-    code, said, _ = heard([*submit, "--stop", "--json"], tmp_path)
-    stopped = json.loads(said)
+    code, stdout, _ = run_command([*submit, "--stop", "--json"], tmp_path)
+    stopped = json.loads(stdout)
     assert (code, stopped["status"], stopped["exit_code"]) == (0, "STOPPED", 143)
     assert stopped["lease_is_free"] and stopped["submission_id"] != first.submission_id
     assert read_lease(Store(str(out))) is None and not (out / "_SUCCESS").exists()
-    said, relayed = follower.communicate(timeout=120)
+    _, relayed = follower.communicate(timeout=120)
     assert follower.returncode == 143, relayed
     assert "terminated: run the same command again to resume" in relayed
-    # Stopping what has ended changes nothing.
+    # Stopping a job that has ended changes nothing.
     again = stop(head.dashboard, first.submission_id)
     assert (again.status, again.exit_code, again.lease_is_free) == ("FAILED", 143, True)
-    _, said, _ = heard([*submit, "--stop"], tmp_path)
-    assert said == f"no job of this cluster works on {out}\n"
-    # And the rest.
+    _, stdout, _ = run_command([*submit, "--stop"], tmp_path)
+    assert stdout == f"no job of this cluster works on {out}\n"
+    # The third job finishes the run.
     gate.touch()
-    code, said, complaints = heard(submit, tmp_path)
-    assert code == 0 and said.endswith("SUCCEEDED: exit code 0: all done\n"), complaints
+    code, stdout, stderr = run_command(submit, tmp_path)
+    assert code == 0 and stdout.endswith("SUCCEEDED: exit code 0: all done\n"), stderr
     run(world.config(source, tmp_path / "calm", weights))
     assert world.tree(out) == world.tree(tmp_path / "calm")
 
 
 def test_ctrl_c_stops_following_and_not_the_job(
-    head: RayHead, gated: tuple[Path, Path], obeying: Path, weights: Path, tmp_path: Path
+    head: RayHead, gated: tuple[Path, Path], poison_environment: Path, weights: Path, tmp_path: Path
 ) -> None:
     source, gate = gated
     submit = command("submit", source, tmp_path / "out", *flags(weights))
-    submit += ["--address", head.dashboard, "--runtime-env", str(obeying)]
+    submit += ["--address", head.dashboard, "--runtime-env", str(poison_environment)]
     follower = subprocess.Popen(submit, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(Path(f"{gate}.reached").exists)
     follower.send_signal(signal.SIGINT)
-    _, said = follower.communicate(timeout=60)
+    _, stderr = follower.communicate(timeout=60)
     assert follower.returncode == 130
-    name = re.search(r"submitted job (\S+):", said)
-    assert name is not None and f"no longer following job {name[1]}, which goes on" in said
+    name = re.search(r"submitted job (\S+):", stderr)
+    assert name is not None and f"no longer following job {name[1]}, which goes on" in stderr
     assert Jobs(head.dashboard).info(name[1]).status == "RUNNING"  # type: ignore[union-attr]
     gate.touch()
     *_, last = follow(head.dashboard, name[1], PollInterval(interval=0.2))
@@ -264,11 +262,11 @@ def test_a_wrong_token_is_one_line_that_says_what_to_do(
     source = world.write_shards(tmp_path / "in", shards=1)
     address = head.dashboard if words == ["submit"] else head.address
     line = command(*words, source, tmp_path / "out", *flags(weights), "--address", address)
-    code, said, complaints = heard(line, tmp_path, env=environment)
-    last = complaints.splitlines()[-1]
-    assert (code, said) == (1, "") and last.startswith("error: ") and "RAY_AUTH_TOKEN" in last
-    assert "Traceback" not in complaints
-    assert len(complaints.splitlines()) == 1 or words == ["run"]  # Ray's core has its say there
+    code, stdout, stderr = run_command(line, tmp_path, env=environment)
+    last = stderr.splitlines()[-1]
+    assert (code, stdout) == (1, "") and last.startswith("error: ") and "RAY_AUTH_TOKEN" in last
+    assert "Traceback" not in stderr
+    assert len(stderr.splitlines()) == 1 or words == ["run"]  # Ray's core writes its own lines
 
 
 def test_every_form_of_address_leads_to_the_dashboard(
@@ -277,7 +275,7 @@ def test_every_form_of_address_leads_to_the_dashboard(
     monkeypatch.setenv("RAY_ADDRESS", head.address)
     for address in (head.dashboard, head.dashboard.removeprefix("http://"), head.address, None):
         assert Jobs(address).dashboard == head.dashboard
-    # What is asked for wins over the environment.
+    # The argument wins over the environment.
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     assert Jobs(head.dashboard).dashboard == head.dashboard
 
@@ -287,5 +285,6 @@ def test_a_runtime_environment_that_ray_cannot_use_is_refused(
 ) -> None:
     source = world.write_shards(tmp_path / "in", shards=1)
     submit = ("submit", source, tmp_path / "out", *flags(weights), "--address", head.dashboard)
-    code, _, said = fcnseg(*submit, "--working-dir", tmp_path / "nothing")
-    assert code == 2 and said.count("\n") == 1 and "nothing" in said and "--working-dir" in said
+    code, _, stderr = fcnseg(*submit, "--working-dir", tmp_path / "nothing")
+    assert code == 2 and stderr.count("\n") == 1
+    assert "nothing" in stderr and "--working-dir" in stderr
