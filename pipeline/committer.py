@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from pipeline import logs
-from pipeline.config import LimitsConfig
 from pipeline.errors import StoreError
 from pipeline.inputs.sample import Failure
 from pipeline.inputs.shard import Shard
 from pipeline.limits import is_over, what_to_do
 from pipeline.output.commits import (
     QUARANTINE,
-    Author,
     build_commit,
     quarantine_path,
     with_file,
@@ -65,7 +63,7 @@ class Committer:
 
     Attributes:
         plan: what is being done.
-        job: the run's stores and formats.
+        spec: the run's stores and formats.
         author: goes into every commit.
         limits: the per-shard bad fraction.
         failed: shards that were not committed.
@@ -79,9 +77,7 @@ class Committer:
     """
 
     plan: Plan
-    job: RunSpec
-    author: Author
-    limits: LimitsConfig
+    spec: RunSpec
     failed: dict[str, ShardFailure] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
     images: int = 0
@@ -126,7 +122,7 @@ class Committer:
             StoreError: the output cannot be listed.
         """
         if self._tables is None:  # before the first commit: nobody else adds any afterwards
-            listed = self.job.output.listing(QUARANTINE)
+            listed = self.spec.output.listing(QUARANTINE)
             self._tables = frozenset(info.path for info in listed)
         self._shards = {shard.id: shard for shard in shards}
         self._older = self.plan.ledger.commit_tags(self._shards)
@@ -161,7 +157,7 @@ class Committer:
             older = self._older.get(shard.id)
             self._begun.append(self._pool.submit(self._commit, shard, receipts, older))
         # A file is there in milliseconds: then progress tells of it at once.
-        most = 0 if self.job.output.is_local else MOST_WAITING
+        most = 0 if self.spec.output.is_local else MOST_WAITING
         while self._begun and (self._begun[0].done() or len(self._begun) > most):
             self._note(self._begun.popleft().result())
 
@@ -185,7 +181,7 @@ class Committer:
         self._unreachable = self._unreachable + 1 if failure.error == StoreError.__name__ else 0
         if self._unreachable >= MOST_UNREACHABLE:
             raise StoreError(
-                where=self.job.sources.images.location(""),
+                where=self.spec.images.location(""),
                 found=f"{self._unreachable} shards in a row could not be read, the last one because: "
                 f"{failure.reason}",
                 expected="a working store",
@@ -196,18 +192,17 @@ class Committer:
         """In a thread of the pool: changes nothing here."""
         bad = [failure for receipt in receipts for failure in receipt.failures]
         good = sum(receipt.images for receipt in receipts)
-        fraction = self.limits.max_bad_fraction_per_shard
+        fraction = self.spec.config.limits.max_bad_fraction_per_shard
         quarantine = None
         if bad or quarantine_path(shard.id) in (self._tables or ()):
             # Also without any: the table of an earlier run may be there, and is to go.
-            quarantine = write_quarantine(self.job.output, shard.id, bad)
+            quarantine = write_quarantine(self.spec.output, shard.id, bad)
         if is_over(len(bad), len(bad) + good, fraction):
             failure = _over_limit(shard, bad, len(bad) + good, fraction)
             return _Settled(shard.id, good, len(bad), failure=failure)
-        location = self.job.sources.images.location(shard.path)
-        commit = build_commit(shard, location, receipts, self.author)
+        commit = build_commit(self.spec, shard, receipts)
         commit = with_file(commit, quarantine)
-        tag = write_commit(self.job.output, commit, replaces=older)
+        tag = write_commit(self.spec.output, commit, replaces=older)
         return _Settled(shard.id, good, len(bad), entry=Entry.of(commit, tag))
 
     def _note(self, settled: _Settled) -> None:
@@ -247,11 +242,3 @@ def _over_limit(shard: Shard, bad: Sequence[Failure], total: int, fraction: floa
         f"Not committed. {what_to_do(bad)}; then run again."
     )
     return ShardFailure(shard.id, reason, "LimitsError")
-
-
-def needed_masks(plan: Plan, requested: Sequence[str]) -> tuple[str, ...]:
-    """The formats to write: those asked for, and those the replaced commits name.
-
-    A commit names all objects of its shard, so one that is replaced must not lose any.
-    """
-    return tuple(sorted({*requested, *plan.outdated_masks}))

@@ -40,7 +40,7 @@ class Manifest:
         parts: what the fingerprint is made of.
         layout: how the input is laid out ("tar", "parquet", "folder", "folder images/"); None
             before it was listed. A folder whose `labels/` is renamed would become other images.
-        config: of the latest run, as `remembered` makes it, for `fcnseg failed --retry`; None in
+        config: of the latest run, as `saved_config` makes it, for `fcnseg failed --retry`; None in
             outputs that are older than this field. No part of the fingerprint, and never compared.
         format: version of the output.
     """
@@ -126,7 +126,7 @@ def make_manifest(
     return Manifest(input_url, limits, labels, json.loads(json.dumps(parts)))
 
 
-def remembered(config: RunConfig) -> dict[str, Any]:
+def saved_config(config: RunConfig) -> dict[str, Any]:
     """The configuration of a run as `_run.json` keeps it: `portable`, without the selection."""
     tree = portable(config)
     # Not what the output is about, but what one run was asked to do.

@@ -16,12 +16,12 @@ from pipeline.errors import InputError, MissingError, ShardError
 from pipeline.inputs.folder import Packing, left_out, pack
 from pipeline.inputs.listing import Listing, list_input
 from pipeline.inputs.parquet import columns_passed_over
-from pipeline.inputs.selection import EVERYTHING, Selection
 from pipeline.inputs.shard import Shard, ShardList, Sources
 from pipeline.inputs.voc import list_devkit
 from pipeline.output.commit_index import Bools, CommitIndex, hashes, read_commit_index
 from pipeline.output.quarantine import read_retry_list
 from pipeline.stages.read import count_images
+from pipeline.stages.spec import PlanSpec
 from pipeline.storage.store import Store
 
 MOST_OPENED = 64
@@ -129,35 +129,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class PlanRequest:
-    """What to plan.
-
-    Attributes:
-        images: INPUT.
-        labels: parallel label folder, if any.
-        output: OUTPUT.
-        fingerprint: of this run; None to accept any.
-        masks: formats that a commit must have.
-        shard_size: images per virtual shard.
-        limit_shards: at most this many pending shards.
-        voc_split: INPUT is a PASCAL VOC development kit, and this split of it is meant.
-        selection: what of the input may become pending.
-        only: ids of the shards that may be pending; None for all.
-    """
-
-    images: Store
-    labels: Store | None
-    output: Store
-    fingerprint: str | None
-    masks: tuple[str, ...]
-    shard_size: int
-    limit_shards: int | None = None
-    voc_split: str | None = None
-    selection: Selection = EVERYTHING
-    only: frozenset[str] | None = None
-
-
-@dataclass(frozen=True)
 class Survey:
     """What INPUT holds, before anyone looks at OUTPUT.
 
@@ -172,7 +143,7 @@ class Survey:
     left_out: frozenset[str]
 
 
-def survey(request: PlanRequest) -> Survey:
+def survey(spec: PlanSpec) -> Survey:
     """List the input, and refuse one that cannot be labelled. Looks at no output.
 
     Raises:
@@ -180,9 +151,9 @@ def survey(request: PlanRequest) -> Survey:
         ConfigError: `since` on a store without modification times.
         StoreError: the input cannot be listed.
     """
-    listing = _list(request)
-    shards, selection = listing.shards, request.selection
-    if {"png", "confidence"} & set(request.masks):
+    listing = _list(spec)
+    shards, selection = listing.shards, spec.selection
+    if {"png", "confidence"} & set(spec.config.output.masks):
         _refuse_nested(listing.where, shards)
     if not isinstance(shards, ShardList):
         return Survey(listing, np.zeros(0, np.bool_), left_out(listing, selection))
@@ -195,16 +166,16 @@ def survey(request: PlanRequest) -> Survey:
     return Survey(listing, selected, frozenset())
 
 
-def make_plan(request: PlanRequest) -> Plan:
+def make_plan(spec: PlanSpec) -> Plan:
     """List the input, read the commits, subtract. Writes nothing.
 
     Raises:
         FcnError: see `survey` and `subtract`.
     """
-    return subtract(survey(request), request)
+    return subtract(survey(spec), spec)
 
 
-def subtract(found: Survey, request: PlanRequest) -> Plan:
+def subtract(found: Survey, spec: PlanSpec) -> Plan:
     """What is left to do of an input. Reads the commits; writes nothing.
 
     Raises:
@@ -214,23 +185,24 @@ def subtract(found: Survey, request: PlanRequest) -> Plan:
     listing, packing = found.listing, None
     shards, selected = listing.shards, found.selected
     if listing.kind == "folder":
-        packing = pack(listing, request.output, request.shard_size, found.left_out)
+        packing = pack(listing, spec.output, spec.config.input.shard_size, found.left_out)
         shards = packing.shards
         selected = np.array([shard.id in packing.selected for shard in shards], np.bool_)
         if not found.left_out:  # a shard of vanished images alone may be pending as well
             selected[:] = True
-    ledger = read_commit_index(request.output)
+    ledger = read_commit_index(spec.output)
     keys, tags, sizes = _columns(shards)
     places = ledger.find(keys)
     is_known = ledger.has_input(places, tags)
-    is_done = is_known & ledger.holds(places, request.fingerprint, request.masks)
-    redo = _redo(request.output, ledger)
+    is_done = is_known & ledger.holds(places, spec.fingerprint, spec.config.output.masks)
+    redo = _redo(spec.output, ledger)
     is_done &= ~np.isin(keys, hashes(redo, len(redo)))
     is_pending = ~is_done & selected
-    if request.only is not None:
-        is_pending &= np.isin(keys, hashes(request.only, len(request.only)))
-    if request.limit_shards is not None:
-        is_pending &= np.cumsum(is_pending) <= request.limit_shards
+    if spec.only is not None:
+        is_pending &= np.isin(keys, hashes(spec.only, len(spec.only)))
+    limit = spec.config.input.limit_shards
+    if limit is not None:
+        is_pending &= np.cumsum(is_pending) <= limit
     earlier = places[is_pending & (places >= 0)]
     gone = ledger.others(keys)
     images_gone = packing.vanished if packing else ()
@@ -251,9 +223,9 @@ def subtract(found: Survey, request: PlanRequest) -> Plan:
         vanished=len(gone) + len(images_gone),
         vanished_names=tuple(names[:_MOST_NAMED]),
         packing=packing,
-        passed_over=(*listing.passed_over, *_left_columns(listing, request.images)),
+        passed_over=(*listing.passed_over, *_left_columns(listing, spec.images)),
         layout=listing.layout,
-        sources=Sources(request.images, request.labels or request.images),
+        sources=spec.sources,
     )
 
 
@@ -264,10 +236,11 @@ def _left_columns(listing: Listing, images: Store) -> list[str]:
     return columns_passed_over(listing.shards[0], images)
 
 
-def _list(request: PlanRequest) -> Listing:
-    if request.voc_split is not None:
-        return list_devkit(request.images, request.voc_split)
-    return list_input(request.images, request.labels)
+def _list(spec: PlanSpec) -> Listing:
+    split = spec.config.input.split
+    if split is not None:  # a split of a PASCAL VOC development kit: see `resolve_plan`
+        return list_devkit(spec.images, split)
+    return list_input(spec.images, spec.label_folder)
 
 
 def _redo(output: Store, ledger: CommitIndex) -> dict[str, str]:

@@ -37,13 +37,13 @@ class DoctorInput:
 
 def examine_weights(config: RunConfig) -> Iterator[Finding]:
     """Whether the weights can be read and used, and what they are; no network is built."""
-    from pipeline.resolve import check_can_label, load_weights, resolve_labels
+    from pipeline.resolve import check_can_segment, load_weights, resolve_labels
 
     if config.model.weights is None:
         return
     try:
         file = load_weights(config.model.weights, config.input.store)
-        check_can_label(file, config.model.precision)
+        check_can_segment(file, config.model.precision)
         labels = resolve_labels(config.input.label_set, file, config.input.store)
     except FcnError as error:
         yield Finding.of(error)

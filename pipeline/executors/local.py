@@ -46,7 +46,7 @@ _NOBODY = ExecutorHooks()
 
 
 def run_local(
-    job: RunSpec,
+    spec: RunSpec,
     weights: WeightsFile,
     shards: Iterable[Shard],
     *,
@@ -55,7 +55,7 @@ def run_local(
     """Receipts of all chunks, in the order they are finished.
 
     Args:
-        job: of the run.
+        spec: of the run.
         weights: of the network.
         shards: what to label.
         driver: whoever wants the receipts.
@@ -64,13 +64,13 @@ def run_local(
         StoreError: a store fails; whatever else a stage raises ends the run as well.
     """
     yield from run_around_network(
-        job,
+        spec,
         weights,
         takewhile(lambda _: not driver.is_stopping(), shards),
         read=lambda shard: _until(
-            driver.is_stopping, read_chunks(shard, job.sources, job.chunk_limits)
+            driver.is_stopping, read_chunks(shard, spec.sources, spec.manifest.chunk_limits)
         ),
-        finish=lambda segmented: write_chunk(segmented, job),
+        finish=lambda segmented: write_chunk(segmented, spec),
         driver=driver,
     )
 
@@ -80,7 +80,7 @@ def _until(is_stopping: Callable[[], bool], chunks: Iterator[Chunk]) -> Iterator
 
 
 def run_around_network(
-    job: RunSpec,
+    spec: RunSpec,
     weights: WeightsFile,
     shards: Iterable[Shard],
     *,
@@ -91,7 +91,7 @@ def run_around_network(
     """The network between any two ends: `run` writes masks, `evaluate` counts pixels.
 
     Args:
-        job: for the network.
+        spec: for the network.
         weights: of the network.
         shards: what to read, in order.
         read: the chunks of a shard; called in threads of this process.
@@ -101,7 +101,7 @@ def run_around_network(
     Raises:
         FcnError: whatever a stage raises, but for shards that cannot be read.
     """
-    crew = _WorkerPool(job, weights)
+    crew = _WorkerPool(spec, weights)
 
     def chunks(shard: Shard) -> Iterator[StageItem]:
         try:
@@ -128,20 +128,20 @@ def run_around_network(
 class _WorkerPool:
     """The worker processes of a run; each works for one thread at a time."""
 
-    def __init__(self, job: RunSpec, weights: WeightsFile) -> None:
-        per_core = max(1, (os.cpu_count() or 1) // job.compute.threads_per_worker)
-        self.job = job
-        self.most = job.compute.workers or per_core
-        share = (job.limits.memory or usable_memory(machine_memory())) // self.most
+    def __init__(self, spec: RunSpec, weights: WeightsFile) -> None:
+        per_core = max(1, (os.cpu_count() or 1) // spec.config.compute.threads_per_worker)
+        self.spec = spec
+        self.most = spec.config.compute.workers or per_core
+        share = (spec.config.limits.memory or usable_memory(machine_memory())) // self.most
         self.weights = SharedWeights(weights)
-        self.members = [IsolatedSegmenter(job, self.weights, share) for _ in range(self.most)]
+        self.members = [IsolatedSegmenter(spec, self.weights, share) for _ in range(self.most)]
         self.free: queue.SimpleQueue[IsolatedSegmenter] = queue.SimpleQueue()
         for member in self.members:
             self.free.put(member)
 
     def size(self) -> int:
         """How many to use: one per core or so on a CPU, one on a GPU, unless the config says."""
-        compute = self.job.compute
+        compute = self.spec.config.compute
         if compute.workers is None and compute.device != "cpu":
             if self.members[0].worker.start() != "cpu":
                 return 1

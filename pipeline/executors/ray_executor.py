@@ -54,15 +54,15 @@ _NOBODY = ExecutorHooks()
 
 
 def run_ray(
-    job: RunSpec, weights: WeightsFile, shards: Sequence[Shard], *, driver: ExecutorHooks = _NOBODY
+    spec: RunSpec, weights: WeightsFile, shards: Sequence[Shard], *, driver: ExecutorHooks = _NOBODY
 ) -> Iterator[Receipt | ShardFailure]:
     """Receipts of all chunks, in the order they are finished.
 
-    Connects to `job.compute.ray_address` or RAY_ADDRESS, uses the surrounding Ray job, or starts an
+    Connects to `spec.config.compute.ray_address` or RAY_ADDRESS, uses the surrounding Ray spec, or starts an
     embedded Ray and stops it afterwards.
 
     Args:
-        job: of the run.
+        spec: of the run.
         weights: of the network.
         shards: what to label, at least one.
         driver: whoever wants the receipts.
@@ -71,13 +71,13 @@ def run_ray(
         StoreError: a store fails in a worker.
         ClusterError: the cluster cannot be reached, or no node of it can hold a network.
     """
-    with connected(job.compute.ray_address):
+    with connected(spec.config.compute.ray_address):
         kept = ray.put(weights)
-        metrics = RayMetrics(job.monitoring.metrics_name)
-        pool = _plan_pool(job)
+        metrics = RayMetrics(spec.config.monitoring.metrics_name)
+        pool = _plan_pool(spec)
         driver.on_copies(pool.start)
-        with watched(job.compute, pool):
-            for row in _rows(_dataset(job, kept, shards, pool)):
+        with watched(spec.config.compute, pool):
+            for row in _rows(_dataset(spec, kept, shards, pool)):
                 item = pickle.loads(row["item"])
                 if isinstance(item, FcnError):
                     raise item
@@ -98,13 +98,13 @@ def _rows(dataset: Any) -> Iterator[Row]:
         ) from error
 
 
-def _plan_pool(job: RunSpec) -> Pool:
+def _plan_pool(spec: RunSpec) -> Pool:
     """What this cluster is asked for; says what it lacks.
 
     Raises:
         ClusterError: no node can hold a copy of the network.
     """
-    pool = plan_pool(job.compute, live_nodes(), nodes_to_come())
+    pool = plan_pool(spec.config.compute, live_nodes(), nodes_to_come())
     if pool.start > pool.room:
         log.warning(
             "asks for %d copies of the network, the cluster has room for %d now: the others wait "
@@ -113,7 +113,7 @@ def _plan_pool(job: RunSpec) -> Pool:
     return pool
 
 
-def _dataset(job: RunSpec, weights: Any, shards: Sequence[Shard], pool: Pool) -> Any:
+def _dataset(spec: RunSpec, weights: Any, shards: Sequence[Shard], pool: Pool) -> Any:
     # Ray logs every start and end of a plan, and warns that its bars are off; set here, because its
     # own set-up comes late.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -123,21 +123,21 @@ def _dataset(job: RunSpec, weights: Any, shards: Sequence[Shard], pool: Pool) ->
         {"item": pickle.dumps(shards[start : start + several])}
         for start in range(0, len(shards), several)
     ]
-    compute = job.compute
+    compute = spec.config.compute
     io_nodes = dict(pool.io_selector) or None
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .flat_map(_Read(job), num_cpus=IO_CPUS, label_selector=io_nodes)
+        .flat_map(_Read(spec), num_cpus=IO_CPUS, label_selector=io_nodes)
         .map(
             _SegmentActor,  # type: ignore[arg-type]  # Ray's stub wants the method, not the class
-            fn_constructor_kwargs={"job": job, "weights": weights, "most": pool.most},
+            fn_constructor_kwargs={"spec": spec, "weights": weights, "most": pool.most},
             # It never shrinks while there is work: a copy that is lost is asked for again.
             compute=ray.data.ActorPoolStrategy(min_size=pool.start, max_size=pool.most),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
             label_selector=selector(compute.worker_labels) or None,
         )
-        .map(_Write(job), num_cpus=IO_CPUS, label_selector=io_nodes)
+        .map(_Write(spec), num_cpus=IO_CPUS, label_selector=io_nodes)
     )
 
 
@@ -161,25 +161,25 @@ def _set_context(pool: Pool) -> None:
 _PASSED_ON = (ShardFailure, FcnError)
 
 
-def _log_as(job: RunSpec) -> None:
+def _log_as(spec: RunSpec) -> None:
     """Worker processes of Ray log to files of Ray's, `worker-….err`, in the form of the run."""
-    logs.set_run(job.run)
-    if job.monitoring.log_format == "json" and not logs.is_json():
+    logs.set_run(spec.run)
+    if spec.config.monitoring.log_format == "json" and not logs.is_json():
         logs.use_json()
 
 
 class _Read:
     """CPU task: the chunks of some shards."""
 
-    def __init__(self, job: RunSpec) -> None:
-        self.job = job
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
 
     def __call__(self, row: Row) -> Iterator[Row]:
-        _log_as(self.job)
+        _log_as(self.spec)
         shards: Sequence[Shard] = pickle.loads(row["item"])
         for shard in shards:
             try:
-                for chunk in read_chunks(shard, self.job.sources, self.job.chunk_limits):
+                for chunk in read_chunks(shard, self.spec.sources, self.spec.manifest.chunk_limits):
                     yield {"item": pickle.dumps(chunk, protocol=5)}
             except (ShardError, StoreError) as error:
                 yield {"item": pickle.dumps(ShardFailure.of(shard.id, error))}
@@ -190,10 +190,10 @@ class _Read:
 class _SegmentActor:
     """Actor that owns a worker process with the network: a chunk in, its masks out."""
 
-    def __init__(self, job: RunSpec, weights: Any, most: int | None) -> None:
-        _log_as(job)
+    def __init__(self, spec: RunSpec, weights: Any, most: int | None) -> None:
+        _log_as(spec)
         self.segmenter = IsolatedSegmenter(
-            job, SharedWeights(ray.get(weights)), _memory_share(most, job.limits.memory)
+            spec, SharedWeights(ray.get(weights)), _memory_share(most, spec.config.limits.memory)
         )
         with suppress(FcnError):  # comes again with the first chunk, and goes to the driver
             self.segmenter.worker.start()
@@ -224,15 +224,15 @@ def _memory_share(most: int | None, limit: int | None) -> int:
 class _Write:
     """CPU task: masks to objects, a receipt out."""
 
-    def __init__(self, job: RunSpec) -> None:
-        self.job = job
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
 
     def __call__(self, row: Row) -> Row:
-        _log_as(self.job)
+        _log_as(self.spec)
         item = pickle.loads(row["item"])
         if isinstance(item, _PASSED_ON):
             return row
         try:
-            return {"item": pickle.dumps(write_chunk(item, self.job))}
+            return {"item": pickle.dumps(write_chunk(item, self.spec))}
         except FcnError as error:
             return {"item": pickle.dumps(error)}

@@ -34,7 +34,7 @@ from pipeline.export.webdataset import WebDataset, without_dots
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.output.markers import read_marker
 from pipeline.redact import masked
-from pipeline.resolve import plan_request
+from pipeline.resolve import resolve_plan
 from pipeline.storage.store import Store
 
 FORMS: Mapping[str, Callable[[ExportSubject], ExportFormat]] = {
@@ -130,9 +130,9 @@ def export(
     refuse_overlap(dest, output, "OUTPUT")
     source = MaskSource(output, identity, choices.image_suffix)
     if choices.images:
-        request = plan_request(config)
-        refuse_overlap(dest, request.images, "INPUT")
-        source = ImageSource(output, identity, request)
+        plan = resolve_plan(config)
+        refuse_overlap(dest, plan.images, "INPUT")
+        source = ImageSource(output, identity, plan)
     place = ExportTarget(dest, _wanted(output, identity, choices))
     with ExitStack() as files:
         subject = ExportSubject(place, identity.labels, choices, _about(identity), files)

@@ -26,7 +26,7 @@ from pipeline.ray_jobs.job_metadata import (
 )
 from pipeline.ray_jobs.ray_client import Jobs, UnreachableError, patiently
 from pipeline.redact import masked
-from pipeline.resolve import plan_request
+from pipeline.resolve import resolve_plan
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _check(config: JobConfig) -> None:
             expected="a weights file",
             remedy="For the shipped ones: --weights demo.",
         )
-    plan_request(config)
+    resolve_plan(config)
 
 
 def _output_url(url: str) -> str:

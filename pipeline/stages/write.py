@@ -75,22 +75,22 @@ _PREVIEW_SCHEMA = pa.schema(
 )  # fmt: skip
 
 
-def write_chunk(segmented: SegmentedChunk, job: RunSpec) -> Receipt:
+def write_chunk(segmented: SegmentedChunk, spec: RunSpec) -> Receipt:
     """Put the chunk's objects and say what they are.
 
     Raises:
         StoreError: the store refuses.
     """
     started = time.perf_counter()
-    pngs = [encode_mask(result.mask, job.labels.palette) for result in segmented.images]
+    pngs = [encode_mask(result.mask, spec.labels.palette) for result in segmented.images]
 
     def put(item: tuple[str, bytes]) -> FileRecord:
-        job.output.write(*item)
+        spec.output.write(*item)
         return record(*item)
 
-    objects = _objects(segmented, pngs, job)
+    objects = _objects(segmented, pngs, spec)
     # A disk gains nothing by threads; they cost a tenth of a millisecond each time.
-    done = map(put, objects) if job.output.is_local else map_ordered(put, objects, _STREAMS)
+    done = map(put, objects) if spec.output.is_local else map_ordered(put, objects, _STREAMS)
     files = tuple(done)
     images = segmented.images
     return Receipt(
@@ -103,14 +103,14 @@ def write_chunk(segmented: SegmentedChunk, job: RunSpec) -> Receipt:
         failures=segmented.failures,
         confusion=tuple(tuple(row) for row in segmented.confusion.matrix.tolist()),
         class_pixels=tuple(
-            sum(result.class_pixels[k] for result in images) for k in range(job.labels.num_classes)
+            sum(result.class_pixels[k] for result in images) for k in range(spec.labels.num_classes)
         ),
         confidence_sum=math.fsum(result.mean_confidence for result in images),
         histograms=Histograms.count(
             [result.class_pixels for result in images],
             [result.mean_confidence for result in images],
             [result.mask.shape for result in images],
-            job.labels.num_classes,
+            spec.labels.num_classes,
         ),
         candidates=_candidates(segmented),
         seconds={**segmented.seconds, "write": time.perf_counter() - started},
@@ -126,23 +126,23 @@ def quarantine_table(failures: Sequence[Failure]) -> bytes:
 
 
 def _objects(
-    segmented: SegmentedChunk, pngs: Sequence[bytes], job: RunSpec
+    segmented: SegmentedChunk, pngs: Sequence[bytes], spec: RunSpec
 ) -> Iterator[tuple[str, bytes]]:
     name = chunk_name(segmented.shard, segmented.seq, segmented.count)
-    if "parquet" in job.masks:
-        yield f"masks/{name}.parquet", _mask_table(segmented, pngs, job.labels)
-    if "png" in job.masks:
+    if "parquet" in spec.masks:
+        yield f"masks/{name}.parquet", _mask_table(segmented, pngs, spec.labels)
+    if "png" in spec.masks:
         for result, png in zip(segmented.images, pngs, strict=True):
             yield f"png/{segmented.shard}/{result.key}.png", png
-    if "tar" in job.masks:
+    if "tar" in spec.masks:
         yield f"tar/{name}.tar", _tar(segmented.images, pngs)
-    if "confidence" in job.masks:
+    if "confidence" in spec.masks:
         for result in segmented.images:
             assert result.confidence is not None
             path = f"confidence/{segmented.shard}/{result.key}.png"
             yield path, encode_image(result.confidence)
     if segmented.previews:
-        yield _preview_path(name), _preview_table(segmented, job.labels)
+        yield _preview_path(name), _preview_table(segmented, spec.labels)
 
 
 def _preview_path(name: str) -> str:

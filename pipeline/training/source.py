@@ -20,7 +20,7 @@ from pipeline.inputs.sample import Failure, Sample, decode_truth
 from pipeline.inputs.shard import ChunkLimits, Shard, Sources
 from pipeline.limits import is_over
 from pipeline.plan import make_plan
-from pipeline.resolve import plan_request
+from pipeline.resolve import resolve_plan
 from pipeline.stages.read import Chunk, read_chunks
 
 _NOWHERE = "memory://fcnseg-train-lists-only"
@@ -101,7 +101,7 @@ def list_source(config: InputConfig, labels: LabelSet, limits: LimitsConfig) -> 
         StoreError: it cannot be listed.
     """
     run = RunConfig(input=config, output=OutputConfig(url=_NOWHERE), limits=limits)
-    found = make_plan(plan_request(run))
+    found = make_plan(resolve_plan(run))
     digest = hashlib.sha256()
     for shard in found.pending:
         digest.update(f"{shard.id}\0{shard.etag}\0{shard.size}\0".encode())

@@ -42,28 +42,28 @@ ChunkAttempt = Callable[[Sequence[Sample]], SegmentedPart | WorkerFailure]
 class IsolatedSegmenter:
     """The segment stage: chunks in, masks and counts out, in a worker process that it owns."""
 
-    def __init__(self, job: RunSpec, weights: SharedWeights, memory: int) -> None:
-        """Take a job over; nothing is started yet.
+    def __init__(self, spec: RunSpec, weights: SharedWeights, memory: int) -> None:
+        """Keep the settings; the worker process starts with the first chunk.
 
         Args:
-            job: what to do, and its limits.
+            spec: settings of the run.
             weights: of the network; closed by whoever made them.
             memory: bytes for the process, where `limits.worker_memory` does not say.
         """
-        self.job = job
-        compute, limits = job.compute, job.limits
+        self.spec = spec
+        compute, limits = spec.config.compute, spec.config.limits
         memory = limits.worker_memory or memory
         self.worker = WorkerProcess(
             NetworkSettings(
-                labels=job.labels,
-                confidence="confidence" in job.masks,
-                precision=job.precision,
+                labels=spec.labels,
+                confidence="confidence" in spec.masks,
+                precision=spec.config.model.precision,
                 device=compute.device,
                 threads=compute.threads_per_worker,
                 batch_size=compute.batch_size,
-                max_image_pixels=job.max_image_pixels,
+                max_image_pixels=spec.config.limits.max_image_pixels,
                 plain_forward=compute.plain_forward,
-                review_images=job.review_images,
+                review_images=spec.config.drift.review_images,
                 decoders=compute.decoders,
                 memory=memory,
             ),
@@ -90,7 +90,10 @@ class IsolatedSegmenter:
         pieces = list(search.pieces(chunk.samples))
         if search.gave_up:
             return self._over_limit(chunk, search.poisoned)
-        classes, counts = self.job.labels.num_classes, PreviewCounts(self.job.review_images)
+        classes, counts = (
+            self.spec.labels.num_classes,
+            PreviewCounts(self.spec.config.drift.review_images),
+        )
         if search.poisoned:
             nothing = ConfusionMatrix(classes)
             pieces.append(SegmentedPart((), tuple(search.poisoned), (), nothing, {}))
@@ -122,8 +125,8 @@ class IsolatedSegmenter:
         # Exact for a shard of one chunk; else the most images that the shard can have, so that no
         # shard is given up that the limit would let pass.
         images = len(chunk.samples) + len(chunk.failures)
-        most = images if chunk.count == 1 else chunk.count * self.job.chunk_limits.images
-        return is_over(poisoned, most, self.job.limits.max_bad_fraction_per_shard)
+        most = images if chunk.count == 1 else chunk.count * self.spec.manifest.chunk_limits.images
+        return is_over(poisoned, most, self.spec.config.limits.max_bad_fraction_per_shard)
 
     def _over_limit(self, chunk: Chunk, poisoned: Sequence[Failure]) -> ShardFailure:
         first = poisoned[0]

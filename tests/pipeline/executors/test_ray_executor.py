@@ -150,11 +150,11 @@ def test_workers_of_ray_log_as_the_run_does(cluster: None, tmp_path: Path) -> No
     import ray
 
     from pipeline.executors.ray_executor import _log_as
-    from pipeline.resolve import prepare
+    from pipeline.resolve import resolve_run
 
     source = world.write_shards(tmp_path / "in", shards=1)
     config = world.config(source, tmp_path / "out", "demo", monitoring__log_format="json")
-    job = replace(prepare(config).job, run="r")
+    job = replace(resolve_run(config)[0], run="r")
 
     @ray.remote
     def said() -> str:
