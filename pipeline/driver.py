@@ -16,7 +16,7 @@ from pipeline.executors.ray_connection import check_reachable
 from pipeline.finish import Session, find_reference, finish_run, open_output
 from pipeline.inputs.folder import freeze
 from pipeline.inputs.shard import Shard
-from pipeline.manifest import check
+from pipeline.manifest import check_output
 from pipeline.monitoring.progress import Progress
 from pipeline.output.history import begin_run, opened_run
 from pipeline.output.quarantine import RetryList, read_retry_list, write_retry_list
@@ -47,9 +47,9 @@ def plan(config: RunConfig) -> Plan:
     if config.model.weights is None:
         return make_plan(resolve_plan(config))
     spec, _ = resolve_run(config)
-    check(spec.output, spec.manifest)
+    check_output(spec.output, spec.manifest)
     found = make_plan(spec)
-    check(spec.output, replace(spec.manifest, layout=found.layout))
+    check_output(spec.output, replace(spec.manifest, layout=found.layout))
     return found
 
 
@@ -84,12 +84,12 @@ def run(
     if config.resolved_executor() == "local":
         start_fork_server()  # it imports torch while this process continues
     spec, weights = resolve_run(config)
-    check(spec.output, spec.manifest)
+    check_output(spec.output, spec.manifest)
     # The input is listed before the lease is taken: an input that cannot be segmented leaves no
     # trace in the output. The output is read under the lease: no other driver changes it.
     found = survey(spec)
     spec = replace(spec, manifest=replace(spec.manifest, layout=found.listing.layout))
-    check(spec.output, spec.manifest)
+    check_output(spec.output, spec.manifest)
     reference = find_reference(config.drift, spec.manifest, config.output.store)
     if config.resolved_executor() == "ray":
         check_reachable(config.ray_address())

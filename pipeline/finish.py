@@ -21,7 +21,7 @@ from pipeline.committer import Committer
 from pipeline.config import DriftConfig
 from pipeline.errors import ConfigError
 from pipeline.limits import is_over
-from pipeline.manifest import Manifest, claim, read_manifest
+from pipeline.manifest import Manifest, claim_output, read_manifest
 from pipeline.monitoring.metrics import Monitor
 from pipeline.monitoring.progress import Progress, ProgressRecord
 from pipeline.output.commit_index import CommitIndex, read_commit_index
@@ -93,7 +93,7 @@ def open_output(
 ) -> Iterator[Session]:
     """Hold the lease of an output while a run works on it.
 
-    The order is a part of exactly-once: preflight, lease, claim, then the markers of the earlier
+    The order is a part of exactly-once: preflight, lease, claim_output, then the markers of the earlier
     run are removed. When the session ends, the progress file is deleted and the lease released.
 
     Args:
@@ -109,7 +109,7 @@ def open_output(
     preflight(spec.output)
     with Lease(spec.output) as lease, Monitor(spec.config.monitoring) as monitor:
         output = spec.output.guarded(lease.check)
-        claim(output, spec.manifest)
+        claim_output(output, spec.manifest)
         remove_markers(output)
         spec = replace(spec, output=output)
         with ProgressRecord(output, lease.holder.owner, on_progress) as progress:

@@ -32,7 +32,9 @@ from pipeline.storage.store import Store
 from tests.support import world
 
 SHARD = Shard("x/a", "tar", "x/a.tar", 99, "tag")
-SPEC = world.spec(images=Store("memory://in"), run="20260101T000000Z-00000000", masks=("png", "parquet"))
+SPEC = world.spec(
+    images=Store("memory://in"), run="20260101T000000Z-00000000", masks=("png", "parquet")
+)
 COUNTS = st.integers(0, 2**62)
 
 
