@@ -39,9 +39,10 @@ from pipeline.finish import write_results, write_table
 from pipeline.inputs.shard import ChunkLimits
 from pipeline.manifest import Manifest
 from pipeline.output.commit_index import CommitIndex
-from pipeline.output.commits import Commit, commit_path
+from pipeline.output.commits import Commit
 from pipeline.output.run_result import RunResult
-from pipeline.output.shard_table import TABLE_PATH, Entry
+from pipeline.output.shard_table import Entry
+from pipeline.paths import SHARD_TABLE, commit_path
 from pipeline.plan import Plan, make_plan
 from pipeline.resolve import resolve_plan
 from pipeline.stages.histograms import Histograms
@@ -180,7 +181,7 @@ def tabulate(folder: Path) -> str:
     for number in range(count):
         ledger.add(replace(entries[number % VARIANTS], shard=name(number)))
     summary = write_table(output, ledger, LABELS)
-    return f"{summary.shards} in the table, {output.stat(TABLE_PATH).size} bytes"
+    return f"{summary.shards} in the table, {output.stat(SHARD_TABLE).size} bytes"
 
 
 def a_spec(images: Store, output: Store) -> RunSpec:
@@ -234,7 +235,7 @@ def _finish(found: Plan, output: Store) -> str:
         summary.shards, 0, (), False, 0, (), 1.0,
     )  # fmt: skip
     write_results(output, summary, result)
-    return f"{summary.shards} in the table, {output.stat(TABLE_PATH).size} bytes"
+    return f"{summary.shards} in the table, {output.stat(SHARD_TABLE).size} bytes"
 
 
 FROM_COMMITS, FROM_ROWS = "plan, finish; no table", "first table, from rows"

@@ -34,12 +34,11 @@ from pipeline.output.review import Shortlist, write_review
 from pipeline.output.run_result import RunResult
 from pipeline.output.shard_table import DamagedError, TableWriter
 from pipeline.output.summary import Summary, Sums, summarize
+from pipeline.paths import SCORES
 from pipeline.report.build import write_report
 from pipeline.stages.spec import RunSpec
 from pipeline.storage.options import StoreOptions
 from pipeline.storage.store import Store, preflight
-
-SCORES_PATH = "stats/scores.json"
 
 _SCORES = (
     "pixel_accuracy",
@@ -226,7 +225,7 @@ def write_results(output: Store, summary: Summary, result: RunResult) -> None:
     Raises:
         StoreError: the store fails.
     """
-    output.write(SCORES_PATH, json.dumps(summary.scores(), indent=1).encode())
+    output.write(SCORES, json.dumps(summary.scores(), indent=1).encode())
     write_report(output, summary, {failure.shard: failure.reason for failure in result.failed})
     write_marker(output, result)
 

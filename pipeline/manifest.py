@@ -21,10 +21,9 @@ from fcn_core.weights.weights_file import DEMO_WEIGHTS, WeightsFile
 from pipeline.config import RunConfig, Section
 from pipeline.errors import MissingError, OutputError
 from pipeline.inputs.shard import ChunkLimits
+from pipeline.paths import COMMITS, MANIFEST, VIRTUAL_SHARDS
 from pipeline.redact import masked
 from pipeline.storage.store import Store
-
-PATH = "_run.json"
 
 OUTPUT_FORMAT = 2
 """Version of all files in an output: see the heading "Output format" in CHANGELOG.md.
@@ -194,7 +193,7 @@ def read_manifest(output: Store) -> Manifest:
         OutputError: the output has no manifest, or one of a later format.
     """
     try:
-        return Manifest.from_json(output.read(PATH), output.location(PATH))
+        return Manifest.from_json(output.read(MANIFEST), output.location(MANIFEST))
     except MissingError as error:
         raise OutputError(
             where=output.url,
@@ -213,15 +212,15 @@ def claim_output(output: Store, own: Manifest) -> None:
         OutputError: the output belongs to another input, other weights or other chunk limits.
     """
     check_output(output, own)
-    if output.create(PATH, own.to_json()):
+    if output.create(MANIFEST, own.to_json()):
         return
     existing = read_manifest(output)
     if _difference(existing, own) is not None:  # but nothing is committed: see `check_output`
-        for info in output.objects("_index"):
+        for info in output.objects(VIRTUAL_SHARDS):
             output.delete(info.path)
-        output.write(PATH, own.to_json())
+        output.write(MANIFEST, own.to_json())
     elif existing.config != own.config:
-        output.write(PATH, replace(existing, config=own.config).to_json())
+        output.write(MANIFEST, replace(existing, config=own.config).to_json())
 
 
 def check_output(output: Store, own: Manifest) -> None:
@@ -238,7 +237,7 @@ def check_output(output: Store, own: Manifest) -> None:
     except OutputError as error:
         if not isinstance(error.__cause__, MissingError):
             raise
-        if output.objects("_commits"):
+        if output.objects(COMMITS):
             raise OutputError(
                 where=output.url,
                 found="commits, but no _run.json",
@@ -247,7 +246,7 @@ def check_output(output: Store, own: Manifest) -> None:
             ) from error
         return
     difference = _difference(existing, own)
-    if difference is not None and next(output.listing("_commits"), None) is not None:
+    if difference is not None and next(output.listing(COMMITS), None) is not None:
         _refuse(output, *difference)
 
 

@@ -244,7 +244,7 @@ def print_scores(scores: Mapping[str, Any], labels: LabelSet) -> None:
 
 def print_result(result: RunResult, *, as_json: bool = False) -> None:
     """What a run did, and what it could not do."""
-    from pipeline.report.build import REPORT_PATH  # jinja2, and more
+    from pipeline.paths import REPORT
 
     if as_json:
         print_json(result.to_dict())
@@ -254,7 +254,7 @@ def print_result(result: RunResult, *, as_json: bool = False) -> None:
         print_scores(result.scores, result.labels)
     if result.record is not None:
         print_drift(result.record)
-    out.print(f"report: {result.output}/{REPORT_PATH}", markup=False)
+    out.print(f"report: {result.output}/{REPORT}", markup=False)
 
 
 def _print_outcome(result: RunResult) -> None:

@@ -17,6 +17,7 @@ from pipeline.config import InputConfig, RunConfig
 from pipeline.doctor.finding import Finding, fine, problem, warning
 from pipeline.inputs.listing import check_names
 from pipeline.output.lease import MARGIN_SECONDS
+from pipeline.paths import PROBE
 from pipeline.storage.store import Store
 
 
@@ -128,7 +129,7 @@ def clock_skew(store: Store) -> float | None:
     Raises:
         StoreError: nothing can be written there.
     """
-    path = f"_probe-{uuid.uuid4().hex}"
+    path = f"{PROBE}{uuid.uuid4().hex}"
     before = time.time()
     store.write(path, b"")
     after = time.time()

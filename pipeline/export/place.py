@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.concurrency import map_ordered
 from pipeline.errors import ConfigError, MissingError, OutputError
-from pipeline.output.commits import PREFIX
+from pipeline.paths import COMMITS
 from pipeline.storage.store import Store
 
 RECORD = "_export.json"
@@ -87,7 +87,7 @@ def state_of(output: Store) -> str:
         StoreError: they cannot be listed.
     """
     digest = hashlib.sha256()
-    for info in output.listing(PREFIX):
+    for info in output.listing(COMMITS):
         digest.update(f"{info.path}\0{info.etag}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 

@@ -22,11 +22,11 @@ from pipeline.inputs.folder import pack
 from pipeline.inputs.shard import Member, Shard, Sources
 from pipeline.manifest import Manifest
 from pipeline.output.commit_index import read_commits
-from pipeline.output.commits import Commit, commit_path
+from pipeline.output.commits import Commit
+from pipeline.paths import chunk_name, commit_path
 from pipeline.plan import survey
 from pipeline.stages.read import read_chunks
 from pipeline.stages.spec import PlanSpec
-from pipeline.stages.write import chunk_name
 from pipeline.storage.store import Store
 
 _READERS = 8

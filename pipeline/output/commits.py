@@ -17,6 +17,7 @@ from fcn_core.metrics import ConfusionMatrix
 from pipeline.errors import OutputError, StoreError
 from pipeline.inputs.sample import Failure
 from pipeline.inputs.shard import Shard
+from pipeline.paths import commit_path, quarantine_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import Candidate, FileRecord, Receipt, record
 from pipeline.stages.spec import RunSpec
@@ -25,11 +26,6 @@ from pipeline.storage.store import Store
 
 COMMIT_FORMAT = 2
 """1 lacked `run`, `histograms` and `candidates`."""
-
-
-PREFIX = "_commits"
-
-QUARANTINE = "_quarantine"
 
 
 @dataclass(frozen=True)
@@ -127,16 +123,6 @@ def _histograms(document: Mapping[str, Any]) -> Histograms | None:
     if len(found.shares) != len(document["class_pixels"]):
         raise ValueError(f"histograms of {len(found.shares)} classes")
     return found
-
-
-def commit_path(shard: str) -> str:
-    """Where a shard's commit is, below OUTPUT."""
-    return f"{PREFIX}/{shard}.json"
-
-
-def quarantine_path(shard: str) -> str:
-    """Where a shard's quarantine table is, below OUTPUT."""
-    return f"{QUARANTINE}/{shard}.parquet"
 
 
 def build_commit(spec: RunSpec, shard: Shard, receipts: Sequence[Receipt]) -> Commit:

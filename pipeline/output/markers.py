@@ -7,10 +7,8 @@ from typing import Any
 
 from pipeline.errors import MissingError
 from pipeline.output.run_result import RunResult
+from pipeline.paths import PARTIAL, SUCCESS
 from pipeline.storage.store import Store
-
-SUCCESS = "_SUCCESS"
-PARTIAL = "_PARTIAL"
 
 
 def read_marker(output: Store) -> tuple[str | None, dict[str, Any]]:

@@ -25,12 +25,11 @@ from fcn_core.labels import LabelSet
 from pipeline.concurrency import map_ordered
 from pipeline.errors import MissingError, OutputError
 from pipeline.formats import parquet_bytes, read_parquet
-from pipeline.output.commits import Commit, commit_path
+from pipeline.output.commits import Commit
+from pipeline.paths import commit_path, review_path
 from pipeline.stages.records import PREVIEW_SIDE, Candidate, FileRecord, record
 from pipeline.stages.write import MASK_SCHEMA
 from pipeline.storage.store import Store
-
-PREFIX = "review"
 
 Reason = Literal["disagrees with its label", "least confident"]
 
@@ -107,11 +106,6 @@ class Shortlist:
     def shards(self) -> list[str]:
         """Their ids: the N worst images of each kind are in them."""
         return sorted({shard for kept in self._lowest.values() for _, shard in kept})
-
-
-def review_path(run: str) -> str:
-    """Where the review queue of a run is, below OUTPUT."""
-    return f"{PREFIX}/{run}.parquet"
 
 
 def write_review(

@@ -21,6 +21,7 @@ from fcn_core.labels import LabelSet
 from pipeline.concurrency import map_ordered
 from pipeline.formats import add_to_tar, parquet_bytes
 from pipeline.inputs.sample import Failure
+from pipeline.paths import chunk_name, preview_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import (
     LOWEST,
@@ -142,16 +143,12 @@ def _objects(
             path = f"confidence/{segmented.shard}/{result.key}.png"
             yield path, encode_image(result.confidence)
     if segmented.previews:
-        yield _preview_path(name), _preview_table(segmented, spec.labels)
-
-
-def _preview_path(name: str) -> str:
-    return f"_previews/{name}.parquet"
+        yield preview_path(name), _preview_table(segmented, spec.labels)
 
 
 def _candidates(segmented: SegmentedChunk) -> tuple[Candidate, ...]:
     """The worst images of a chunk, with labels and without: they have previews."""
-    path = _preview_path(chunk_name(segmented.shard, segmented.seq, segmented.count))
+    path = preview_path(chunk_name(segmented.shard, segmented.seq, segmented.count))
     results = {result.key: result for result in segmented.images}
     worst = [
         results[preview.key]
@@ -162,15 +159,6 @@ def _candidates(segmented: SegmentedChunk) -> tuple[Candidate, ...]:
         Candidate(image.key, _null_if_nan(image.mean_confidence), image.mean_iou, path)
         for image in worst
     )
-
-
-def chunk_name(shard: str, seq: int, count: int) -> str:
-    """The shard's own name for its only chunk, else one with number and count.
-
-    >>> chunk_name("a/voc", 0, 1), chunk_name("a/voc", 2, 4)
-    ('a/voc', 'a/voc-00002-of-00004')
-    """
-    return shard if count == 1 else f"{shard}-{seq:05d}-of-{count:05d}"
 
 
 def _mask_table(segmented: SegmentedChunk, pngs: Sequence[bytes], labels: LabelSet) -> bytes:

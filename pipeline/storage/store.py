@@ -21,6 +21,7 @@ import fsspec
 from fsspec.utils import get_protocol
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.paths import PROBE
 from pipeline.redact import has_secret, masked
 from pipeline.storage.backend import Leftover, ObjectInfo, Objects
 from pipeline.storage.errors import explained
@@ -209,7 +210,7 @@ class Store:
             StoreError: nothing can be written here.
         """
         try:
-            return self._probed(f"_probe-{uuid.uuid4().hex}")
+            return self._probed(f"{PROBE}{uuid.uuid4().hex}")
         except StoreError as error:  # of the place: nobody asked for an object of this name
             raise error.at(self.location("")) from error
 

@@ -14,8 +14,8 @@ from fcn_core.preprocessing import CENTRED_RGB, PREPROCESSINGS, Preprocessing
 from fcn_core.weights.weights_file import WeightsFile
 from pipeline.config import InputConfig
 from pipeline.errors import ConfigError, MissingError, OutputError
-from pipeline.manifest import PATH as RUN_PATH
 from pipeline.manifest import first_difference
+from pipeline.paths import MANIFEST, SUCCESS
 from pipeline.resolve import load_weights, read_label_set, refuse_overlap
 from pipeline.storage.store import Store
 from pipeline.training.config import SCRATCH, TrainConfig, check_consistent
@@ -27,7 +27,6 @@ FORMAT = 1
 
 CHECKPOINTS = "checkpoints"
 
-SUCCESS = "_SUCCESS"
 
 log = logging.getLogger("fcnseg")
 
@@ -194,9 +193,9 @@ def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
     Raises:
         OutputError: naming the first difference.
     """
-    if _read(output, RUN_PATH) is not None:
+    if _read(output, MANIFEST) is not None:
         raise OutputError(
-            where=output.location(RUN_PATH), found="the output of fcnseg run", expected="a directory of its own",
+            where=output.location(MANIFEST), found="the output of fcnseg run", expected="a directory of its own",
             remedy="Choose another --output.",
         )  # fmt: skip
     data = _read(output, PATH)

@@ -20,12 +20,11 @@ from pipeline.output.commits import (
     COMMIT_FORMAT,
     Commit,
     build_commit,
-    commit_path,
-    quarantine_path,
     with_file,
     write_commit,
     write_quarantine,
 )
+from pipeline.paths import commit_path, quarantine_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import Candidate, FileRecord, Receipt, record
 from pipeline.storage.store import Store

@@ -17,7 +17,6 @@ from pipeline.driver import plan, run
 from pipeline.errors import OutputError
 from pipeline.manifest import absolute, anywhere, read_manifest, saved_config
 from pipeline.monitoring.progress import Progress
-from pipeline.output.commits import commit_path, quarantine_path
 from pipeline.output.quarantine import (
     find_retry_list,
     quarantined,
@@ -26,6 +25,7 @@ from pipeline.output.quarantine import (
     write_retry_list,
 )
 from pipeline.output.status import read_status
+from pipeline.paths import commit_path, quarantine_path
 from pipeline.storage.store import Store
 from tests.support import world
 

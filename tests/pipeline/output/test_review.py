@@ -22,7 +22,8 @@ from pipeline.formats import parquet_bytes
 from pipeline.output import shard_table
 from pipeline.output.commit_index import read_commit_index
 from pipeline.output.commits import Commit, write_commit
-from pipeline.output.review import Shortlist, choose, read_review, review_path, write_review
+from pipeline.output.review import Shortlist, choose, read_review, write_review
+from pipeline.paths import review_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import Candidate
 from pipeline.storage.store import Store

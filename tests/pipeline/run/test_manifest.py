@@ -18,7 +18,6 @@ from pipeline.errors import OutputError
 from pipeline.inputs.shard import ChunkLimits
 from pipeline.manifest import (
     OUTPUT_FORMAT,
-    PATH,
     Manifest,
     check_output,
     claim_output,
@@ -28,6 +27,7 @@ from pipeline.manifest import (
 )
 from pipeline.output.status import read_status
 from pipeline.output.verify import verify
+from pipeline.paths import MANIFEST
 from pipeline.storage.store import Store
 from tests.support import world
 
@@ -82,7 +82,7 @@ def test_an_empty_place_is_claimed_once(output: Store) -> None:
     claim_output(output, MINE)
     written = output.objects()
     claim_output(output, MINE)
-    assert output.objects() == written and [info.path for info in written] == [PATH]
+    assert output.objects() == written and [info.path for info in written] == [MANIFEST]
     assert read_manifest(output) == MINE
 
 
@@ -136,7 +136,7 @@ def test_another_identity_is_refused_and_named(output: Store, change: dict, mess
 
 def test_a_newer_format_is_refused_with_the_way_out(output: Store) -> None:
     document = {**json.loads(MINE.to_json()), "format": OUTPUT_FORMAT + 1}
-    output.write(PATH, json.dumps(document).encode())
+    output.write(MANIFEST, json.dumps(document).encode())
     verbs = (lambda: check_output(output, MINE), lambda: claim_output(output, MINE), lambda: verify(output),
              lambda: read_status(output))  # fmt: skip
     for verb in verbs:
@@ -147,9 +147,11 @@ def test_a_newer_format_is_refused_with_the_way_out(output: Store) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"{}", b'{"format": 1}', b"\xff\xfe"])
 def test_what_is_no_identity_is_refused(output: Store, data: bytes) -> None:
-    output.write(PATH, data)
+    output.write(MANIFEST, data)
     for verb in (read_manifest, lambda output: check_output(output, MINE)):
-        with pytest.raises(OutputError, match=rf"{PATH}: unreadable .*; the _run.json of a run"):
+        with pytest.raises(
+            OutputError, match=rf"{MANIFEST}: unreadable .*; the _run.json of a run"
+        ):
             verb(output)
 
 

@@ -23,7 +23,8 @@ from pipeline.inputs.selection import EVERYTHING, Selection, parse_since
 from pipeline.inputs.shard import Shard, ShardList
 from pipeline.monitoring.progress import Progress
 from pipeline.output.commit_index import read_commit_index
-from pipeline.output.commits import Commit, commit_path, write_commit
+from pipeline.output.commits import Commit, write_commit
+from pipeline.paths import commit_path
 from pipeline.plan import Plan, make_plan
 from pipeline.resolve import resolve_run
 from pipeline.stages.read import read_chunks
