@@ -19,6 +19,7 @@ from pipeline.errors import MissingError, OutputError
 from pipeline.inputs.shard import ChunkLimits
 from pipeline.redact import masked
 from pipeline.storage.store import Store
+from pipeline.text import first_difference
 
 PATH = "_run.json"
 
@@ -255,7 +256,7 @@ def _difference(theirs: Manifest, mine: Manifest) -> tuple[str, str] | None:
         return f"it holds the labels of {theirs.input}", f"this run labels {mine.input}"
     unlike = first_difference(theirs.parts, mine.parts)
     if unlike is not None:
-        return unlike.words("it was made with {}", "this run has {}")
+        return unlike.describe("it was made with {}", "this run has {}")
     if None not in (theirs.layout, mine.layout) and theirs.layout != mine.layout:
         return f"its input was laid out as {theirs.layout}", f"now it is {mine.layout}"
     then, now = (
@@ -263,50 +264,7 @@ def _difference(theirs: Manifest, mine: Manifest) -> tuple[str, str] | None:
         for of in (theirs.chunk_limits, mine.chunk_limits)
     )
     unlike = first_difference(then, now)
-    return None if unlike is None else unlike.words("it was made with {}", "this run has {}")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Where two documents differ first.
-
-    Attributes:
-        name: dotted; an item of a list by its place.
-        then: what the one holds there; None where it has nothing.
-        now: what the other one does.
-    """
-
-    name: str
-    then: Any
-    now: Any
-
-    def words(self, before: str, after: str) -> tuple[str, str]:
-        """Both sides, shortened: the first one with the name."""
-        then, now = (_short(value) for value in (self.then, self.now))
-        return before.format(f"{self.name} {then}"), after.format(now)
-
-
-def first_difference(then: Any, now: Any, name: str = "") -> Difference | None:
-    """The first thing that differs between two JSON documents, as deep as it lies.
-
-    >>> first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
-    Difference(name='a.c', then=2, now=3)
-    """
-    if then == now:
-        return None
-    if isinstance(then, Mapping) and isinstance(now, Mapping):
-        pairs = {key: (then.get(key), now.get(key)) for key in {**then, **now}}
-    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        pairs = {str(place): both for place, both in enumerate(zip(then, now, strict=True))}
-    else:
-        return Difference(name, then, now)
-    found = (
-        first_difference(*both, f"{name}.{key}" if name else key) for key, both in pairs.items()
-    )
-    # Of a name that one of them lacks and the other has as null, the whole is told; at the top,
-    # where versions add names, these are the same.
-    whole = Difference(name, then, now) if name else None
-    return next((one for one in found if one is not None), whole)
+    return None if unlike is None else unlike.describe("it was made with {}", "this run has {}")
 
 
 def _refuse(output: Store, found: str, expected: str) -> None:
@@ -316,8 +274,3 @@ def _refuse(output: Store, found: str, expected: str) -> None:
         expected=expected,
         remedy="Nothing was changed. Use a new OUTPUT, or run with what it was made with.",
     )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else value
-    return text if len(text) <= 60 else text[:57] + "..."
