@@ -24,6 +24,7 @@ from pipeline.inputs.shard import ChunkLimits
 from pipeline.paths import COMMITS, MANIFEST, VIRTUAL_SHARDS
 from pipeline.redact import masked
 from pipeline.storage.store import Store
+from pipeline.text import first_difference
 
 OUTPUT_FORMAT = 2
 """Version of all files in an output: see the heading "Output format" in CHANGELOG.md.
@@ -261,7 +262,7 @@ def _difference(existing: Manifest, own: Manifest) -> tuple[str, str] | None:
         return f"it holds the masks of {existing.input}", f"this run segments {own.input}"
     unlike = first_difference(existing.parts, own.parts)
     if unlike is not None:
-        return unlike.words("it was made with {}", "this run has {}")
+        return unlike.describe("it was made with {}", "this run has {}")
     if None not in (existing.layout, own.layout) and existing.layout != own.layout:
         return f"its input was laid out as {existing.layout}", f"now it is {own.layout}"
     then, now = (
@@ -269,50 +270,7 @@ def _difference(existing: Manifest, own: Manifest) -> tuple[str, str] | None:
         for of in (existing.chunk_limits, own.chunk_limits)
     )
     unlike = first_difference(then, now)
-    return None if unlike is None else unlike.words("it was made with {}", "this run has {}")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The first difference between two documents.
-
-    Attributes:
-        name: dotted path of the field; an item of a list by its index.
-        then: value in the first document; None where it is missing.
-        now: value in the second document; None where it is missing.
-    """
-
-    name: str
-    then: Any
-    now: Any
-
-    def words(self, before: str, after: str) -> tuple[str, str]:
-        """Return both values as shortened texts, the first with the name of the field."""
-        then, now = (_short(value) for value in (self.then, self.now))
-        return before.format(f"{self.name} {then}"), after.format(now)
-
-
-def first_difference(then: Any, now: Any, name: str = "") -> Difference | None:
-    """Return the first difference between two JSON documents, as deeply nested as possible.
-
-    >>> first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
-    Difference(name='a.c', then=2, now=3)
-    """
-    if then == now:
-        return None
-    if isinstance(then, Mapping) and isinstance(now, Mapping):
-        pairs = {key: (then.get(key), now.get(key)) for key in {**then, **now}}
-    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        pairs = {str(place): both for place, both in enumerate(zip(then, now, strict=True))}
-    else:
-        return Difference(name, then, now)
-    found = (
-        first_difference(*both, f"{name}.{key}" if name else key) for key, both in pairs.items()
-    )
-    # A field that is missing in one document and null in the other: report the object around it.
-    # At the top level, where new versions add fields, the two count as equal.
-    whole = Difference(name, then, now) if name else None
-    return next((one for one in found if one is not None), whole)
+    return None if unlike is None else unlike.describe("it was made with {}", "this run has {}")
 
 
 def _refuse(output: Store, found: str, expected: str) -> None:
@@ -322,8 +280,3 @@ def _refuse(output: Store, found: str, expected: str) -> None:
         expected=expected,
         remedy="Nothing was changed. Use a new OUTPUT, or run with what it was made with.",
     )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else value
-    return text if len(text) <= 60 else text[:57] + "..."

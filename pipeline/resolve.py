@@ -29,7 +29,7 @@ from pipeline.manifest import make_manifest, saved_config
 from pipeline.redact import masked
 from pipeline.stages.spec import PlanSpec, RunSpec
 from pipeline.storage.options import StoreOptions
-from pipeline.storage.store import Store, read_url
+from pipeline.storage.store import Store, read_url, refuse_overlap
 
 log = logging.getLogger("fcnseg")
 
@@ -90,7 +90,7 @@ def resolve_plan(config: RunConfig) -> PlanSpec:
     """
     images = Store(config.input.url, config.input.store)
     output = Store(config.output.url, config.output.store)
-    refuse_overlap(images, output)
+    refuse_overlap("OUTPUT", output, "INPUT", images)
     _check_split(config)
     since = config.input.since
     moment = None if since is None else parse_since(since, time.time())
@@ -223,21 +223,6 @@ def read_label_set(url: str, options: StoreOptions | None = None) -> LabelSet:
             expected="a YAML file with name, classes, ignore and palette",
             remedy="Check --label-set.",
         ) from error
-
-
-def refuse_overlap(images: Store, output: Store) -> None:
-    """Refuse an output inside its input, and an input inside its output.
-
-    Raises:
-        ConfigError: naming both.
-    """
-    if images.overlaps(output):
-        raise ConfigError(
-            where=output.url,
-            found=f"OUTPUT and INPUT ({images.url}) lie inside one another",
-            expected="two separate places: masks would become images of the next run",
-            remedy="Choose another OUTPUT.",
-        )
 
 
 def refuse_dates(config: RunConfig) -> None:

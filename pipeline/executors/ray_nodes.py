@@ -16,7 +16,7 @@ import ray
 import ray._private.state
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.concurrency import every
+from pipeline.concurrency import Throttle
 from pipeline.config import ComputeConfig
 from pipeline.executors.placement import Node, Pool, lack
 from pipeline.monitoring.metrics import FILE_SECONDS, MetricSample, labels_of
@@ -87,7 +87,7 @@ class RayMetrics:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._is_due = every(FILE_SECONDS)
+        self._is_due = Throttle(FILE_SECONDS)
         self._metrics: dict[str, Counter | Gauge] = {}
         self._told: dict[tuple[str, str], float] = {}
 

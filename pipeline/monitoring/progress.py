@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from fcn_core.errors import FcnError
+from pipeline.concurrency import Throttle
 from pipeline.errors import MissingError
 from pipeline.output.lease import Holder, read_lease
 from pipeline.paths import PROGRESS
@@ -47,13 +48,11 @@ class ProgressRecord:
         self.output = output
         self.owner = owner
         self.then = then
-        self._last = -SECONDS
+        self._is_due = Throttle(SECONDS)
 
     def __call__(self, progress: Progress) -> None:
         """Write, if it is time, and tell the other one."""
-        now = time.monotonic()
-        if now - self._last >= SECONDS:
-            self._last = now
+        if self._is_due():
             document = {"owner": self.owner, **asdict(progress)}
             # Who cannot write this will not be able to commit either, and that is told.
             with contextlib.suppress(FcnError):

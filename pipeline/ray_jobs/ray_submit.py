@@ -28,6 +28,7 @@ from pipeline.ray_jobs.ray_client import Jobs, UnreachableError, patiently
 from pipeline.redact import masked
 from pipeline.resolve import resolve_plan
 from pipeline.storage.store import Store
+from pipeline.text import Difference, first_difference, show_value
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -197,8 +198,7 @@ def _submitted(jobs: Jobs, job: JobDetails, output: str, *, attached: bool) -> S
 def _check_same(job: JobDetails, mine: Mapping[str, str], jobs: Jobs) -> None:
     difference = _difference(job, mine)
     if difference is not None:
-        name, *values = difference
-        then, now = map(_short, values)
+        name, then, now = difference.name, *map(_short, (difference.then, difference.now))
         raise LeaseError(
             where=mine[OUTPUT_KEY],
             found=f"job {job.submission_id} works on it with {name} = {then}",
@@ -208,16 +208,13 @@ def _check_same(job: JobDetails, mine: Mapping[str, str], jobs: Jobs) -> None:
         )
 
 
-def _difference(job: JobDetails, mine: Mapping[str, str]) -> tuple[str, Any, Any] | None:
-    """(a field, its value in the job, in the configuration asked for) of the first that differs."""
-    here, there = (
-        dict(flat(json.loads(metadata.get(CONFIG_KEY) or "{}")))
-        for metadata in (mine, job.metadata or {})
+def _difference(job: JobDetails, ours: Mapping[str, str]) -> Difference | None:
+    """The first field, by name, in which a job's configuration differs from ours."""
+    theirs, own = (
+        dict(sorted(flat(json.loads(metadata.get(CONFIG_KEY) or "{}"))))
+        for metadata in (job.metadata or {}, ours)
     )
-    for name in sorted({*there, *here}):
-        if there.get(name) != here.get(name):
-            return name, there.get(name), here.get(name)
-    return None
+    return first_difference(theirs, own)
 
 
 def _runtime_env(options: JobOptions) -> dict[str, Any]:
@@ -229,5 +226,4 @@ def _runtime_env(options: JobOptions) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = "its default" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return "its default" if value is None else show_value(value)

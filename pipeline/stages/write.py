@@ -6,20 +6,23 @@ written, and nothing else, is named in the receipt.
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import tarfile
 import time
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
-from PIL import Image
 
 from fcn_core.images import encode_image, encode_mask
 from fcn_core.labels import LabelSet
 from pipeline.concurrency import map_ordered
-from pipeline.formats import add_to_tar, parquet_bytes
+from pipeline.formats import (
+    encode_jpeg,
+    encode_parquet,
+    encode_tar,
+    hub_features,
+    hub_metadata,
+)
 from pipeline.inputs.sample import Failure
 from pipeline.paths import chunk_name, preview_path
 from pipeline.stages.histograms import Histograms
@@ -58,6 +61,8 @@ MASK_SCHEMA = pa.schema(
         ("iou", pa.list_(pa.float32())),
     ]
 )
+
+_HUB_METADATA = hub_metadata(hub_features(MASK_SCHEMA, images=("mask",)))
 
 QUARANTINE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("key", "reason", "error", "location")]
@@ -121,7 +126,7 @@ def write_chunk(segmented: SegmentedChunk, spec: RunSpec) -> Receipt:
 
 def quarantine_table(failures: Sequence[Failure]) -> bytes:
     """The Parquet bytes of a quarantine table."""
-    return parquet_bytes(
+    return encode_parquet(
         pa.Table.from_pylist([vars(f) for f in failures], schema=QUARANTINE_SCHEMA)
     )
 
@@ -171,10 +176,10 @@ def _mask_table(segmented: SegmentedChunk, pngs: Sequence[bytes], labels: LabelS
         for result, png in zip(segmented.images, pngs, strict=True)
     ]
     table = pa.Table.from_pylist(rows, schema=MASK_SCHEMA)
-    table = table.replace_schema_metadata({"huggingface": _features(), "classes": _names(labels)})
+    table = table.replace_schema_metadata({**_HUB_METADATA, "classes": _names(labels)})
     total = sum(len(png) for png in pngs)
     per_group = max(1, len(rows) * _ROW_GROUP_BYTES // max(total, _ROW_GROUP_BYTES))
-    return parquet_bytes(table, per_group)
+    return encode_parquet(table, per_group)
 
 
 def _figures(result: ImageResult) -> dict[str, object]:
@@ -191,30 +196,6 @@ def _figures(result: ImageResult) -> dict[str, object]:
     }
 
 
-def _features() -> str:
-    """Hugging Face features, so that `load_dataset("parquet")` yields pictures."""
-
-    def value(dtype: str) -> dict[str, object]:
-        return {"dtype": dtype, "_type": "Value"}
-
-    def many(dtype: str) -> dict[str, object]:
-        return {"feature": value(dtype), "_type": "List"}
-
-    features = {
-        "key": value("string"),
-        "shard": value("string"),
-        "height": value("int32"),
-        "width": value("int32"),
-        "mask": {"_type": "Image"},
-        "class_pixels": many("int64"),
-        "mean_confidence": value("float64"),
-        "correct_pixels": value("int64"),
-        "labeled_pixels": value("int64"),
-        "iou": many("float32"),
-    }
-    return json.dumps({"info": {"features": features}}, sort_keys=True)
-
-
 def _names(labels: LabelSet) -> str:
     return json.dumps(list(labels.classes))
 
@@ -224,24 +205,19 @@ def _null_if_nan(value: float) -> float | None:
 
 
 def _tar(images: Sequence[ImageResult], pngs: Sequence[bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for result, png in zip(images, pngs, strict=True):
-            add_to_tar(tar, f"{result.key}.png", png)
-    return buffer.getvalue()
+    pairs = zip(images, pngs, strict=True)
+    return encode_tar((f"{result.key}.png", png) for result, png in pairs)
 
 
 def _preview_table(segmented: SegmentedChunk, labels: LabelSet) -> bytes:
     results = {result.key: result for result in segmented.images}
     rows = []
     for preview in segmented.previews:
-        buffer = io.BytesIO()
-        Image.fromarray(preview.image).save(buffer, "JPEG", quality=80)
         label = preview.label
         pictures = {
-            "image": buffer.getvalue(),
+            "image": encode_jpeg(preview.image, quality=80),
             "label": None if label is None else encode_mask(label, labels.palette),
             "mask": encode_mask(preview.mask, labels.palette),
         }
         rows.append({**_figures(results[preview.key]), "why": preview.why, **pictures})
-    return parquet_bytes(pa.Table.from_pylist(rows, schema=_PREVIEW_SCHEMA))
+    return encode_parquet(pa.Table.from_pylist(rows, schema=_PREVIEW_SCHEMA))

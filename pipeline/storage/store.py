@@ -285,6 +285,27 @@ def _own(objects: Objects, path: str, data: bytes) -> str | None:
     return tag if there == data else None
 
 
+def refuse_overlap(target_name: str, target: Store, source_name: str, source: Store) -> None:
+    """Refuse a target that contains a source, or that lies within it.
+
+    Args:
+        target_name: what the user calls the place that is written: OUTPUT or DEST.
+        target: the place that is written.
+        source_name: what the user calls the place that is read: INPUT or OUTPUT.
+        source: the place that is read.
+
+    Raises:
+        ConfigError: the two places overlap.
+    """
+    if target.overlaps(source):
+        raise ConfigError(
+            where=target.location(""),
+            found=f"{target_name} and {source_name} ({source.location('')}) overlap",
+            expected="two separate places, or written files would become input of the next run",
+            remedy=f"Choose another {target_name}.",
+        )
+
+
 def read_url(url: str, options: StoreOptions | None = None) -> bytes:
     """The bytes of one object named by its whole URL.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import concurrency
 from pipeline.cli import console
 from pipeline.driver import run
 from pipeline.errors import StoreError
@@ -45,7 +46,7 @@ def hold(store: Store, owner: str = "me", seconds: float = 30.0) -> None:
 
 def test_progress_is_written_now_and_then(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(concurrency.time, "monotonic", lambda: clock[0])
     heard: list[Progress] = []
     record = ProgressRecord(store, "me", heard.append)
     written = []

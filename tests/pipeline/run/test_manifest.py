@@ -112,7 +112,7 @@ CHANGES = [
     ({"input": "s3://b/other"}, "it holds the masks of s3://b/in; this run segments s3://b/other"),
     ({"parts": {**PARTS, "precision": "bf16"}}, "made with precision fp32; this run has bf16"),
     ({"parts": {**PARTS, "weights_sha256": "cd"}}, "weights_sha256 ab; this run has cd"),
-    ({"parts": {**PARTS, "labels": {"classes": ["x"] * 99}}}, '...'),
+    ({"parts": {**PARTS, "labels": {"classes": ["x"] * 99}}}, "…"),
     ({"parts": {**PARTS, "labels": {"classes": ["a", "b"]}}}, "labels.classes.1 é; this run has b"),
     ({"parts": {"precision": "fp32"}}, "this run has null"),
     ({"parts": {**PARTS, "dilation": 2}}, "made with dilation null; this run has 2"),
