@@ -34,16 +34,17 @@ import numpy as np
 
 from fcn_core.labels import label_set
 from pipeline.committer import Committer
-from pipeline.config import LimitsConfig, load_config
+from pipeline.config import load_config
 from pipeline.finish import write_results, write_table
 from pipeline.inputs.shard import ChunkLimits
 from pipeline.manifest import Manifest
 from pipeline.output.commit_index import CommitIndex
-from pipeline.output.commits import Author, Commit, commit_path
+from pipeline.output.commits import Commit
 from pipeline.output.run_result import RunResult
-from pipeline.output.shard_table import TABLE_PATH, Entry
+from pipeline.output.shard_table import Entry
+from pipeline.paths import SHARD_TABLE, commit_path
 from pipeline.plan import Plan, make_plan
-from pipeline.resolve import plan_request
+from pipeline.resolve import resolve_plan
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import Candidate, FileRecord, Receipt
 from pipeline.stages.spec import RunSpec
@@ -151,12 +152,12 @@ def make_stubs(folder: Path, suffix: str, count: int) -> None:
 
 def plan(folder: Path) -> Plan:
     flags = {"input.url": str(folder / "in"), "output.url": str(folder / "out")}
-    return make_plan(plan_request(load_config(None, [], flags)))
+    return make_plan(resolve_plan(load_config(None, [], flags)))
 
 
 def plan_nothing_done(folder: Path) -> str:
     flags = {"input.url": str(folder / "in"), "output.url": str(folder / "nothing")}
-    found = make_plan(plan_request(load_config(None, [], flags)))
+    found = make_plan(resolve_plan(load_config(None, [], flags)))
     return f"{len(found.pending)} pending"
 
 
@@ -180,30 +181,33 @@ def tabulate(folder: Path) -> str:
     for number in range(count):
         ledger.add(replace(entries[number % VARIANTS], shard=name(number)))
     summary = write_table(output, ledger, LABELS)
-    return f"{summary.shards} in the table, {output.stat(TABLE_PATH).size} bytes"
+    return f"{summary.shards} in the table, {output.stat(SHARD_TABLE).size} bytes"
+
+
+def a_spec(images: Store, output: Store) -> RunSpec:
+    """Settings of a run that writes Parquet masks; there are no weights."""
+    limits = ChunkLimits(512, 64 * 2**20)
+    return RunSpec(
+        config=load_config(None, [], {"input.url": images.url, "output.url": output.url}),
+        images=images,
+        label_folder=None,
+        output=output,
+        fingerprint="f" * 16,
+        labels=LABELS,
+        manifest=Manifest(images.url, limits, LABELS, {}),
+        masks=("parquet",),
+        run="20260101T000000Z-00000000",
+    )
 
 
 def resume(folder: Path) -> str:
     """Commit what is pending, then finish."""
     found, output = plan(folder), Store(str(folder / "out"))
-    config = load_config(None, [], {"input.url": "in", "output.url": "out"})
-    job = RunSpec(
-        sources=found.sources,
-        output=output,
-        labels=LABELS,
-        masks=("parquet",),
-        precision="fp32",
-        compute=config.compute,
-        chunk_limits=ChunkLimits(512, 64 * 2**20),
-        max_image_pixels=10**8,
-        limits=config.limits,
-    )
-    author = Author("f" * 16, "20260101T000000Z-00000000", ("parquet",))
-    collector = Committer(found, job, author, LimitsConfig())
-    collector.expect(found.pending)
+    committer = Committer(found, a_spec(found.sources.images, output))
+    committer.expect(found.pending)
     for number, shard in enumerate(found.pending):
         made = replace(a_commit(number, shard.etag), failures=0)
-        collector.add(
+        committer.add(
             Receipt(
                 shard.id,
                 0,
@@ -220,8 +224,8 @@ def resume(folder: Path) -> str:
                 dict(made.seconds),
             )
         )
-    collector.settle()
-    return f"{collector.committed} committed, {_finish(found, output)}"
+    committer.settle()
+    return f"{committer.committed} committed, {_finish(found, output)}"
 
 
 def _finish(found: Plan, output: Store) -> str:
@@ -231,7 +235,7 @@ def _finish(found: Plan, output: Store) -> str:
         summary.shards, 0, (), False, 0, (), 1.0,
     )  # fmt: skip
     write_results(output, summary, result)
-    return f"{summary.shards} in the table, {output.stat(TABLE_PATH).size} bytes"
+    return f"{summary.shards} in the table, {output.stat(SHARD_TABLE).size} bytes"
 
 
 FROM_COMMITS, FROM_ROWS = "plan, finish; no table", "first table, from rows"

@@ -1,6 +1,6 @@
 """The real driver, fed with made-up receipts at the rate of a thousand GPUs.
 
-`pipeline.driver.run` plans, leases, collects, commits and finishes as ever; only its executor is
+`pipeline.driver.run` plans, leases, committers, commits and finishes as ever; only its executor is
 another one, which decodes nothing and hands over receipts (pickled, as Ray does) at a fixed rate.
 INPUT is a folder of stubs. OUTPUT is a local folder, or `benchmarks.stand_in`, reached by the real
 S3 client, which answers after 30 to 50 ms. Each case runs in a process of its own; what it measures
@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -33,17 +32,16 @@ from typing import Any
 from unittest import mock
 
 import s3fs
+from committerions.abc import Callable, Iterator, Sequence
 
 from benchmarks import bookkeeping, scale_model
-from benchmarks.bookkeeping import IMAGES, LABELS, a_commit, name
+from benchmarks.bookkeeping import IMAGES, LABELS, a_commit, a_spec, name
 from benchmarks.stand_in import StandIn
-from pipeline import committer as collect
-from pipeline import driver
-from pipeline import resolve as prepare
+from pipeline import committer, driver, finish, resolve
 from pipeline.config import load_config
 from pipeline.inputs.shard import Shard
 from pipeline.output.commit_index import CommitIndex
-from pipeline.output.commits import Author, build_commit
+from pipeline.output.commits import build_commit
 from pipeline.output.shard_table import Entry
 from pipeline.stages.records import Receipt
 from pipeline.storage.store import Store
@@ -111,9 +109,9 @@ def simulate(case: dict[str, Any]) -> dict[str, Any]:
         spy = lambda *where: patches.enter_context(mock.patch.object(*where))  # noqa: E731
         spy(driver, "_executor", lambda *_: feed)
         # The network never runs: only the number of classes matters.
-        spy(prepare, "resolve_labels", lambda *_: LABELS)
-        spy(driver, "write_table", _marked(driver.write_table, marks))
-        spy(collect, "write_commit", _timed(collect.write_commit, feed, latencies))
+        spy(resolve, "resolve_labels", lambda *_: LABELS)
+        spy(finish, "write_table", _marked(finish.write_table, marks))
+        spy(committer, "write_commit", _timed(committer.write_commit, feed, latencies))
         spy(Store, "_do", _counted(Store._do, calls, feed))
         flags = {"input.url": case["input"], "output.url": case["output"],
                  "output.masks": ("parquet",), "model.weights": "demo",
@@ -170,9 +168,10 @@ def _counted(call: Callable[..., Any], calls: list[int], feed: Feed) -> Callable
 def pieces(store: Store) -> dict[str, float]:
     """CPU seconds of what the driver does for a shard, and of a request to the store."""
     templates = receipts()
-    author, shard = Author("f" * 16, "run", ("parquet",)), Shard(name(0), "tar", "a.tar", 99, "tag")
+    shard = Shard(name(0), "tar", "a.tar", 99, "tag")
+    spec = a_spec(Store("in"), store)
     receipt = pickle.loads(templates[0])
-    commit, ledger = build_commit(shard, "in", [receipt], author), CommitIndex()
+    commit, ledger = build_commit(spec, shard, [receipt]), CommitIndex()
     entry = Entry.of(commit, "tag")
     data = commit.to_json()
     numbers = iter(range(10**9))
@@ -180,7 +179,7 @@ def pieces(store: Store) -> dict[str, float]:
         found = _in_turn({
             "unpickle": lambda: pickle.loads(templates[next(numbers) % TEMPLATES]),
             "handover": lambda: pool.submit(int).result(),
-            "build": lambda: build_commit(shard, "in", [receipt], author),
+            "build": lambda: build_commit(spec, shard, [receipt]),
             "encode": commit.to_json,
             "put": lambda: store.create(f"q/{next(numbers)}", data),
         })  # fmt: skip

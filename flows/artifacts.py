@@ -23,7 +23,7 @@ from pipeline.output.quarantine import Quarantined, quarantined
 from pipeline.output.review import Reviewed, read_review
 from pipeline.output.status import Status, read_status
 from pipeline.output.summary import ShardScore
-from pipeline.report.build import REPORT_PATH
+from pipeline.paths import REPORT
 from pipeline.report.page import shown
 from pipeline.storage.store import Store
 
@@ -230,7 +230,7 @@ def summary(outcome: RunOutcome, links: Sequence[tuple[str, str]]) -> str:
         f"- shards: {outcome.committed} of {outcome.shards} done, {done_now} in this run",
         f"- images: {scores['images']}, quarantined: {scores['failures']}",
         f"- mean IU: {_number(scores['mean_iou'])}" + _of_this_run(record, outcome.previous),
-        f"- report: {_link(outcome.output.location(REPORT_PATH))}",
+        f"- report: {_link(outcome.output.location(REPORT))}",
     ]
     lines += [f"- {plain(text)}: [{plain(url)}]({url})" for text, url in links]
     lines += [f"- failed: {plain(shown(reason))}" for reason in outcome.failed.values()][:20]

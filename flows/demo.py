@@ -28,7 +28,7 @@ def main(directory: str) -> int:
     from pipeline.cli import console
     from pipeline.cli.commands.demo import demo_config, make_scene_shards
     from pipeline.output.status import read_status
-    from pipeline.report.build import REPORT_PATH
+    from pipeline.paths import REPORT
     from pipeline.storage.store import Store
 
     make_scene_shards(Store(f"{directory}/shards"))
@@ -39,7 +39,7 @@ def main(directory: str) -> int:
     output = Store(f"{directory}/output")
     status = read_status(output)
     console.print_scores(status.scores, status.identity.labels)
-    console.out.print(f"report: {output.location(REPORT_PATH)}", markup=False)
+    console.out.print(f"report: {output.location(REPORT)}", markup=False)
     return 0
 
 

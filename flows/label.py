@@ -22,7 +22,8 @@ from flows.execution import label, stop_job, take_charge
 from flows.states import FlowEnding, final_state, one_line
 from pipeline.config import RunConfig
 from pipeline.driver import plan as plan_run
-from pipeline.output.markers import SUCCESS, read_marker
+from pipeline.output.markers import read_marker
+from pipeline.paths import SUCCESS
 from pipeline.resolve import earlier_outputs, resolve_dates
 from pipeline.storage.store import Store
 

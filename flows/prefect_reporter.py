@@ -5,7 +5,6 @@ Prefect's troubles are not the run's: while its server is away, telling fails an
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,9 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from pipeline.concurrency import Throttle
 from pipeline.monitoring.progress import Progress
+from pipeline.text import shorten
 
 SECONDS = 10.0
 """Between two looks at the progress, and between two batches of the log."""
@@ -38,12 +39,12 @@ class PrefectReporter:
         self.key = key
         self.logger = get_run_logger()
         self._artifact: UUID | None = None
-        self._progress_told = -SECONDS
+        self._progress_throttle = Throttle(SECONDS)
         self._last = ""
         self._lines: deque[str] = deque(maxlen=LINES)
         self._left_out = 0
-        self._lines_told = time.monotonic()
-        self._silence_told = -SECONDS
+        self._lines_throttle = Throttle(SECONDS, is_due_at_once=False)
+        self._is_silence_due = Throttle(SECONDS)
 
     def progress(self, progress: Progress) -> None:
         """A line in the log and the bar on the flow run's page, if it is time or at the end."""
@@ -55,12 +56,11 @@ class PrefectReporter:
 
     def step(self, done: int, of: int, told: str, *, at_once: bool = False) -> None:
         """The same for any work of so many steps; the end, and what is to be told at once, is."""
-        now = time.monotonic()
-        is_due = at_once or done == of or now - self._progress_told >= SECONDS
+        is_due = at_once or done == of or self._progress_throttle.is_due()
         if told == self._last or not is_due:
             return
         self._last = told
-        self._progress_told = now
+        self._progress_throttle.restart()
         self.logger.info(told)
         self._bar(100.0 * done / max(1, of), told)
 
@@ -85,23 +85,22 @@ class PrefectReporter:
         """New lines of a job's log; of many in one interval the newest are passed on."""
         self._left_out += left_out + max(0, len(self._lines) + len(lines) - LINES)
         self._lines.extend(lines)
-        if time.monotonic() - self._lines_told >= SECONDS:
+        if self._lines_throttle.is_due():
             self.flush()
 
     def flush(self) -> None:
         """Pass on the lines that wait."""
-        self._lines_told = time.monotonic()
+        self._lines_throttle.restart()
         if self._left_out:
             self.logger.info("job: … %d lines left out", self._left_out)
             self._left_out = 0
         while self._lines:
             line = self._lines.popleft()
-            self.logger.info("job: %s", line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…")
+            self.logger.info("job: %s", shorten(line, _LONGEST))
 
     def silence(self) -> None:
         """The cluster does not answer: said once per interval."""
-        if time.monotonic() - self._silence_told >= SECONDS:
-            self._silence_told = time.monotonic()
+        if self._is_silence_due():
             self.logger.warning("the cluster does not answer; asking again")
 
 

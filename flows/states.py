@@ -9,6 +9,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.artifacts import RunOutcome
+from pipeline.text import shorten
 
 _LIMITS = 4
 
@@ -48,7 +49,7 @@ def one_line(text: object, most: int = 1_000) -> str:
     'two lines'
     """
     line = " ".join(str(text).split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    return shorten(line, most)
 
 
 def final_state(ending: FlowEnding, outcome: RunOutcome | None) -> State[Any]:

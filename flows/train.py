@@ -7,7 +7,6 @@ the flow again, or retrying it, goes on from the last checkpoint.
 from __future__ import annotations
 
 import signal
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from flows.execution import (
 from flows.prefect_reporter import SECONDS, PrefectReporter, quietly
 from flows.states import FlowEnding, one_line
 from pipeline.cli.commands.train import describe
+from pipeline.concurrency import Throttle
 from pipeline.errors import OutputError
 from pipeline.ray_jobs.ray_follow import FOLLOW_STORE_OPTIONS
 from pipeline.report.page import shown
@@ -103,13 +103,12 @@ class Metrics:
         options = config.output.store.model_copy(update=FOLLOW_STORE_OPTIONS)
         self.output = Store(config.output.url, options)
         self.total = len(config.variants()) * config.recipe().max_steps
-        self.looked = -SECONDS
+        self._is_due = Throttle(SECONDS)
 
     def __call__(self, relay: PrefectReporter, look: JobReading) -> None:
         """At most every `flows.prefect_reporter.SECONDS`."""
-        if time.monotonic() - self.looked < SECONDS:
+        if not self._is_due():
             return
-        self.looked = time.monotonic()
         from pipeline.training.log import read_metrics
 
         try:

@@ -1,7 +1,8 @@
-"""From receipts to commits: the only code that makes a shard done. Runs in the driver.
+"""Turn receipts into commits: the only code that makes a shard done. Runs in the driver.
 
-A commit waits for the store, a thousand GPUs finish hundreds of shards a second: threads commit,
-each one shard at a time. Everything else is for the driver's own thread, the ledger too.
+A commit waits for the store, and a thousand GPUs finish hundreds of shards a second. So threads
+write the commits, each thread one shard at a time. Everything else, the commit index included, is
+changed by the driver's own thread only.
 """
 
 from __future__ import annotations
@@ -14,40 +15,32 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from pipeline import logs
-from pipeline.config import LimitsConfig
 from pipeline.errors import StoreError
 from pipeline.inputs.sample import Failure
 from pipeline.inputs.shard import Shard
 from pipeline.limits import is_over, what_to_do
-from pipeline.output.commits import (
-    QUARANTINE,
-    Author,
-    build_commit,
-    quarantine_path,
-    with_file,
-    write_commit,
-    write_quarantine,
-)
+from pipeline.output.commits import build_commit, with_file, write_commit, write_quarantine
 from pipeline.output.shard_table import Entry
+from pipeline.paths import QUARANTINE, quarantine_path
 from pipeline.plan import Plan
 from pipeline.stages.records import Receipt
 from pipeline.stages.spec import RunSpec, ShardFailure
 
 COMMITTERS = 32
-"""Threads that commit: enough for 640 requests a second that take 50 ms each."""
+"""Threads that write commits: enough for 640 requests a second of 50 ms each."""
 
 
 MOST_WAITING = 2 * COMMITTERS
-"""Shards that wait for their commit: when there are more, no receipt is taken."""
+"""Most shards that wait for their commit; with more, `add` waits before it takes a receipt."""
 
 
 MOST_UNREACHABLE = 20
-"""So many shards in a row that the store does not give: then it is the store, not the shards."""
+"""Unreadable shards in a row after which the store, not a shard, is reported as the cause."""
 
 
 @dataclass(frozen=True)
-class _Settled:
-    """What became of a complete shard: an entry for the ledger, or a failure."""
+class _Outcome:
+    """The outcome of a complete shard: a row for the commit index, or a failure."""
 
     shard: str
     good: int
@@ -58,30 +51,26 @@ class _Settled:
 
 @dataclass
 class Committer:
-    """Gathers receipts until a shard is complete, then commits it or lists it as failed.
+    """Gather receipts until a shard is complete, then commit it or list it as failed.
 
-    A context manager. Leaving it by an exception waits for the commits under way and begins no
-    other: nothing is written once the lease is given back.
+    Use it as a context manager. After an exception it waits for the commits in progress and starts
+    no other: nothing is written once the lease is released.
 
     Attributes:
-        plan: what is being done.
-        job: the run's stores and formats.
-        author: goes into every commit.
-        limits: the per-shard bad fraction.
-        failed: shards that were not committed.
-        empty: shards that were committed and hold no sample at all.
-        images, failures, chunks: of this run's finished chunks.
-        seconds: by stage, of these.
-        store_retries: of its workers.
-        committed: shards that this run committed; the ledger of the plan grows by them.
-        redone: of these, the ones that the plan names in `redo`.
-        uncommitted_images, uncommitted_failures: of failed shards.
+        plan: plan of the run; its commit index grows with every commit.
+        spec: settings of the run.
+        failed: failures by shard id, for shards that were not committed.
+        empty: ids of committed shards without any sample.
+        images, failures, chunks: counts over the finished chunks of this run.
+        seconds: seconds by stage, summed over these chunks.
+        store_retries: store requests that the workers sent again.
+        committed: number of shards that this run committed.
+        redone: committed shards that the plan lists in `redo`.
+        uncommitted_images, uncommitted_failures: counts over the failed shards.
     """
 
     plan: Plan
-    job: RunSpec
-    author: Author
-    limits: LimitsConfig
+    spec: RunSpec
     failed: dict[str, ShardFailure] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
     images: int = 0
@@ -96,12 +85,12 @@ class Committer:
     _receipts: dict[str, dict[int, Receipt]] = field(default_factory=lambda: defaultdict(dict))
     _shards: dict[str, Shard] = field(default_factory=dict)
     _older: Mapping[str, str] = field(default_factory=dict)
-    _tables: frozenset[str] | None = None
+    _quarantine_tables: frozenset[str] | None = None
     _unreachable: int = 0
     _pool: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(COMMITTERS, "commit"), repr=False
     )
-    _begun: deque[Future[_Settled]] = field(default_factory=deque)
+    _in_progress: deque[Future[_Outcome]] = field(default_factory=deque)
 
     def __enter__(self) -> Committer:
         return self
@@ -116,28 +105,30 @@ class Committer:
 
     @property
     def finished(self) -> int:
-        """Shards of this run that are committed or failed."""
+        """Return how many shards of this run are committed or failed."""
         return self.committed + len(self.failed)
 
     def expect(self, shards: Sequence[Shard]) -> None:
-        """What an executor is given now; results of other shards are passed over.
+        """Set the shards that an executor works on now; results of other shards are ignored.
 
         Raises:
             StoreError: the output cannot be listed.
         """
-        if self._tables is None:  # before the first commit: nobody else adds any afterwards
-            listed = self.job.output.listing(QUARANTINE)
-            self._tables = frozenset(info.path for info in listed)
+        if (
+            self._quarantine_tables is None
+        ):  # before the first commit: later ones are written by this run
+            listed = self.spec.output.listing(QUARANTINE)
+            self._quarantine_tables = frozenset(info.path for info in listed)
         self._shards = {shard.id: shard for shard in shards}
         self._older = self.plan.ledger.commit_tags(self._shards)
 
     def add(self, item: Receipt | ShardFailure) -> None:
-        """Take one result of an executor; the same chunk may come twice.
+        """Take one result of an executor. The same chunk may arrive twice.
 
-        Waits while too many shards are being committed; in a local output, for each.
+        Waits while too many shards are being committed; in a local output, for every commit.
 
         Raises:
-            StoreError: a commit cannot be written, or one shard after the other cannot be read.
+            StoreError: a commit cannot be written, or many shards in a row cannot be read.
         """
         if isinstance(item, ShardFailure):
             self._fail(item)
@@ -159,21 +150,24 @@ class Committer:
             shard = self._shards.pop(item.shard)
             receipts = list(self._receipts.pop(item.shard).values())
             older = self._older.get(shard.id)
-            self._begun.append(self._pool.submit(self._commit, shard, receipts, older))
-        # A file is there in milliseconds: then progress tells of it at once.
-        most = 0 if self.job.output.is_local else MOST_WAITING
-        while self._begun and (self._begun[0].done() or len(self._begun) > most):
-            self._note(self._begun.popleft().result())
+            self._in_progress.append(self._pool.submit(self._commit, shard, receipts, older))
+        # A file is written in milliseconds: waiting for it keeps the progress exact.
+        most = 0 if self.spec.output.is_local else MOST_WAITING
+        while self._in_progress and (self._in_progress[0].done() or len(self._in_progress) > most):
+            self._note(self._in_progress.popleft().result())
 
     def settle(self) -> bool:
-        """Wait until every complete shard is committed, or listed as failed; whether one was not.
+        """Wait until every complete shard is committed or listed as failed.
+
+        Returns:
+            Whether there was anything to wait for.
 
         Raises:
             StoreError: a commit cannot be written.
         """
-        waited = bool(self._begun)
-        while self._begun:
-            self._note(self._begun.popleft().result())
+        waited = bool(self._in_progress)
+        while self._in_progress:
+            self._note(self._in_progress.popleft().result())
         return waited
 
     def _fail(self, failure: ShardFailure) -> None:
@@ -185,51 +179,50 @@ class Committer:
         self._unreachable = self._unreachable + 1 if failure.error == StoreError.__name__ else 0
         if self._unreachable >= MOST_UNREACHABLE:
             raise StoreError(
-                where=self.job.sources.images.location(""),
+                where=self.spec.images.location(""),
                 found=f"{self._unreachable} shards in a row could not be read, the last one because: "
                 f"{failure.reason}",
                 expected="a working store",
                 remedy="Run the same command again when it works: nothing committed is lost.",
             )
 
-    def _commit(self, shard: Shard, receipts: Sequence[Receipt], older: str | None) -> _Settled:
-        """In a thread of the pool: changes nothing here."""
+    def _commit(self, shard: Shard, receipts: Sequence[Receipt], older: str | None) -> _Outcome:
+        """Write the commit of a shard. Runs in a thread of the pool and changes no attribute."""
         bad = [failure for receipt in receipts for failure in receipt.failures]
         good = sum(receipt.images for receipt in receipts)
-        fraction = self.limits.max_bad_fraction_per_shard
+        fraction = self.spec.config.limits.max_bad_fraction_per_shard
         quarantine = None
-        if bad or quarantine_path(shard.id) in (self._tables or ()):
-            # Also without any: the table of an earlier run may be there, and is to go.
-            quarantine = write_quarantine(self.job.output, shard.id, bad)
+        if bad or quarantine_path(shard.id) in (self._quarantine_tables or ()):
+            # Also without failures: the table of an earlier run may exist and must be deleted.
+            quarantine = write_quarantine(self.spec.output, shard.id, bad)
         if is_over(len(bad), len(bad) + good, fraction):
             failure = _over_limit(shard, bad, len(bad) + good, fraction)
-            return _Settled(shard.id, good, len(bad), failure=failure)
-        location = self.job.sources.images.location(shard.path)
-        commit = build_commit(shard, location, receipts, self.author)
+            return _Outcome(shard.id, good, len(bad), failure=failure)
+        commit = build_commit(self.spec, shard, receipts)
         commit = with_file(commit, quarantine)
-        tag = write_commit(self.job.output, commit, replaces=older)
-        return _Settled(shard.id, good, len(bad), entry=Entry.of(commit, tag))
+        tag = write_commit(self.spec.output, commit, replaces=older)
+        return _Outcome(shard.id, good, len(bad), entry=Entry.of(commit, tag))
 
-    def _note(self, settled: _Settled) -> None:
-        if settled.failure is not None:
-            self.uncommitted_images += settled.good
-            self.uncommitted_failures += settled.bad
-            self._fail(settled.failure)
-        if settled.entry is None:
+    def _note(self, outcome: _Outcome) -> None:
+        if outcome.failure is not None:
+            self.uncommitted_images += outcome.good
+            self.uncommitted_failures += outcome.bad
+            self._fail(outcome.failure)
+        if outcome.entry is None:
             return
         self.committed += 1
-        if settled.shard in self.plan.redo:
-            self.redone.add(settled.shard)
-        if settled.good + settled.bad == 0:
-            self.empty.append(settled.shard)
-        self.plan.ledger.add(settled.entry)
-        with logs.about(shard=settled.shard):
+        if outcome.shard in self.plan.redo:
+            self.redone.add(outcome.shard)
+        if outcome.good + outcome.bad == 0:
+            self.empty.append(outcome.shard)
+        self.plan.ledger.add(outcome.entry)
+        with logs.about(shard=outcome.shard):
             text = "shard committed: %d images, %d quarantined"
-            logs.event(logging.INFO, text, settled.good, settled.bad)
+            logs.event(logging.INFO, text, outcome.good, outcome.bad)
 
 
 def _log_chunk(receipt: Receipt) -> None:
-    """What happened to a chunk on its way, if it was more than work."""
+    """Log the retries and the quarantined images of a chunk."""
     with logs.about(shard=receipt.shard, chunk=receipt.seq):
         if receipt.store_retries:
             text = "requests to stores were tried again: %d"
@@ -247,11 +240,3 @@ def _over_limit(shard: Shard, bad: Sequence[Failure], total: int, fraction: floa
         f"Not committed. {what_to_do(bad)}; then run again."
     )
     return ShardFailure(shard.id, reason, "LimitsError")
-
-
-def needed_masks(plan: Plan, requested: Sequence[str]) -> tuple[str, ...]:
-    """The formats to write: those asked for, and those the replaced commits name.
-
-    A commit names all objects of its shard, so one that is replaced must not lose any.
-    """
-    return tuple(sorted({*requested, *plan.outdated_masks}))

@@ -1,4 +1,4 @@
-"""Very many items on threads, in order, few of them in flight."""
+"""Threads and time: map with bounded memory, prefetch one item, act at most once per interval."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    pass
-
+from typing import TypeVar
 
 Item = TypeVar("Item")
 
@@ -20,53 +16,82 @@ Result = TypeVar("Result")
 def map_ordered(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Generator[Result, None, None]:
-    """Like `map`, with `threads` calls at once.
+    """Apply a function to items on several threads and yield the results in order.
 
-    `Executor.map` takes all items at once, and so holds a million of them. Here at most twice as
-    many as there are threads are begun and not yet handed on; what fails is raised in its place.
+    `Executor.map` submits all items at once and so holds all of them in memory. Here at most
+    2 * `threads` items are submitted and not yet yielded, so the items may be an endless stream.
+
+    Args:
+        function: called on a thread, once per item.
+        items: arguments of the calls; consumed step by step.
+        threads: calls that run at the same time.
+
+    Raises:
+        Exception: what `function` raised, at the place of its result. Calls that have not started
+            are canceled.
 
     >>> list(map_ordered(abs, [-1, 2, -3], threads=2))
     [1, 2, 3]
     """
-    begun: deque[Future[Result]] = deque()
+    pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for item in items:
-            begun.append(pool.submit(function, item))
-            if len(begun) >= 2 * threads:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) >= 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """The same items; the next one is made while this one is used.
+def prefetch(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """Yield the same items; a thread computes the next item while the caller uses this one.
 
-    When it is closed, none is being made any more; the items themselves are not closed.
+    Closing the generator waits until the thread is idle. It does not close `items`.
 
-    >>> list(ahead(iter("ab")))
+    >>> list(prefetch(iter("ab")))
     ['a', 'b']
     """
     with ThreadPoolExecutor(1) as pool:
         end = object()
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
+        upcoming = pool.submit(next, items, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = pool.submit(next, items, end)
             yield item  # type: ignore[misc]  # not the end
 
 
-def every(seconds: float) -> Callable[[], bool]:
-    """Whether it is time again: yes at first, then once per interval."""
-    last = -seconds
+class Throttle:
+    """Limit an action to once per interval: call the throttle, and act if it returns True.
 
-    def is_due() -> bool:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < seconds:
+    Args:
+        seconds: length of an interval.
+        is_due_at_once: True if the first call returns True; False if the first interval starts
+            when the throttle is created.
+
+    >>> is_due = Throttle(3600)
+    >>> is_due(), is_due()
+    (True, False)
+    """
+
+    def __init__(self, seconds: float, *, is_due_at_once: bool = True) -> None:
+        self._seconds = seconds
+        self._start = float("-inf")
+        if not is_due_at_once:
+            self.restart()
+
+    def __call__(self) -> bool:
+        """Return whether the interval is over, and start the next one if it is."""
+        if not self.is_due():
             return False
-        last = now
+        self.restart()
         return True
 
-    return is_due
+    def is_due(self) -> bool:
+        """Return whether the interval is over, without starting the next one."""
+        return time.monotonic() - self._start >= self._seconds
+
+    def restart(self) -> None:
+        """Start a new interval now."""
+        self._start = time.monotonic()

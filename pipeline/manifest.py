@@ -1,4 +1,8 @@
-"""Whose output this is: the fingerprint of all that changes a result, kept in `_run.json`."""
+"""The manifest of an output, `_run.json`: its input, its fingerprint, its chunk limits.
+
+The fingerprint holds everything that changes a result, so that a run never mixes results of
+different weights or settings in one output.
+"""
 
 from __future__ import annotations
 
@@ -17,31 +21,32 @@ from fcn_core.weights.weights_file import DEMO_WEIGHTS, WeightsFile
 from pipeline.config import RunConfig, Section
 from pipeline.errors import MissingError, OutputError
 from pipeline.inputs.shard import ChunkLimits
+from pipeline.paths import COMMITS, MANIFEST, VIRTUAL_SHARDS
 from pipeline.redact import masked
 from pipeline.storage.store import Store
-
-PATH = "_run.json"
+from pipeline.text import first_difference
 
 OUTPUT_FORMAT = 2
-"""Version of everything in an output; see the heading "Output format" in CHANGELOG.md.
+"""Version of all files in an output: see the heading "Output format" in CHANGELOG.md.
 
-Enters the fingerprint, so that no run mixes versions in one output. Reading commands read all.
+It is a part of the fingerprint: a run never mixes versions in one output. Commands that only read
+accept every version.
 """
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an output belongs to.
+    """What an output is made from.
 
     Attributes:
         input: URL of INPUT.
-        chunk_limits: where shards are split, which decides file names.
+        chunk_limits: limits at which shards are split; they decide the names of the files.
         labels: the label set.
-        parts: what the fingerprint is made of.
-        layout: how the input is laid out ("tar", "parquet", "folder", "folder images/"); None
-            before it was listed. A folder whose `labels/` is renamed would become other images.
-        config: of the latest run, as `remembered` makes it, for `fcnseg failed --retry`; None in
-            outputs that are older than this field. No part of the fingerprint, and never compared.
+        parts: the values that the fingerprint is computed from.
+        layout: layout of the input ("tar", "parquet", "folder", "folder images/"); None before the
+            input is listed. A folder whose `labels/` was renamed would hold other images.
+        config: configuration of the latest run, from `saved_config`, for `fcnseg failed --retry`;
+            None in outputs older than this field. Not in the fingerprint, and never compared.
         format: version of the output.
     """
 
@@ -55,12 +60,12 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits; equal if and only if the parts are equal."""
+        """Return 16 hex digits that are equal if and only if the parts are equal."""
         canonical = json.dumps(self.parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def to_json(self) -> bytes:
-        """The object `_run.json`."""
+        """Return the content of `_run.json`."""
         document = {
             "format": self.format,
             "fingerprint": self.fingerprint,
@@ -75,10 +80,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Manifest:
-        """What `to_json` gave, of this version or an earlier one.
+        """Return the manifest from the bytes of `to_json`, of this version or an earlier one.
 
         Raises:
-            OutputError: of a later format, or no `_run.json` of this project.
+            OutputError: a later format, or not a `_run.json` of this project.
         """
         try:
             document = json.loads(data)
@@ -110,9 +115,9 @@ class Manifest:
 def make_manifest(
     input_url: str, weights: WeightsFile, labels: LabelSet, precision: str, limits: ChunkLimits
 ) -> Manifest:
-    """The identity of a run.
+    """Return the manifest of a run.
 
-    Compute (executor, workers, device) is not part of it: a run may resume on other machines.
+    Compute settings (executor, workers, device) are not in it: a run may resume on other machines.
     """
     parts = {
         "weights_sha256": weights.sha256,
@@ -122,14 +127,14 @@ def make_manifest(
         "precision": precision,
         "output_format": OUTPUT_FORMAT,
     }
-    # Through JSON, so that what is compared later is what was written.
+    # Through JSON, so that later comparisons see the same types as in the file.
     return Manifest(input_url, limits, labels, json.loads(json.dumps(parts)))
 
 
-def remembered(config: RunConfig) -> dict[str, Any]:
-    """The configuration of a run as `_run.json` keeps it: `portable`, without the selection."""
+def saved_config(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as `_run.json` keeps it: portable, without the selection of a run."""
     tree = portable(config)
-    # Not what the output is about, but what one run was asked to do.
+    # These belong to one run, not to the output.
     for name in ("limit_shards", "include", "exclude", "since"):
         tree["input"].pop(name, None)
     return tree
@@ -148,13 +153,13 @@ PLACES = (
 
 
 def portable(config: Section) -> dict[str, Any]:
-    """A configuration as it holds from any working directory: what differs from the defaults.
+    """Return the fields that differ from the defaults, valid in any working directory.
 
-    Local paths are made absolute. Passwords in URLs are left out; other credentials are never part
-    of a configuration.
+    Local paths become absolute. Passwords in URLs are removed; a configuration never holds other
+    credentials.
 
     Args:
-        config: of a run, or of a training.
+        config: configuration of a run or of a training.
     """
     tree: dict[str, Any] = config.model_dump(mode="json", exclude_defaults=True)
     for section, name in PLACES:
@@ -169,13 +174,13 @@ def portable(config: Section) -> dict[str, Any]:
 
 
 def anywhere(value: str) -> str:
-    """A name, path or URL as it holds from any working directory, without a password."""
+    """Return a name, path or URL that is valid in any working directory, without a password."""
     found = absolute(value)
     return masked(re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", found)) if "://" in found else found
 
 
 def absolute(value: str) -> str:
-    """The same, with all that a URL holds."""
+    """Return a name, path or URL that is valid in any working directory, unchanged otherwise."""
     is_name = value == DEMO_WEIGHTS or value in LABEL_SETS
     if is_name or get_protocol(value) not in ("file", "local"):
         return value
@@ -183,13 +188,13 @@ def absolute(value: str) -> str:
 
 
 def read_manifest(output: Store) -> Manifest:
-    """The identity of an existing output.
+    """Return the manifest of an existing output.
 
     Raises:
-        OutputError: there is none, or it is of a later format.
+        OutputError: the output has no manifest, or one of a later format.
     """
     try:
-        return Manifest.from_json(output.read(PATH), output.location(PATH))
+        return Manifest.from_json(output.read(MANIFEST), output.location(MANIFEST))
     except MissingError as error:
         raise OutputError(
             where=output.url,
@@ -199,39 +204,41 @@ def read_manifest(output: Store) -> Manifest:
         ) from error
 
 
-def claim(output: Store, mine: Manifest) -> None:
-    """Make an output ours, or make sure it is; keep the configuration of the latest run.
+def claim_output(output: Store, own: Manifest) -> None:
+    """Write the manifest of a run into an output, or check that the existing one fits.
+
+    The configuration of the latest run is kept in it.
 
     Raises:
-        OutputError: it belongs to another input, other weights or other chunk limits.
+        OutputError: the output belongs to another input, other weights or other chunk limits.
     """
-    check(output, mine)
-    if output.create(PATH, mine.to_json()):
+    check_output(output, own)
+    if output.create(MANIFEST, own.to_json()):
         return
-    theirs = read_manifest(output)
-    if _difference(theirs, mine) is not None:  # but nothing is committed: see `check`
-        for info in output.objects("_index"):
+    existing = read_manifest(output)
+    if _difference(existing, own) is not None:  # but nothing is committed: see `check_output`
+        for info in output.objects(VIRTUAL_SHARDS):
             output.delete(info.path)
-        output.write(PATH, mine.to_json())
-    elif theirs.config != mine.config:
-        output.write(PATH, replace(theirs, config=mine.config).to_json())
+        output.write(MANIFEST, own.to_json())
+    elif existing.config != own.config:
+        output.write(MANIFEST, replace(existing, config=own.config).to_json())
 
 
-def check(output: Store, mine: Manifest) -> None:
-    """Refuse an output that belongs to something else. Writes nothing.
+def check_output(output: Store, own: Manifest) -> None:
+    """Refuse an output of another input, other weights or other settings. Writes nothing.
 
-    One that holds no commit belongs to nobody: a run that failed before its first commit, because
-    of a precision that the device has not, is followed by one that differs.
+    An output without commits may be reused: for example after a run that failed before its first
+    commit because the device lacks a precision.
 
     Raises:
         OutputError: naming the first difference.
     """
     try:
-        theirs = read_manifest(output)
+        existing = read_manifest(output)
     except OutputError as error:
         if not isinstance(error.__cause__, MissingError):
             raise
-        if output.objects("_commits"):
+        if output.objects(COMMITS):
             raise OutputError(
                 where=output.url,
                 found="commits, but no _run.json",
@@ -239,74 +246,31 @@ def check(output: Store, mine: Manifest) -> None:
                 remedy="Restore it, or use a new OUTPUT.",
             ) from error
         return
-    difference = _difference(theirs, mine)
-    if difference is not None and next(output.listing("_commits"), None) is not None:
+    difference = _difference(existing, own)
+    if difference is not None and next(output.listing(COMMITS), None) is not None:
         _refuse(output, *difference)
 
 
-def _difference(theirs: Manifest, mine: Manifest) -> tuple[str, str] | None:
-    """(what an output is, what a run is) where the two do not fit, or None."""
-    if theirs.format != mine.format:
+def _difference(existing: Manifest, own: Manifest) -> tuple[str, str] | None:
+    """Return the first mismatch as (text about the output, text about the run), or None."""
+    if existing.format != own.format:
         return (
-            f"it is of output format {theirs.format}",
-            f"this version writes format {mine.format}",
+            f"it is of output format {existing.format}",
+            f"this version writes format {own.format}",
         )
-    if theirs.input != mine.input:
-        return f"it holds the labels of {theirs.input}", f"this run labels {mine.input}"
-    unlike = first_difference(theirs.parts, mine.parts)
+    if existing.input != own.input:
+        return f"it holds the masks of {existing.input}", f"this run segments {own.input}"
+    unlike = first_difference(existing.parts, own.parts)
     if unlike is not None:
-        return unlike.words("it was made with {}", "this run has {}")
-    if None not in (theirs.layout, mine.layout) and theirs.layout != mine.layout:
-        return f"its input was laid out as {theirs.layout}", f"now it is {mine.layout}"
+        return unlike.describe("it was made with {}", "this run has {}")
+    if None not in (existing.layout, own.layout) and existing.layout != own.layout:
+        return f"its input was laid out as {existing.layout}", f"now it is {own.layout}"
     then, now = (
         {"limits.chunk_images": of.images, "limits.chunk_bytes": of.bytes}
-        for of in (theirs.chunk_limits, mine.chunk_limits)
+        for of in (existing.chunk_limits, own.chunk_limits)
     )
     unlike = first_difference(then, now)
-    return None if unlike is None else unlike.words("it was made with {}", "this run has {}")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Where two documents differ first.
-
-    Attributes:
-        name: dotted; an item of a list by its place.
-        then: what the one holds there; None where it has nothing.
-        now: what the other one does.
-    """
-
-    name: str
-    then: Any
-    now: Any
-
-    def words(self, before: str, after: str) -> tuple[str, str]:
-        """Both sides, shortened: the first one with the name."""
-        then, now = (_short(value) for value in (self.then, self.now))
-        return before.format(f"{self.name} {then}"), after.format(now)
-
-
-def first_difference(then: Any, now: Any, name: str = "") -> Difference | None:
-    """The first thing that differs between two JSON documents, as deep as it lies.
-
-    >>> first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
-    Difference(name='a.c', then=2, now=3)
-    """
-    if then == now:
-        return None
-    if isinstance(then, Mapping) and isinstance(now, Mapping):
-        pairs = {key: (then.get(key), now.get(key)) for key in {**then, **now}}
-    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        pairs = {str(place): both for place, both in enumerate(zip(then, now, strict=True))}
-    else:
-        return Difference(name, then, now)
-    found = (
-        first_difference(*both, f"{name}.{key}" if name else key) for key, both in pairs.items()
-    )
-    # Of a name that one of them lacks and the other has as null, the whole is told; at the top,
-    # where versions add names, these are the same.
-    whole = Difference(name, then, now) if name else None
-    return next((one for one in found if one is not None), whole)
+    return None if unlike is None else unlike.describe("it was made with {}", "this run has {}")
 
 
 def _refuse(output: Store, found: str, expected: str) -> None:
@@ -316,8 +280,3 @@ def _refuse(output: Store, found: str, expected: str) -> None:
         expected=expected,
         remedy="Nothing was changed. Use a new OUTPUT, or run with what it was made with.",
     )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else value
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,6 +1,7 @@
-"""The plan: what INPUT holds, what OUTPUT has, and so what is pending. Touches no network.
+"""Plan a run: list INPUT, read the commits of OUTPUT, and return what is pending.
 
-What is done is only counted; of what is pending, and of the input, a list is kept in little memory.
+No network is loaded. Finished shards are only counted; the pending shards and the input are kept as
+lists that need little memory.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from pipeline.errors import InputError, MissingError, ShardError
 from pipeline.inputs.folder import Packing, left_out, pack
 from pipeline.inputs.listing import Listing, list_input
 from pipeline.inputs.parquet import columns_passed_over
-from pipeline.inputs.selection import EVERYTHING, Selection
 from pipeline.inputs.shard import Shard, ShardList, Sources
 from pipeline.inputs.voc import list_devkit
 from pipeline.output.commit_index import Bools, CommitIndex, hashes, read_commit_index
 from pipeline.output.quarantine import read_retry_list
 from pipeline.stages.read import count_images
+from pipeline.stages.spec import PlanSpec
 from pipeline.storage.store import Store
 
 MOST_OPENED = 64
-"""Pending shards whose indexes are read to count images; of more, the number is estimated."""
+"""Most shards whose indexes are read to count images. With more, the count is an estimate."""
 
 
 _MOST_NAMED = 5
@@ -33,12 +34,12 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class ImageCount:
-    """How many samples an input has.
+    """The number of samples of an input.
 
     Attributes:
-        images: of the readable shards.
-        is_exact: False if some shards were not opened, and `images` follows from their bytes.
-        unreadable: reason by shard.
+        images: samples in the readable shards.
+        is_exact: False if some shards were not opened and `images` is estimated from their bytes.
+        unreadable: error message by shard id.
     """
 
     images: int
@@ -48,28 +49,29 @@ class ImageCount:
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to do.
+    """What a run has to do.
 
     Attributes:
-        total: shards of the input.
+        total: number of shards in the input.
         bytes: encoded bytes of the whole input.
-        done: how many of the shards are done.
-        pending: those to be labelled now, by id.
-        pending_bytes: encoded bytes to be read now.
-        outdated: how many of the pending ones have an earlier commit that no longer holds.
-        outdated_masks: formats that any of these commits has.
-        left: shards that are neither done nor pending now: left for a run without the limit, the
-            globs and the date of this one.
-        counted_images: samples of the shards whose commits are of their present content.
+        done: number of finished shards.
+        pending: shards to segment now, sorted by id.
+        pending_bytes: encoded bytes of the pending shards.
+        outdated: number of pending shards with an earlier commit that is no longer valid.
+        outdated_masks: mask formats that any of these commits has.
+        left: number of shards that are neither done nor pending now: the limit, the globs or the
+            date of this run exclude them.
+        counted_images: samples of the shards whose commits match their present content.
         uncounted: the other shards.
-        redo: shards of the input whose commits hold and are to be replaced, with the tags of these.
-        ledger: all commits of the output.
-        vanished: how many committed shards, and images of virtual shards, the input lacks.
-        vanished_names: some of them.
-        packing: of a folder of images; its new rows are to be frozen before work starts.
-        passed_over: see `Listing`.
-        layout: of the input, as `Identity` keeps it.
-        sources: where the shards' bytes come from.
+        redo: commit tags by shard id, for shards whose valid commits are to be replaced.
+        ledger: index of all commits of the output.
+        vanished: number of committed shards, and of images in virtual shards, that the input no
+            longer has.
+        vanished_names: some of their names.
+        packing: virtual shards of a folder; new ones must be frozen before work starts.
+        passed_over: texts about ignored objects: see `Listing`.
+        layout: layout of the input, as in `Manifest`.
+        sources: stores that the bytes of the shards come from.
     """
 
     total: int
@@ -93,19 +95,19 @@ class Plan:
 
     @property
     def unpacked(self) -> int:
-        """Images of a folder that are in no shard yet, because this run leaves them out."""
+        """Return how many images of a folder are in no shard yet, because this run excludes them."""
         return self.packing.unpacked if self.packing else 0
 
     def outdated_ids(self) -> list[str]:
-        """The pending shards that have an earlier commit."""
+        """Return the ids of pending shards that have an earlier commit."""
         return [shard.id for shard in self.pending if shard.id in self.ledger]
 
     def count_images(self, most_opened: int | None = MOST_OPENED) -> ImageCount:
-        """How many samples the input has, from commits and, for other shards, from indexes.
+        """Return the number of samples, from commits and, for other shards, from their indexes.
 
         Args:
-            most_opened: at most so many indexes (tar headers, Parquet metadata) are read, evenly
-                spread; what the others hold is estimated from their bytes. None reads all.
+            most_opened: most indexes (tar headers, Parquet metadata) to read, evenly spread; the
+                samples of the other shards are estimated from their bytes. None reads all.
         """
         shards = self.uncounted
         members = sum(len(shard.members) for shard in shards) if self.packing else None
@@ -129,42 +131,13 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class PlanRequest:
-    """What to plan.
-
-    Attributes:
-        images: INPUT.
-        labels: parallel label folder, if any.
-        output: OUTPUT.
-        fingerprint: of this run; None to accept any.
-        masks: formats that a commit must have.
-        shard_size: images per virtual shard.
-        limit_shards: at most this many pending shards.
-        voc_split: INPUT is a PASCAL VOC development kit, and this split of it is meant.
-        selection: what of the input may become pending.
-        only: ids of the shards that may be pending; None for all.
-    """
-
-    images: Store
-    labels: Store | None
-    output: Store
-    fingerprint: str | None
-    masks: tuple[str, ...]
-    shard_size: int
-    limit_shards: int | None = None
-    voc_split: str | None = None
-    selection: Selection = EVERYTHING
-    only: frozenset[str] | None = None
-
-
-@dataclass(frozen=True)
 class Survey:
-    """What INPUT holds, before anyone looks at OUTPUT.
+    """What INPUT holds, before OUTPUT is read.
 
     Attributes:
-        listing: the input.
-        selected: of tars and Parquet files, which are selected.
-        left_out: of a folder, the images that are not.
+        listing: the listed input.
+        selected: for tars and Parquet files, a mask of the selected shards, in order.
+        left_out: for a folder, the keys of the images that are not selected.
     """
 
     listing: Listing
@@ -172,17 +145,17 @@ class Survey:
     left_out: frozenset[str]
 
 
-def survey(request: PlanRequest) -> Survey:
-    """List the input, and refuse one that cannot be labelled. Looks at no output.
+def survey(spec: PlanSpec) -> Survey:
+    """List the input, and refuse one that cannot be segmented. Does not read the output.
 
     Raises:
-        InputError: nothing to label, colliding ids, or globs that match nothing.
+        InputError: the input holds no images, ids collide, or the globs match nothing.
         ConfigError: `since` on a store without modification times.
         StoreError: the input cannot be listed.
     """
-    listing = _list(request)
-    shards, selection = listing.shards, request.selection
-    if {"png", "confidence"} & set(request.masks):
+    listing = _list(spec)
+    shards, selection = listing.shards, spec.selection
+    if {"png", "confidence"} & set(spec.config.output.masks):
         _refuse_nested(listing.where, shards)
     if not isinstance(shards, ShardList):
         return Survey(listing, np.zeros(0, np.bool_), left_out(listing, selection))
@@ -195,42 +168,43 @@ def survey(request: PlanRequest) -> Survey:
     return Survey(listing, selected, frozenset())
 
 
-def make_plan(request: PlanRequest) -> Plan:
+def make_plan(spec: PlanSpec) -> Plan:
     """List the input, read the commits, subtract. Writes nothing.
 
     Raises:
-        FcnError: see `survey` and `subtract`.
+        FcnError: as `survey` and `subtract`.
     """
-    return subtract(survey(request), request)
+    return subtract(survey(spec), spec)
 
 
-def subtract(found: Survey, request: PlanRequest) -> Plan:
-    """What is left to do of an input. Reads the commits; writes nothing.
+def subtract(found: Survey, spec: PlanSpec) -> Plan:
+    """Return what is left to do for an input. Reads the commits; writes nothing.
 
     Raises:
-        OutputError: a damaged index of virtual shards, or a commit of another format.
+        OutputError: the index of virtual shards is damaged, or a commit has a later format.
         StoreError: the output cannot be read.
     """
     listing, packing = found.listing, None
     shards, selected = listing.shards, found.selected
     if listing.kind == "folder":
-        packing = pack(listing, request.output, request.shard_size, found.left_out)
+        packing = pack(listing, spec.output, spec.config.input.shard_size, found.left_out)
         shards = packing.shards
         selected = np.array([shard.id in packing.selected for shard in shards], np.bool_)
-        if not found.left_out:  # a shard of vanished images alone may be pending as well
+        if not found.left_out:  # a shard that lost all its images may be pending as well
             selected[:] = True
-    ledger = read_commit_index(request.output)
+    ledger = read_commit_index(spec.output)
     keys, tags, sizes = _columns(shards)
     places = ledger.find(keys)
     is_known = ledger.has_input(places, tags)
-    is_done = is_known & ledger.holds(places, request.fingerprint, request.masks)
-    redo = _redo(request.output, ledger)
+    is_done = is_known & ledger.holds(places, spec.fingerprint, spec.config.output.masks)
+    redo = _redo(spec.output, ledger)
     is_done &= ~np.isin(keys, hashes(redo, len(redo)))
     is_pending = ~is_done & selected
-    if request.only is not None:
-        is_pending &= np.isin(keys, hashes(request.only, len(request.only)))
-    if request.limit_shards is not None:
-        is_pending &= np.cumsum(is_pending) <= request.limit_shards
+    if spec.only is not None:
+        is_pending &= np.isin(keys, hashes(spec.only, len(spec.only)))
+    limit = spec.config.input.limit_shards
+    if limit is not None:
+        is_pending &= np.cumsum(is_pending) <= limit
     earlier = places[is_pending & (places >= 0)]
     gone = ledger.others(keys)
     images_gone = packing.vanished if packing else ()
@@ -251,34 +225,35 @@ def subtract(found: Survey, request: PlanRequest) -> Plan:
         vanished=len(gone) + len(images_gone),
         vanished_names=tuple(names[:_MOST_NAMED]),
         packing=packing,
-        passed_over=(*listing.passed_over, *_left_columns(listing, request.images)),
+        passed_over=(*listing.passed_over, *_left_columns(listing, spec.images)),
         layout=listing.layout,
-        sources=Sources(request.images, request.labels or request.images),
+        sources=spec.sources,
     )
 
 
 def _left_columns(listing: Listing, images: Store) -> list[str]:
-    """Of the first file, for all."""
+    """Return the ignored columns of the first file; all files are taken to have the same."""
     if listing.kind != "parquet":
         return []
     return columns_passed_over(listing.shards[0], images)
 
 
-def _list(request: PlanRequest) -> Listing:
-    if request.voc_split is not None:
-        return list_devkit(request.images, request.voc_split)
-    return list_input(request.images, request.labels)
+def _list(spec: PlanSpec) -> Listing:
+    split = spec.config.input.split
+    if split is not None:  # a split of a PASCAL VOC development kit: see `resolve_plan`
+        return list_devkit(spec.images, split)
+    return list_input(spec.images, spec.label_folder)
 
 
 def _redo(output: Store, ledger: CommitIndex) -> dict[str, str]:
-    """Shards that are to be labelled again: those whose commit is still the one to be replaced."""
+    """Return the shards to segment again: those whose commit is still the one to be replaced."""
     wanted = read_retry_list(output)
     there = ledger.commit_tags(wanted)
     return {shard: tag for shard, tag in wanted.items() if there.get(shard) == tag}
 
 
 def _columns(shards: Sequence[Shard]) -> NDArray[np.int64]:
-    """(hash of the id, hash of the tag, size) of every shard."""
+    """Return three rows: the hash of the id, the hash of the tag, and the size of every shard."""
     rows = ((hash(shard.id), hash(shard.etag), shard.size) for shard in shards)
     kind: Any = np.dtype((np.int64, 3))
     return np.fromiter(rows, kind, len(shards)).T
@@ -291,7 +266,7 @@ def _where(shards: Sequence[Shard], mask: Bools) -> Sequence[Shard]:
 
 
 def _refuse_nested(where: str, shards: Iterable[Shard]) -> None:
-    """PNG paths are <shard>/<key>.png: shard `a`, key `b/c` would meet shard `a/b`, key `c`."""
+    """PNG paths are <shard>/<key>.png: shard `a`, key `b/c` would collide with shard `a/b`, key `c`."""
     folders: dict[str, str] = {}
     for shard in shards:
         folder = shard.id.rpartition("/")[0]

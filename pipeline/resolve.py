@@ -1,10 +1,8 @@
-"""From a configuration to things that exist: stores, weights, label set, identity, job.
+"""Resolve a configuration, once: from names and URLs to stores, weights, labels and a manifest.
 
-`{date}` and `{yesterday}` in the URLs of a scheduled run: each night its own input and output.
-
-Whoever schedules runs resolves them, once, from the moment that a run was scheduled for. That
-moment stays the same however late the run starts and however often it is retried, so that a run
-resumed after midnight goes on with its own night. Commands resolve nothing: a shell has `date`.
+`resolve_plan` is enough for planning; `resolve_run` adds what needs the weights. Both check
+everything before anything is written. The dates in the URLs of scheduled runs are resolved here as
+well, by whoever schedules the runs: commands refuse them, because a shell has `date`.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -26,35 +24,31 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, MissingError
 from pipeline.formats import read_yaml
 from pipeline.inputs.selection import Selection, parse_since
-from pipeline.inputs.shard import ChunkLimits, Sources
-from pipeline.manifest import Manifest, make_manifest, remembered
-from pipeline.plan import PlanRequest
+from pipeline.inputs.shard import ChunkLimits
+from pipeline.manifest import make_manifest, saved_config
 from pipeline.redact import masked
-from pipeline.stages.spec import RunSpec
+from pipeline.stages.spec import PlanSpec, RunSpec
 from pipeline.storage.options import StoreOptions
-from pipeline.storage.store import Store, read_url
+from pipeline.storage.store import Store, read_url, refuse_overlap
 
 log = logging.getLogger("fcnseg")
 
+_DAYS_BACK = 31
+"""How many days back an earlier output is looked for. A monthly run is the rarest schedule."""
 
-@dataclass(frozen=True)
-class Prepared:
-    """A run whose every part has been found and checked, before anything is written."""
-
-    config: RunConfig
-    weights: WeightsFile
-    identity: Manifest
-    job: RunSpec
-    request: PlanRequest
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_DATE = re.compile(r"(date|yesterday)(?::(.+))?", re.DOTALL)
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Find everything a run needs. Reads weights and label set; writes nothing.
+def resolve_run(config: RunConfig) -> tuple[RunSpec, WeightsFile]:
+    """Return the settings and the weights of a run. Writes nothing.
 
     Raises:
-        WeightsError: no weights, such as `check_can_label` refuses, or of another number of classes
-            than the label set.
-        ConfigError, LabelSetError: the label set cannot be had, or flags contradict.
+        ConfigError: no weights are named, options contradict each other, or INPUT and OUTPUT lie
+            inside one another.
+        WeightsError: the weights are missing or `check_can_segment` refuses them, or they have
+            another number of classes than the label set.
+        LabelSetError: the label set is unknown or not readable.
         StoreError: a store cannot be read.
     """
     if config.model.weights is None:
@@ -62,88 +56,78 @@ def prepare(config: RunConfig) -> Prepared:
             where="--weights",
             found="nothing",
             expected="a weights file",
-            remedy="For the shipped ones: --weights demo.",
+            remedy="For the weights that come with fcnseg: --weights demo.",
         )
     if config.model.precision == "int8" and config.compute.plain_forward:
         raise ConfigError(
-            where="--precision", found="int8 in the plain forward pass", expected="the fast one",
-            remedy="Leave --plain-forward out.",
-        )  # fmt: skip
-    request = plan_request(config)
+            where="--precision",
+            found="int8 with the plain forward pass",
+            expected="int8 with the fast forward pass",
+            remedy="Remove --plain-forward.",
+        )
+    plan = resolve_plan(config)
     weights = load_weights(config.model.weights, config.input.store)
-    check_can_label(weights, config.model.precision)
+    check_can_segment(weights, config.model.precision)
     labels = resolve_labels(config.input.label_set, weights, config.input.store)
-    images, output = request.images, request.output
     limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)
-    mine = make_manifest(images.url, weights, labels, config.model.precision, limits)
-    mine = replace(mine, config=remembered(config))
-    job = RunSpec(
-        sources=Sources(images, request.labels or images),
-        output=output,
+    manifest = make_manifest(plan.images.url, weights, labels, config.model.precision, limits)
+    manifest = replace(manifest, config=saved_config(config))
+    spec = RunSpec(
+        **(vars(plan) | {"fingerprint": manifest.fingerprint}),
         labels=labels,
+        manifest=manifest,
         masks=config.output.masks,
-        precision=config.model.precision,
-        compute=config.compute,
-        chunk_limits=limits,
-        max_image_pixels=config.limits.max_image_pixels,
-        limits=config.limits,
-        monitoring=config.monitoring,
-        review_images=config.drift.review_images,
     )
-    return Prepared(config, weights, mine, job, replace(request, fingerprint=mine.fingerprint))
+    return spec, weights
 
 
-def plan_request(config: RunConfig) -> PlanRequest:
-    """What to plan, of commits of any fingerprint. Needs no weights.
+def resolve_plan(config: RunConfig) -> PlanSpec:
+    """Return the settings of a plan that accepts commits of any fingerprint. Needs no weights.
 
     Raises:
-        ConfigError: INPUT and OUTPUT lie inside one another, or `since` is no time.
+        ConfigError: INPUT and OUTPUT lie inside one another, options contradict each other, or
+            `input.since` is not a time.
     """
     images = Store(config.input.url, config.input.store)
     output = Store(config.output.url, config.output.store)
-    refuse_overlap(images, output)
-    return PlanRequest(
+    refuse_overlap("OUTPUT", output, "INPUT", images)
+    _check_split(config)
+    since = config.input.since
+    moment = None if since is None else parse_since(since, time.time())
+    labels = config.input.labels
+    return PlanSpec(
+        config=config,
         images=images,
-        labels=Store(config.input.labels, config.input.store) if config.input.labels else None,
+        label_folder=Store(labels, config.input.store) if labels else None,
         output=output,
-        fingerprint=None,
-        masks=config.output.masks,
-        shard_size=config.input.shard_size,
-        limit_shards=config.input.limit_shards,
-        selection=_selection(config),
-        voc_split=_voc_split(config),
+        selection=Selection(config.input.include, config.input.exclude, moment),
     )
 
 
-def _voc_split(config: RunConfig) -> str | None:
+def _check_split(config: RunConfig) -> None:
     layout, split = config.input.layout, config.input.split
     if (layout is None) != (split is None):
         raise ConfigError(
             where="--split" if layout is None else "--layout",
             found=f"{split or layout!r} alone",
-            expected="a layout and the split of it that is meant",
+            expected="a layout and one of its splits",
             remedy="Name both: --layout voc --split val.",
         )
     if layout is not None and config.input.labels is not None:
         raise ConfigError(
-            where="--labels", found="a folder beside --layout voc", expected="the labels of the development kit",
-            remedy="Leave --labels out.",
-        )  # fmt: skip
-    return split
-
-
-def _selection(config: RunConfig) -> Selection:
-    since = config.input.since
-    moment = None if since is None else parse_since(since, time.time())
-    return Selection(config.input.include, config.input.exclude, moment)
+            where="--labels",
+            found="a folder together with --layout voc",
+            expected="the labels of the development kit",
+            remedy="Remove --labels.",
+        )
 
 
 def load_weights(url: str, options: StoreOptions | None = None) -> WeightsFile:
-    """A weights file from anywhere, or the shipped one by the name "demo".
+    """Return a weights file from any URL, or the one that comes with fcnseg ("demo").
 
     Raises:
-        WeightsError: there is none, or it is not of this project.
-        StoreError: it cannot be read.
+        WeightsError: the file does not exist, or is not a weights file of this project.
+        StoreError: the file cannot be read.
     """
     if url == DEMO_WEIGHTS:
         return read_weights(url)
@@ -159,16 +143,16 @@ def load_weights(url: str, options: StoreOptions | None = None) -> WeightsFile:
     return WeightsFile(data, f"weights {masked(url)}")
 
 
-def check_can_label(weights: WeightsFile, precision: str) -> None:
-    """Refuse weights that cannot label picture files, before anything is done.
+def check_can_segment(weights: WeightsFile, precision: str) -> None:
+    """Refuse weights that cannot segment image files.
 
     Args:
-        weights: of any network.
-        precision: that they are to be used in.
+        weights: weights of any network.
+        precision: arithmetic that the run will use.
 
     Raises:
-        WeightsError: they are not trained, read depth or HHA beside the colours, or have no ranges
-            for int8.
+        WeightsError: the network is not trained, reads depth or HHA channels, or has no ranges for
+            int8.
     """
     weights.check_is_trained()
     if precision == "int8":
@@ -178,15 +162,20 @@ def check_can_label(weights: WeightsFile, precision: str) -> None:
         raise WeightsError(
             where=weights.where,
             found=f"{network.variant} reads {network.input_channels} channels",
-            expected="a network for RGB pictures, which is all that an input holds",
-            remedy="Use fcn_core.predictor.Predictor on arrays of those channels (docs/networks.md).",
+            expected="a network for RGB images: an input holds nothing else",
+            remedy="Use fcn_core.Predictor on arrays of those channels (docs/networks.md).",
         )
 
 
 def resolve_labels(
     name: str | None, weights: WeightsFile, options: StoreOptions | None = None
 ) -> LabelSet:
-    """The label set in force: the named one, else the one of the weights.
+    """Return the label set of a run: the named one, else the one of the weights.
+
+    Args:
+        name: a built-in name, or the path or URL of a YAML file; None takes the weights' own.
+        weights: weights that the label set must fit.
+        options: how the store of the YAML file is reached.
 
     Raises:
         LabelSetError: neither a built-in name nor a readable file.
@@ -205,7 +194,8 @@ def resolve_labels(
         )
     if labels.classes != own.classes:
         log.warning(
-            "the weights call their classes %s, the label set %r calls them %s: taken by position",
+            "the weights call their classes %s, the label set %r calls them %s: "
+            "classes are matched by position",
             ", ".join(own.classes),
             labels.name,
             ", ".join(labels.classes),
@@ -214,10 +204,11 @@ def resolve_labels(
 
 
 def read_label_set(url: str, options: StoreOptions | None = None) -> LabelSet:
-    """The label set of a YAML file.
+    """Return the label set of a YAML file.
 
     Raises:
-        LabelSetError: no built-in name and no such file, or not a label set.
+        LabelSetError: the URL is not a YAML file, or the document is not a label set.
+        ConfigError: the file does not exist, or is not valid YAML.
     """
     if not url.lower().endswith((".yaml", ".yml", ".json")):
         return label_set(url)  # raises, listing the names
@@ -225,47 +216,23 @@ def read_label_set(url: str, options: StoreOptions | None = None) -> LabelSet:
     try:
         return LabelSet.from_dict(read_yaml(read_url(url, options)), where)
     except (yaml.YAMLError, MissingError) as error:
-        no_yaml = f"no YAML ({' '.join(str(error).split())})"
-        detail = "no such file" if isinstance(error, MissingError) else no_yaml
+        invalid = f"not valid YAML ({' '.join(str(error).split())})"
         raise ConfigError(
             where=where,
-            found=detail,
+            found="no such file" if isinstance(error, MissingError) else invalid,
             expected="a YAML file with name, classes, ignore and palette",
             remedy="Check --label-set.",
         ) from error
 
 
-def refuse_overlap(images: Store, output: Store) -> None:
-    """Refuse an output inside its input, or the other way round.
-
-    Raises:
-        ConfigError: naming both.
-    """
-    if images.overlaps(output):
-        raise ConfigError(
-            where=output.url,
-            found=f"OUTPUT and INPUT ({images.url}) lie inside one another",
-            expected="two places apart: masks would become images of the next run",
-            remedy="Choose another OUTPUT.",
-        )
-
-
-_WORD = re.compile(r"\{([^{}]*)\}")
-
-_KNOWN = re.compile(r"(date|yesterday)(?::(.+))?", re.DOTALL)
-
-_NIGHTS = 31
-"""How far back an earlier output is looked for: a run every month is the rarest."""
-
-
 def refuse_dates(config: RunConfig) -> None:
-    """Refuse words that nobody resolves here: a folder named `{date}` is not what was meant.
+    """Refuse `{date}` and `{yesterday}` in URLs where no schedule resolves them.
 
     Raises:
         ConfigError: naming the URL.
     """
     for name, url in (("INPUT", config.input.url), ("OUTPUT", config.output.url)):
-        if any(_KNOWN.fullmatch(word) for word in _WORD.findall(url)):
+        if any(_DATE.fullmatch(word) for word in _BRACES.findall(url)):
             raise ConfigError(
                 where=f"{name} {url}",
                 found="a date that only scheduled runs of Prefect fill in",
@@ -275,27 +242,29 @@ def refuse_dates(config: RunConfig) -> None:
 
 
 def resolve_dates(config: RunConfig, moment: datetime) -> RunConfig:
-    """The configuration with real dates in `input.url`, `input.labels` and `output.url`.
+    """Return the configuration with real dates in `input.url`, `input.labels` and `output.url`.
 
     `{date}` is the day of the moment in `input.time_zone` as 2026-11-23, `{yesterday}` the day
-    before; `{date:%Y/%m/%d}` has another form, by the codes of `strftime`.
+    before; `{date:%Y/%m/%d}` has another form, by the codes of `strftime`. The moment is the one
+    that a run was scheduled for. It stays the same however late the run starts and however often
+    it is retried, so that a run that is resumed after midnight keeps its own day.
 
     Args:
-        config: perhaps without any of these words; then it is returned as it is.
-        moment: with a time zone.
+        config: configuration; one without dates is returned as it is.
+        moment: scheduled start, with a time zone.
 
     Raises:
-        ConfigError: an unknown word, an unknown zone, or an input of its own every night whose
-            output is always the same.
+        ConfigError: an unknown word or time zone, or another input every day while the output
+            stays the same.
     """
     urls = {"input.url": config.input.url, "output.url": config.output.url}
     if config.input.labels is not None:
         urls["input.labels"] = config.input.labels
-    if not any(_WORD.search(url) for url in urls.values()):
+    if not any(_BRACES.search(url) for url in urls.values()):
         return config
     local = moment.astimezone(_zone(config.input.time_zone))
-    found = {name: _resolve(name, url, local) for name, url in urls.items()}
-    changed = {name for name, url in urls.items() if found[name] != url}
+    resolved = {name: _fill_in(name, url, local) for name, url in urls.items()}
+    changed = {name for name, url in urls.items() if resolved[name] != url}
     if "input.url" in changed and "output.url" not in changed:
         raise ConfigError(
             where=f"config output.url {config.output.url}",
@@ -303,29 +272,29 @@ def resolve_dates(config: RunConfig, moment: datetime) -> RunConfig:
             expected="an output for every input: one belongs to the other",
             remedy="Put the same {date} into output.url, or leave it out of input.url.",
         )
-    images = {"url": found["input.url"], "labels": found.get("input.labels")}
+    images = {"url": resolved["input.url"], "labels": resolved.get("input.labels")}
     return config.model_copy(
         update={
             "input": config.input.model_copy(update=images),
-            "output": config.output.model_copy(update={"url": found["output.url"]}),
+            "output": config.output.model_copy(update={"url": resolved["output.url"]}),
         }
     )
 
 
 def earlier_outputs(config: RunConfig, moment: datetime) -> Iterator[str]:
-    """Outputs of the runs of the days before, latest first, where they are other ones.
+    """Yield the URLs of outputs of earlier days, latest first, as far as they differ.
 
     Args:
-        config: not resolved yet.
-        moment: of the present run.
+        config: configuration whose dates are not resolved yet.
+        moment: scheduled start of the present run.
     """
-    here = resolve_dates(config, moment).output.url
-    seen = {here}
-    # Days of the wall: some have 23 or 25 hours.
+    present = resolve_dates(config, moment).output.url
+    seen = {present}
+    # Calendar days of the time zone: some have 23 or 25 hours.
     local = moment
-    if here != config.output.url:
+    if present != config.output.url:
         local = moment.astimezone(_zone(config.input.time_zone))
-    for days in range(1, _NIGHTS + 1):
+    for days in range(1, _DAYS_BACK + 1):
         url = resolve_dates(config, local - timedelta(days=days)).output.url
         if url not in seen:
             seen.add(url)
@@ -344,9 +313,9 @@ def _zone(name: str) -> ZoneInfo:
         ) from None
 
 
-def _resolve(name: str, url: str, local: datetime) -> str:
+def _fill_in(name: str, url: str, local: datetime) -> str:
     def value(match: re.Match[str]) -> str:
-        known = _KNOWN.fullmatch(match[1])
+        known = _DATE.fullmatch(match[1])
         if known is None:
             raise ConfigError(
                 where=f"config {name}",
@@ -357,4 +326,4 @@ def _resolve(name: str, url: str, local: datetime) -> str:
         day = local - timedelta(days=1) if known[1] == "yesterday" else local
         return day.strftime(known[2] or "%Y-%m-%d")
 
-    return _WORD.sub(value, url)
+    return _BRACES.sub(value, url)

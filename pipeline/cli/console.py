@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,10 +29,11 @@ from rich.text import Text
 
 from fcn_core.labels import LabelSet
 from pipeline import logs
+from pipeline.concurrency import Throttle
 from pipeline.monitoring.progress import Progress
 from pipeline.output.history import RunRecord
 from pipeline.output.run_result import RunResult
-from pipeline.text import plural
+from pipeline.text import list_names, plural
 
 if TYPE_CHECKING:
     from pipeline.monitoring.progress import ProgressReading
@@ -98,14 +98,13 @@ class ProgressLines:
 
     def __init__(self, doing: str) -> None:
         self.doing = doing
-        self.last = 0.0
+        self._throttle = Throttle(LINE_SECONDS)
 
     def __call__(self, progress: Progress) -> None:
         """Print a line if it is time."""
-        now = time.monotonic()
         is_end = progress.shards_done == progress.shards_pending
-        if progress.shards_pending and (now - self.last >= LINE_SECONDS or is_end):
-            self.last = now
+        if progress.shards_pending and (is_end or self._throttle.is_due()):
+            self._throttle.restart()
             say(describe(progress, self.doing))
 
 
@@ -185,15 +184,14 @@ class VerifyLines:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.last = time.monotonic()
+        self._is_due = Throttle(LINE_SECONDS, is_due_at_once=False)
 
     def __call__(self, found: Verification, problems: Sequence[tuple[str, str]]) -> None:
         """After every shard."""
         if not self.quiet:
             for path, problem in problems:
                 out.print(f"{path}: {problem}", markup=False)
-        if time.monotonic() - self.last >= LINE_SECONDS:
-            self.last = time.monotonic()
+        if self._is_due():
             err.print(f"verifying: {describe_verification(found)}", markup=False)
 
 
@@ -244,7 +242,7 @@ def print_scores(scores: Mapping[str, Any], labels: LabelSet) -> None:
 
 def print_result(result: RunResult, *, as_json: bool = False) -> None:
     """What a run did, and what it could not do."""
-    from pipeline.report.build import REPORT_PATH  # jinja2, and more
+    from pipeline.paths import REPORT
 
     if as_json:
         print_json(result.to_dict())
@@ -254,7 +252,7 @@ def print_result(result: RunResult, *, as_json: bool = False) -> None:
         print_scores(result.scores, result.labels)
     if result.record is not None:
         print_drift(result.record)
-    out.print(f"report: {result.output}/{REPORT_PATH}", markup=False)
+    out.print(f"report: {result.output}/{REPORT}", markup=False)
 
 
 def _print_outcome(result: RunResult) -> None:
@@ -312,7 +310,7 @@ def named(names: Sequence[str], most: int = 10) -> str:
     >>> named(["a", "b", "c"], most=2)
     '3: a, b, …'
     """
-    return f"{len(names)}: {', '.join(names[:most])}{', …' if len(names) > most else ''}"
+    return f"{len(names)}: {list_names(names, most)}"
 
 
 _CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)

@@ -17,6 +17,7 @@ from pipeline.config import InputConfig, RunConfig
 from pipeline.doctor.finding import Finding, fine, problem, warning
 from pipeline.inputs.listing import check_names
 from pipeline.output.lease import MARGIN_SECONDS
+from pipeline.paths import PROBE
 from pipeline.storage.store import Store
 
 
@@ -37,13 +38,13 @@ class DoctorInput:
 
 def examine_weights(config: RunConfig) -> Iterator[Finding]:
     """Whether the weights can be read and used, and what they are; no network is built."""
-    from pipeline.resolve import check_can_label, load_weights, resolve_labels
+    from pipeline.resolve import check_can_segment, load_weights, resolve_labels
 
     if config.model.weights is None:
         return
     try:
         file = load_weights(config.model.weights, config.input.store)
-        check_can_label(file, config.model.precision)
+        check_can_segment(file, config.model.precision)
         labels = resolve_labels(config.input.label_set, file, config.input.store)
     except FcnError as error:
         yield Finding.of(error)
@@ -128,7 +129,7 @@ def clock_skew(store: Store) -> float | None:
     Raises:
         StoreError: nothing can be written there.
     """
-    path = f"_probe-{uuid.uuid4().hex}"
+    path = f"{PROBE}{uuid.uuid4().hex}"
     before = time.time()
     store.write(path, b"")
     after = time.time()

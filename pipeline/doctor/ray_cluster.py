@@ -21,7 +21,7 @@ from pipeline.doctor.machine import examine_machine, examine_packages
 from pipeline.executors.placement import REMEDY, Node, describe_shortage, gpu_share
 from pipeline.executors.ray_connection import connect_ray
 from pipeline.storage.store import Store
-from pipeline.text import plural
+from pipeline.text import list_names, plural
 
 # isort: split
 import ray  # after ray_connection, which sets what it reads at import
@@ -139,7 +139,7 @@ def _examine_nodes(nodes: list[Node], patient: DoctorInput) -> Iterator[Finding]
         for finding in _answer(answer):
             told[finding].append(asked[answer].address)
     for finding, where in sorted(told.items(), key=lambda item: item[0].level):
-        names = ", ".join(sorted(where)[:5]) + (", …" if len(where) > 5 else "")
+        names = list_names(sorted(where), 5)
         everywhere = len(nodes) > 1 and len(where) == len(nodes)
         place = f"all {len(nodes)} nodes" if everywhere else f"node {names}"
         yield Finding(finding.level, f"{place}: {finding.subject}", finding.found, finding.remedy)

@@ -26,7 +26,7 @@ from pipeline.inputs.sample import Failure, decode_truth
 from pipeline.inputs.shard import ChunkLimits, Shard
 from pipeline.monitoring.progress import Progress
 from pipeline.plan import make_plan
-from pipeline.resolve import plan_request, prepare, read_label_set
+from pipeline.resolve import read_label_set, resolve_plan, resolve_run
 from pipeline.stages.read import Chunk, read_chunks
 from pipeline.stages.records import SegmentedChunk
 from pipeline.stages.spec import RunSpec, ShardFailure
@@ -60,15 +60,12 @@ def evaluate(
     config = _without_output(config)
     if config.compute.executor == "ray":
         log.warning("evaluate works on this machine only: compute.executor ray is passed over")
-    prepared = prepare(config)
-    found = make_plan(prepared.request)
-    job = prepared.job
-    ends = _Ends(job, question)
-    counting = run_around_network(
-        job, prepared.weights, found.pending, read=ends.read, finish=ends.count
-    )
-    gatherer = EvaluationAccumulator(found, job.labels, question, config.limits)
-    about = {"input": config.input.url, "fingerprint": prepared.identity.fingerprint}
+    spec, weights = resolve_run(config)
+    found = make_plan(spec)
+    ends = _Ends(spec, question)
+    counting = run_around_network(spec, weights, found.pending, read=ends.read, finish=ends.count)
+    gatherer = EvaluationAccumulator(found, spec.labels, question, config.limits)
+    about = {"input": config.input.url, "fingerprint": spec.fingerprint}
     return gatherer.run(counting, about, on_progress)
 
 
@@ -91,7 +88,7 @@ def upper_bound(
     """
     config = _without_output(config)
     labels = _label_set(config)
-    found = make_plan(plan_request(config))
+    found = make_plan(resolve_plan(config))
     limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)
 
     def read(shard: Shard) -> Iterator[Any]:
@@ -118,7 +115,7 @@ def _without_output(config: RunConfig) -> RunConfig:
 
 def _label_set(config: RunConfig) -> LabelSet:
     if config.model.weights is not None:
-        return prepare(config).job.labels
+        return resolve_run(config)[0].labels
     if config.input.label_set is None:
         raise ConfigError(
             where="--upper-bound",
@@ -136,14 +133,14 @@ class _Ends:
     counted, and kept from the network.
     """
 
-    def __init__(self, job: RunSpec, question: EvaluationRequest) -> None:
-        self.job = job
+    def __init__(self, spec: RunSpec, question: EvaluationRequest) -> None:
+        self.spec = spec
         self.question = question
         self._labels: dict[tuple[str, int], dict[str, tuple[bytes, str]]] = {}
         self._unlabeled: dict[tuple[str, int], int] = {}
 
     def read(self, shard: Shard) -> Iterator[Chunk]:
-        for chunk in read_chunks(shard, self.job.sources, self.job.chunk_limits):
+        for chunk in read_chunks(shard, self.spec.sources, self.spec.manifest.chunk_limits):
             labels = {
                 sample.key: (sample.label, sample.label_location)
                 for sample in chunk.samples
@@ -158,12 +155,14 @@ class _Ends:
     def count(self, segmented: SegmentedChunk) -> Counted:
         place = segmented.shard, segmented.seq
         labels = self._labels.pop(place)
-        classes = self.job.labels.num_classes
+        classes = self.spec.labels.num_classes
 
         def images() -> Iterator[tuple[str, Any]]:
             for result in segmented.images:
                 data, where = labels[result.key]
-                label = decode_truth(data, where, self.job.labels, self.job.max_image_pixels)
+                label = decode_truth(
+                    data, where, self.spec.labels, self.spec.config.limits.max_image_pixels
+                )
                 matrices = band_confusions(label, result.mask, classes, self.question.widths)
                 yield _name(segmented.shard, result.key), matrices
 

@@ -14,10 +14,10 @@ class ExecutorHooks:
     """Functions of the driver that an executor calls while it runs the stages.
 
     Attributes:
-        is_stopping: Whether the run is stopping. The executor then starts no more chunks; it only
+        is_stopping: whether the run is stopping. The executor then starts no more chunks; it only
             finishes the chunks that the network already has.
-        on_replicas: Called once with the number of replicas of the network.
-        samples: Returns the current metrics, for executors with their own metrics exporter.
+        on_replicas: called once with the number of replicas of the network.
+        samples: returns the current metrics, for executors with their own metrics exporter.
     """
 
     is_stopping: Callable[[], bool] = lambda: False

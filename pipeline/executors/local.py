@@ -47,7 +47,7 @@ _NO_HOOKS = ExecutorHooks()
 
 
 def run_local(
-    job: RunSpec,
+    spec: RunSpec,
     weights: WeightsFile,
     shards: Iterable[Shard],
     *,
@@ -56,22 +56,22 @@ def run_local(
     """Run all stages; yield a receipt of each finished chunk, in the order of finishing.
 
     Args:
-        job: Run settings shared by all stages.
-        weights: Weights of the network.
-        shards: Shards to segment, in order.
-        hooks: Functions of the driver.
+        spec: run settings shared by all stages.
+        weights: weights of the network.
+        shards: shards to segment, in order.
+        hooks: functions of the driver.
 
     Raises:
         StoreError: a store fails. Any other exception of a stage also ends the run.
     """
     yield from run_around_network(
-        job,
+        spec,
         weights,
         takewhile(lambda _: not hooks.is_stopping(), shards),
         read=lambda shard: _until(
-            hooks.is_stopping, read_chunks(shard, job.sources, job.chunk_limits)
+            hooks.is_stopping, read_chunks(shard, spec.sources, spec.manifest.chunk_limits)
         ),
-        finish=lambda segmented: write_chunk(segmented, job),
+        finish=lambda segmented: write_chunk(segmented, spec),
         hooks=hooks,
     )
 
@@ -81,7 +81,7 @@ def _until(is_stopping: Callable[[], bool], chunks: Iterator[Chunk]) -> Iterator
 
 
 def run_around_network(
-    job: RunSpec,
+    spec: RunSpec,
     weights: WeightsFile,
     shards: Iterable[Shard],
     *,
@@ -94,17 +94,17 @@ def run_around_network(
     `run` reads images and writes masks; `evaluate` counts pixels instead.
 
     Args:
-        job: Run settings shared by all stages.
-        weights: Weights of the network.
-        shards: Shards to read, in order.
-        read: Returns the chunks of a shard; called in threads of this process.
-        finish: Takes a segmented chunk; called in threads of this process.
-        hooks: Functions of the driver. While the run is stopping, the network gets no more chunks.
+        spec: run settings shared by all stages.
+        weights: weights of the network.
+        shards: shards to read, in order.
+        read: returns the chunks of a shard; called in threads of this process.
+        finish: takes a segmented chunk; called in threads of this process.
+        hooks: functions of the driver. While the run is stopping, the network gets no more chunks.
 
     Raises:
         FcnError: a stage fails. A shard that cannot be read is a `ShardFailure` instead.
     """
-    pool = _WorkerPool(job, weights)
+    pool = _WorkerPool(spec, weights)
 
     def chunks(shard: Shard) -> Iterator[StageItem]:
         try:
@@ -131,13 +131,13 @@ def run_around_network(
 class _WorkerPool:
     """The worker processes of a run; each serves one thread at a time."""
 
-    def __init__(self, job: RunSpec, weights: WeightsFile) -> None:
-        per_core = max(1, (os.cpu_count() or 1) // job.compute.threads_per_worker)
-        self.job = job
-        self.most = job.compute.workers or per_core
-        share = (job.limits.memory or usable_memory(machine_memory())) // self.most
+    def __init__(self, spec: RunSpec, weights: WeightsFile) -> None:
+        per_core = max(1, (os.cpu_count() or 1) // spec.config.compute.threads_per_worker)
+        self.spec = spec
+        self.most = spec.config.compute.workers or per_core
+        share = (spec.config.limits.memory or usable_memory(machine_memory())) // self.most
         self.weights = SharedWeights(weights)
-        self.segmenters = [IsolatedSegmenter(job, self.weights, share) for _ in range(self.most)]
+        self.segmenters = [IsolatedSegmenter(spec, self.weights, share) for _ in range(self.most)]
         self.free: queue.SimpleQueue[IsolatedSegmenter] = queue.SimpleQueue()
         for segmenter in self.segmenters:
             self.free.put(segmenter)
@@ -147,7 +147,7 @@ class _WorkerPool:
 
         The CPU default is the number of cores divided by `compute.threads_per_worker`.
         """
-        compute = self.job.compute
+        compute = self.spec.config.compute
         if compute.workers is None and compute.device != "cpu":
             if self.segmenters[0].worker.start() != "cpu":
                 return 1
@@ -180,9 +180,9 @@ def run_stages(
     Closing the generator early stops every thread.
 
     Args:
-        items: Input of the first stage; the next item is taken when the first queue has room.
-        stages: Functions (one item in, any number of items out), each with its number of threads.
-        on_stop: Called when the threads stop; must end any wait that is not for a queue.
+        items: input of the first stage; the next item is taken when the first queue has room.
+        stages: functions (one item in, any number of items out), each with its number of threads.
+        on_stop: called when the threads stop; must end any wait that is not for a queue.
 
     Raises:
         BaseException: the first exception that a stage or `items` raised.
@@ -235,11 +235,11 @@ class _StageWork:
     """The loop of the threads of one stage.
 
     Args:
-        stage: Function of the stage.
-        source: Queue of input items.
-        sink: Queue of output items.
-        countdown: Shared by the threads of the stage; the last thread ends the next stage.
-        followers: Number of threads that read from `sink`; each gets one end marker.
+        stage: function of the stage.
+        source: queue of input items.
+        sink: queue of output items.
+        countdown: shared by the threads of the stage; the last thread ends the next stage.
+        followers: number of threads that read from `sink`; each gets one end marker.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class Node:
     Attributes:
         id: Ray's id of the node; for a node of an autoscaler, the name of its node type.
         address: IP address; empty for a node that does not run yet.
-        resources: Logical resources: "CPU", "GPU", "memory" and others.
+        resources: logical resources: "CPU", "GPU", "memory" and others.
         labels: Ray's node labels.
     """
 
@@ -68,12 +68,12 @@ class ReplicaPlan:
     """The replicas of the network of one run.
 
     Attributes:
-        cpus: Logical CPUs of each replica.
-        gpus: Logical GPUs of each replica.
-        initial: Number of replicas to request at the start.
-        maximum: Most replicas when nodes join; None: as many as fit.
-        capacity: Number of replicas that fit on the present nodes.
-        avoid_gpu_nodes: Whether read and write tasks prefer nodes without GPUs.
+        cpus: logical CPUs of each replica.
+        gpus: logical GPUs of each replica.
+        initial: number of replicas to request at the start.
+        maximum: most replicas when nodes join; None: as many as fit.
+        capacity: number of replicas that fit on the present nodes.
+        avoid_gpu_nodes: whether read and write tasks prefer nodes without GPUs.
         io_selector: Ray label selector of the nodes that may read and write; empty: any node.
     """
 
@@ -92,9 +92,9 @@ def plan_replicas(
     """Return how many replicas to request from a cluster, and with which resources.
 
     Args:
-        compute: The `compute` section of the configuration.
-        nodes: The running nodes.
-        addable: One node of each type that the cluster's autoscaler may add.
+        compute: the `compute` section of the configuration.
+        nodes: the running nodes.
+        addable: one node of each type that the cluster's autoscaler may add.
 
     Raises:
         ClusterError: no node can hold a replica, or no node can read and write.
@@ -218,10 +218,10 @@ def _cpus_per_replica(
     """Return the logical CPUs of a replica on CPUs: the most that leaves room for I/O tasks.
 
     Args:
-        compute: The `compute` section of the configuration.
-        hosts: The nodes that may hold replicas.
-        nodes: All nodes.
-        required: Replicas that must fit on the hosts at once, even if each gets few CPUs.
+        compute: the `compute` section of the configuration.
+        hosts: the nodes that may hold replicas.
+        nodes: all nodes.
+        required: replicas that must fit on the hosts at once, even if each gets few CPUs.
 
     Returns:
         A whole number, or a part of one CPU; 0.0 if even the smallest part leaves no room.

@@ -57,7 +57,7 @@ def check_reachable(address: str | None, patience: float = PATIENCE_SECONDS) -> 
 
     Args:
         address: "host:port". Other forms (auto, local, ray://…, None) are left to Ray.
-        patience: Seconds to wait for the head.
+        patience: seconds to wait for the head.
 
     Raises:
         ClusterError: nothing answers, or the answer is not from a Ray head.
@@ -113,7 +113,7 @@ def connect_ray(address: str | None) -> Iterator[None]:
     `address` or RAY_ADDRESS, the cluster of the surrounding Ray job, a new embedded Ray.
 
     Args:
-        address: Address of the cluster, as for `ray.init`.
+        address: address of the cluster, as for `ray.init`.
 
     Raises:
         ClusterError: the cluster cannot be reached, or Ray does not start.
@@ -193,7 +193,7 @@ def check_token(where: str) -> None:
     Without this check, Ray's core would abort the process.
 
     Args:
-        where: Name of the cluster in the error.
+        where: name of the cluster in the error.
 
     Raises:
         ClusterError: the token is missing.

@@ -56,7 +56,11 @@ _NO_HOOKS = ExecutorHooks()
 
 
 def run_ray(
-    job: RunSpec, weights: WeightsFile, shards: Sequence[Shard], *, hooks: ExecutorHooks = _NO_HOOKS
+    spec: RunSpec,
+    weights: WeightsFile,
+    shards: Sequence[Shard],
+    *,
+    hooks: ExecutorHooks = _NO_HOOKS,
 ) -> Iterator[Receipt | ShardFailure]:
     """Run all stages on Ray; yield a receipt of each finished chunk, in the order of finishing.
 
@@ -64,22 +68,22 @@ def run_ray(
     Otherwise starts an embedded Ray, and stops it at the end.
 
     Args:
-        job: Run settings shared by all stages.
-        weights: Weights of the network.
-        shards: Shards to segment, at least one.
-        hooks: Functions of the driver.
+        spec: run settings shared by all stages.
+        weights: weights of the network.
+        shards: shards to segment, at least one.
+        hooks: functions of the driver.
 
     Raises:
         StoreError: a store fails in a task.
         ClusterError: the cluster cannot be reached, or no node can hold a replica.
     """
-    with connect_ray(job.compute.ray_address):
+    with connect_ray(spec.config.compute.ray_address):
         weights_ref = ray.put(weights)
-        metrics = RayMetrics(job.monitoring.metrics_name)
-        plan = _plan_replicas(job)
+        metrics = RayMetrics(spec.config.monitoring.metrics_name)
+        plan = _plan_replicas(spec)
         hooks.on_replicas(plan.initial)
-        with watch_nodes(job.compute, plan):
-            for row in _rows(_dataset(job, weights_ref, shards, plan)):
+        with watch_nodes(spec.config.compute, plan):
+            for row in _rows(_dataset(spec, weights_ref, shards, plan)):
                 item = pickle.loads(row["item"])
                 if isinstance(item, FcnError):
                     raise item
@@ -100,13 +104,13 @@ def _rows(dataset: Any) -> Iterator[Row]:
         ) from error
 
 
-def _plan_replicas(job: RunSpec) -> ReplicaPlan:
+def _plan_replicas(spec: RunSpec) -> ReplicaPlan:
     """Plan the replicas on this cluster; log a warning if not all of them fit now.
 
     Raises:
         ClusterError: no node can hold a replica of the network.
     """
-    plan = plan_replicas(job.compute, list_nodes(), list_addable_nodes())
+    plan = plan_replicas(spec.config.compute, list_nodes(), list_addable_nodes())
     if plan.initial > plan.capacity:
         log.warning(
             "asks for %d replicas of the network, the cluster has room for %d now: the others wait "
@@ -115,7 +119,7 @@ def _plan_replicas(job: RunSpec) -> ReplicaPlan:
     return plan
 
 
-def _dataset(job: RunSpec, weights_ref: Any, shards: Sequence[Shard], plan: ReplicaPlan) -> Any:
+def _dataset(spec: RunSpec, weights_ref: Any, shards: Sequence[Shard], plan: ReplicaPlan) -> Any:
     # Ray logs every start and end of a plan, and warns that its progress bars are off. Ray sets its
     # own level late, so this line must come here.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -125,21 +129,21 @@ def _dataset(job: RunSpec, weights_ref: Any, shards: Sequence[Shard], plan: Repl
         {"item": pickle.dumps(shards[start : start + shards_per_task])}
         for start in range(0, len(shards), shards_per_task)
     ]
-    compute = job.compute
+    compute = spec.config.compute
     io_selector = dict(plan.io_selector) or None
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .flat_map(_Read(job), num_cpus=IO_CPUS, label_selector=io_selector)
+        .flat_map(_Read(spec), num_cpus=IO_CPUS, label_selector=io_selector)
         .map(
             _SegmentActor,  # type: ignore[arg-type]  # Ray's stub wants the method, not the class
-            fn_constructor_kwargs={"job": job, "weights": weights_ref, "most": plan.maximum},
+            fn_constructor_kwargs={"spec": spec, "weights": weights_ref, "most": plan.maximum},
             # The pool never shrinks while there is work: Ray replaces a replica that is lost.
             compute=ray.data.ActorPoolStrategy(min_size=plan.initial, max_size=plan.maximum),
             num_cpus=plan.cpus,
             num_gpus=plan.gpus,
             label_selector=to_label_selector(compute.worker_labels) or None,
         )
-        .map(_Write(job), num_cpus=IO_CPUS, label_selector=io_selector)
+        .map(_Write(spec), num_cpus=IO_CPUS, label_selector=io_selector)
     )
 
 
@@ -163,25 +167,25 @@ def _set_context(plan: ReplicaPlan) -> None:
 _PASSED_ON = (ShardFailure, FcnError)
 
 
-def _configure_logs(job: RunSpec) -> None:
+def _configure_logs(spec: RunSpec) -> None:
     """Let a Ray worker log as the run does (run name, format), to Ray's files `worker-….err`."""
-    logs.set_run(job.run)
-    if job.monitoring.log_format == "json" and not logs.is_json():
+    logs.set_run(spec.run)
+    if spec.config.monitoring.log_format == "json" and not logs.is_json():
         logs.use_json()
 
 
 class _Read:
     """A CPU task: reads some shards and yields their chunks."""
 
-    def __init__(self, job: RunSpec) -> None:
-        self.job = job
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
 
     def __call__(self, row: Row) -> Iterator[Row]:
-        _configure_logs(self.job)
+        _configure_logs(self.spec)
         shards: Sequence[Shard] = pickle.loads(row["item"])
         for shard in shards:
             try:
-                for chunk in read_chunks(shard, self.job.sources, self.job.chunk_limits):
+                for chunk in read_chunks(shard, self.spec.sources, self.spec.manifest.chunk_limits):
                     yield {"item": pickle.dumps(chunk, protocol=5)}
             except (ShardError, StoreError) as error:
                 yield {"item": pickle.dumps(ShardFailure.of(shard.id, error))}
@@ -192,10 +196,10 @@ class _Read:
 class _SegmentActor:
     """An actor that owns a worker process with the network: segments chunks."""
 
-    def __init__(self, job: RunSpec, weights: Any, most: int | None) -> None:
-        _configure_logs(job)
+    def __init__(self, spec: RunSpec, weights: Any, most: int | None) -> None:
+        _configure_logs(spec)
         self.segmenter = IsolatedSegmenter(
-            job, SharedWeights(ray.get(weights)), _memory_share(most, job.limits.memory)
+            spec, SharedWeights(ray.get(weights)), _memory_share(most, spec.config.limits.memory)
         )
         with suppress(FcnError):  # the first chunk meets it again and sends it to the driver
             self.segmenter.worker.start()
@@ -214,7 +218,7 @@ def _memory_share(most: int | None, limit: int | None) -> int:
     """Return the memory limit in bytes of this actor's worker process.
 
     Args:
-        most: Most actors of the run; None if not limited.
+        most: most actors of the run; None if not limited.
         limit: `limits.memory`, which all workers of a machine share; None: a part of the RAM.
     """
     context = ray.get_runtime_context()
@@ -232,15 +236,15 @@ def _memory_share(most: int | None, limit: int | None) -> int:
 class _Write:
     """A CPU task: writes the masks of a chunk and returns a receipt."""
 
-    def __init__(self, job: RunSpec) -> None:
-        self.job = job
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
 
     def __call__(self, row: Row) -> Row:
-        _configure_logs(self.job)
+        _configure_logs(self.spec)
         item = pickle.loads(row["item"])
         if isinstance(item, _PASSED_ON):
             return row
         try:
-            return {"item": pickle.dumps(write_chunk(item, self.job))}
+            return {"item": pickle.dumps(write_chunk(item, self.spec))}
         except FcnError as error:
             return {"item": pickle.dumps(error)}

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.concurrency import every
+from pipeline.concurrency import Throttle
 from pipeline.monitoring.metrics import FILE_SECONDS, MetricSample, labels_of
 
 
@@ -17,12 +17,12 @@ class RayMetrics:
     """Reports metrics to the Ray that this process is connected to. Use one per connection.
 
     Args:
-        name: Name of the run in the label `name` of every metric.
+        name: name of the run in the label `name` of every metric.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._is_due = every(FILE_SECONDS)
+        self._is_due = Throttle(FILE_SECONDS)
         self._metrics: dict[str, Counter | Gauge] = {}
         self._reported: dict[tuple[str, str], float] = {}
 
@@ -30,8 +30,8 @@ class RayMetrics:
         """Report the values, at most once per `FILE_SECONDS`.
 
         Args:
-            samples: Current metrics of the run.
-            at_once: Whether to report even if the last report was more recent.
+            samples: current metrics of the run.
+            at_once: whether to report even if the last report was more recent.
         """
         if not self._is_due() and not at_once:
             return

@@ -51,8 +51,8 @@ def watch_nodes(compute: ComputeConfig, plan: ReplicaPlan) -> Iterator[None]:
     Ray itself waits without any message: the node may come back, or an autoscaler may add one.
 
     Args:
-        compute: The `compute` section of the configuration.
-        plan: The replicas that were requested.
+        compute: the `compute` section of the configuration.
+        plan: the replicas that were requested.
     """
     io_labels = tuple(f"{key}={value}" for key, value in plan.io_selector.items())
     compute = compute.model_copy(update={"io_labels": io_labels})

@@ -27,15 +27,15 @@ from pipeline.export.form import (
 )
 from pipeline.export.hf import HuggingFace
 from pipeline.export.label_studio import LabelStudio
-from pipeline.export.place import ExportTarget, refuse_overlap, state_of
+from pipeline.export.place import ExportTarget, state_of
 from pipeline.export.source import ImageSource, MaskGroup, MaskSource
 from pipeline.export.voc import Voc
 from pipeline.export.webdataset import WebDataset, without_dots
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.output.markers import read_marker
 from pipeline.redact import masked
-from pipeline.resolve import plan_request
-from pipeline.storage.store import Store
+from pipeline.resolve import resolve_plan
+from pipeline.storage.store import Store, refuse_overlap
 
 FORMS: Mapping[str, Callable[[ExportSubject], ExportFormat]] = {
     "voc": Voc,
@@ -127,12 +127,12 @@ def export(
     """
     identity = read_manifest(output)
     _check(choices, identity)
-    refuse_overlap(dest, output, "OUTPUT")
+    refuse_overlap("DEST", dest, "OUTPUT", output)
     source = MaskSource(output, identity, choices.image_suffix)
     if choices.images:
-        request = plan_request(config)
-        refuse_overlap(dest, request.images, "INPUT")
-        source = ImageSource(output, identity, request)
+        plan = resolve_plan(config)
+        refuse_overlap("DEST", dest, "INPUT", plan.images)
+        source = ImageSource(output, identity, plan)
     place = ExportTarget(dest, _wanted(output, identity, choices))
     with ExitStack() as files:
         subject = ExportSubject(place, identity.labels, choices, _about(identity), files)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipeline.export.form import ExportBatch, ExportImage, ExportSubject
+from pipeline.formats import HUB_IMAGE, hub_list, hub_metadata, hub_value
 
 _ROW_GROUP_BYTES = 64 * 2**20
 """At most so much encoded in a row group: viewers refuse groups over 300 MB."""
@@ -80,9 +80,8 @@ class HuggingFace:
             "classes": pa.list_(pa.int64()),
             "mean_confidence": pa.float64(),
         }
-        document = json.dumps({"info": {"features": self.features}}, sort_keys=True)
         schema = pa.schema([(name, types[name]) for name in self.features])
-        return schema.with_metadata({"huggingface": document})
+        return schema.with_metadata(hub_metadata(self.features))
 
     def _card(self) -> str:
         labels, about, split = self.subject.labels, self.subject.about, self.subject.choices.split
@@ -131,14 +130,14 @@ Made by fcn-pipeline with {about["variant"]} from `{about["input"]}`; weights sh
 def _features(subject: ExportSubject) -> dict[str, Any]:
     """As the metadata of a Parquet file has them."""
     names = list(subject.labels.classes)
-    image = {"image": {"_type": "Image"}} if subject.choices.images else {}
+    image = {"image": HUB_IMAGE} if subject.choices.images else {}
     return {
         **image,
-        "mask": {"_type": "Image"},
-        "key": {"dtype": "string", "_type": "Value"},
-        "shard": {"dtype": "string", "_type": "Value"},
-        "classes": {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "List"},
-        "mean_confidence": {"dtype": "float64", "_type": "Value"},
+        "mask": HUB_IMAGE,
+        "key": hub_value("string"),
+        "shard": hub_value("string"),
+        "classes": hub_list({"names": names, "_type": "ClassLabel"}),
+        "mean_confidence": hub_value("float64"),
     }
 
 

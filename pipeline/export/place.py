@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.concurrency import map_ordered
-from pipeline.errors import ConfigError, MissingError, OutputError
-from pipeline.output.commits import PREFIX
+from pipeline.errors import MissingError, OutputError
+from pipeline.paths import COMMITS
 from pipeline.storage.store import Store
 
 RECORD = "_export.json"
@@ -87,21 +87,6 @@ def state_of(output: Store) -> str:
         StoreError: they cannot be listed.
     """
     digest = hashlib.sha256()
-    for info in output.listing(PREFIX):
+    for info in output.listing(COMMITS):
         digest.update(f"{info.path}\0{info.etag}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
-
-
-def refuse_overlap(dest: Store, other: Store, what: str) -> None:
-    """Refuse a DEST inside INPUT or OUTPUT, or around them.
-
-    Raises:
-        ConfigError: they overlap.
-    """
-    if dest.overlaps(other):
-        raise ConfigError(
-            where=dest.url,
-            found=f"DEST and {what} ({other.location('')}) lie inside one another",
-            expected="two places apart",
-            remedy="Choose another DEST.",
-        )

@@ -22,10 +22,11 @@ from pipeline.inputs.folder import pack
 from pipeline.inputs.shard import Member, Shard, Sources
 from pipeline.manifest import Manifest
 from pipeline.output.commit_index import read_commits
-from pipeline.output.commits import Commit, commit_path
-from pipeline.plan import PlanRequest, survey
+from pipeline.output.commits import Commit
+from pipeline.paths import chunk_name, commit_path
+from pipeline.plan import survey
 from pipeline.stages.read import read_chunks
-from pipeline.stages.write import chunk_name
+from pipeline.stages.spec import PlanSpec
 from pipeline.storage.store import Store
 
 _READERS = 8
@@ -117,7 +118,7 @@ class MaskSource:
 class ImageSource(MaskSource):
     """The masks of an output, and the images from its input."""
 
-    def __init__(self, output: Store, identity: Manifest, request: PlanRequest) -> None:
+    def __init__(self, output: Store, identity: Manifest, plan: PlanSpec) -> None:
         """List the input.
 
         Raises:
@@ -126,18 +127,18 @@ class ImageSource(MaskSource):
         """
         super().__init__(output, identity, suffix="")
         self.left_out.pending = 0
-        self.request = request
-        listing = survey(request).listing
+        self.plan = plan
+        listing = survey(plan).listing
         if identity.layout not in (None, listing.layout):
             raise InputError(
-                where=request.images.url,
+                where=plan.images.url,
                 found=f"laid out as {listing.layout}",
                 expected=f"the input was laid out as {identity.layout} when it was labelled",
                 remedy="Restore it, or add --no-images.",
             )
         self.shards: Sequence[Shard] = listing.shards
         if listing.kind == "folder":
-            self.shards = pack(listing, output, request.shard_size).shards
+            self.shards = pack(listing, output, plan.config.input.shard_size).shards
 
     def pieces(self) -> Iterator[MaskGroup]:
         """See above; shards that changed since they were labelled are left out.
@@ -163,7 +164,7 @@ class ImageSource(MaskSource):
 
     def _read(self, shard: Shard, commit: Commit) -> Iterator[MaskGroup]:
         masks = _ShardMasks(self.output, commit)
-        images = self.request.images
+        images = self.plan.images
         # Labels are not exported: of loose files they need not be read.
         members = tuple(Member(member.key, member.image, None) for member in shard.members)
         sources = Sources(images, images)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from fcn_core.images import decode_image
 from pipeline.export.form import ExportBatch, ExportImage, ExportSubject, SpooledLines
+from pipeline.formats import encode_jpeg
 from pipeline.inputs.voc import IMAGES, LABELS, LISTS
 
 ROOT = "VOCdevkit/VOC2012"
@@ -65,6 +63,4 @@ def _jpeg(picture: ExportImage) -> bytes:
     assert data is not None
     if picture.file_name.endswith(".jpg"):
         return data
-    buffer = io.BytesIO()
-    Image.fromarray(decode_image(data, picture.name)).save(buffer, "JPEG", quality=_QUALITY)
-    return buffer.getvalue()
+    return encode_jpeg(decode_image(data, picture.name), quality=_QUALITY)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import posixpath
-import tarfile
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.export.form import ExportBatch, ExportImage, ExportSubject
-from pipeline.formats import add_to_tar
+from pipeline.formats import encode_tar
 
 MASK_SUFFIX = ".mask.png"
 """`fcnseg run` takes such a member for a label: masks can be learned from."""
@@ -23,15 +22,15 @@ class WebDataset:
 
     def write(self, batch: ExportBatch) -> None:
         """The tar."""
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for picture in batch.pictures:
-                if picture.labelled.image is not None:
-                    add_to_tar(tar, picture.file_name, picture.labelled.image)
-                add_to_tar(tar, picture.name + MASK_SUFFIX, picture.labelled.png)
-                about = json.dumps(self._about(picture)).encode()
-                add_to_tar(tar, f"{picture.name}.json", about)
-        self.subject.place.store.write(f"{batch.name}.tar", buffer.getvalue())
+        data = encode_tar(self._members(batch))
+        self.subject.place.store.write(f"{batch.name}.tar", data)
+
+    def _members(self, batch: ExportBatch) -> Iterator[tuple[str, bytes]]:
+        for picture in batch.pictures:
+            if picture.labelled.image is not None:
+                yield picture.file_name, picture.labelled.image
+            yield picture.name + MASK_SUFFIX, picture.labelled.png
+            yield f"{picture.name}.json", json.dumps(self._about(picture)).encode()
 
     def add(self, written: None) -> None:
         """Nothing is left to do."""

@@ -21,10 +21,9 @@ from pipeline.formats import read_parquet
 from pipeline.inputs.listing import Listing, split_suffix
 from pipeline.inputs.selection import Selection
 from pipeline.inputs.shard import Member, Shard
+from pipeline.paths import VIRTUAL_SHARDS, virtual_shards_path
 from pipeline.storage.backend import ObjectInfo
 from pipeline.storage.store import Store
-
-INDEX_PREFIX = "_index"
 
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("shard", "key", "image", "label", "image_etag", "label_etag")]
@@ -118,13 +117,13 @@ def freeze(packing: Packing, output: Store) -> None:
     rows = [asdict(entry) for entry in packing.changes]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer)
-    output.write(f"{INDEX_PREFIX}/{packing.generation:06d}.parquet", buffer.getvalue())
+    output.write(virtual_shards_path(packing.generation), buffer.getvalue())
 
 
 def _read_index(output: Store) -> tuple[dict[str, _Entry], int]:
     """(entry of each image, number of index objects): later objects override earlier ones."""
     entries: dict[str, _Entry] = {}
-    infos = output.objects(INDEX_PREFIX)
+    infos = output.objects(VIRTUAL_SHARDS)
     for info in infos:
         try:
             rows = read_parquet(output.read(info.path)).to_pylist()

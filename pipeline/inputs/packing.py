@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import posixpath
-import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import InputError, OutputError
-from pipeline.formats import add_to_tar
+from pipeline.formats import encode_tar
 from pipeline.inputs.listing import Listing, check_key, list_input, split_suffix
 from pipeline.storage.backend import ObjectInfo
 from pipeline.storage.store import Store
@@ -82,7 +80,7 @@ def write_tars(samples: Sequence[TarSample], output: Store, shard_size: int) -> 
             remedy="Choose another OUTPUT: old and new shards would mix.",
         )
     for index, name in enumerate(names):
-        data = _tar(samples[index * shard_size : (index + 1) * shard_size])
+        data = encode_tar(_members(samples[index * shard_size : (index + 1) * shard_size]))
         if name in there and output.read(name) != data:
             raise OutputError(
                 where=output.url,
@@ -125,14 +123,11 @@ def _tar_sample(triple: _Triple, images: Store, labels: Store) -> TarSample:
     )
 
 
-def _tar(samples: Sequence[TarSample]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for sample in samples:
-            add_to_tar(tar, sample.key + sample.suffix, sample.image())
-            if sample.label is not None:
-                add_to_tar(tar, _label_name(sample.key, sample.suffix), sample.label())
-    return buffer.getvalue()
+def _members(samples: Sequence[TarSample]) -> Iterator[tuple[str, bytes]]:
+    for sample in samples:
+        yield sample.key + sample.suffix, sample.image()
+        if sample.label is not None:
+            yield _label_name(sample.key, sample.suffix), sample.label()
 
 
 def _label_name(key: str, suffix: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from fcn_core.errors import FcnError
 from pipeline.errors import MissingError, SampleError, ShardError
+from pipeline.formats import hub_image_columns
 from pipeline.inputs.sample import Encoded
 from pipeline.inputs.shard import Shard
 from pipeline.storage.store import Store
@@ -157,7 +157,7 @@ class _Group:
 def _columns(schema: pa.Schema, where: str) -> tuple[str, str | None]:
     """The names of the image column and of the label column."""
     pictures = [f.name for f in schema if _holds_bytes(f.type)]
-    image = _choose(pictures, IMAGE_COLUMNS, hf_images(schema))
+    image = _choose(pictures, IMAGE_COLUMNS, hub_image_columns(schema))
     if image is None:
         raise ShardError(
             where=where,
@@ -191,15 +191,6 @@ def columns_passed_over(shard: Shard, source: Store) -> list[str]:
         if (field.name in LABEL_COLUMNS and not _holds_bytes(field.type) and label is None)
         or (field.name in KEY_COLUMNS and not has_keys)
     ]
-
-
-def hf_images(schema: pa.Schema) -> list[str]:
-    """Columns that the Hugging Face metadata of a schema calls images."""
-    try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return [name for name, kind in features.items() if kind.get("_type") == "Image"]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return []
 
 
 def _choose(pictures: list[str], names: tuple[str, ...], declared: list[str]) -> str | None:

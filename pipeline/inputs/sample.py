@@ -46,6 +46,27 @@ def decode_truth(data: bytes, where: str, labels: LabelSet, max_pixels: int) -> 
     return labels.encode(raw, where)
 
 
+def check_label_size(
+    sample: Sample, image: NDArray[np.uint8], label: NDArray[np.uint8], error: type[FcnError]
+) -> None:
+    """Refuse a label whose height and width differ from those of its image.
+
+    Args:
+        sample: the sample of both, for the message.
+        image: (H, W, 3) pixels.
+        label: (H, W) class indices.
+        error: class of the error to raise.
+    """
+    if label.shape != image.shape[:2]:
+        height, width = label.shape
+        raise error(
+            where=sample.label_location,
+            found=f"label is {width}x{height}, image is {image.shape[1]}x{image.shape[0]}",
+            expected="labels must match the image size",
+            remedy="Drop the sample or fix the label.",
+        )
+
+
 @dataclass(frozen=True)
 class Failure:
     """A sample that went to quarantine: a row of the quarantine table."""

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from fcn_core.errors import FcnError
-from pipeline.concurrency import every
+from pipeline.concurrency import Throttle
 from pipeline.config import MonitoringConfig
 from pipeline.storage import retry as retries
 
@@ -288,7 +288,7 @@ class _File:
     def __init__(self, monitor: Monitor, path: str) -> None:
         self.registry = _Registry(monitor).registry
         self.path = os.path.abspath(os.path.expanduser(path))
-        self.due: Callable[[], bool] = every(FILE_SECONDS)
+        self.due: Callable[[], bool] = Throttle(FILE_SECONDS)
         self.told = False
 
     def update(self) -> None:

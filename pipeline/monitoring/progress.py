@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from fcn_core.errors import FcnError
+from pipeline.concurrency import Throttle
 from pipeline.errors import MissingError
 from pipeline.output.lease import Holder, read_lease
+from pipeline.paths import PROGRESS
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     pass
 
-
-PATH = "_progress.json"
 
 SECONDS = 5.0
 """Between two writes."""
@@ -48,17 +48,15 @@ class ProgressRecord:
         self.output = output
         self.owner = owner
         self.then = then
-        self._last = -SECONDS
+        self._is_due = Throttle(SECONDS)
 
     def __call__(self, progress: Progress) -> None:
         """Write, if it is time, and tell the other one."""
-        now = time.monotonic()
-        if now - self._last >= SECONDS:
-            self._last = now
+        if self._is_due():
             document = {"owner": self.owner, **asdict(progress)}
             # Who cannot write this will not be able to commit either, and that is told.
             with contextlib.suppress(FcnError):
-                self.output.write(PATH, json.dumps(document).encode())
+                self.output.write(PROGRESS, json.dumps(document).encode())
         if self.then is not None:
             self.then(progress)
 
@@ -68,7 +66,7 @@ class ProgressRecord:
     def __exit__(self, *_: object) -> None:
         """The run is over, however it ended."""
         with contextlib.suppress(FcnError):  # a driver without its lease may not, and need not
-            self.output.delete(PATH)
+            self.output.delete(PROGRESS)
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def _look(holder: Holder, seen: deque[Progress]) -> ProgressReading:
 
 def _read(output: Store, owner: str) -> Progress | None:
     try:
-        document = json.loads(output.read(PATH))
+        document = json.loads(output.read(PROGRESS))
         return Progress(**document) if document.pop("owner") == owner else None
     except (MissingError, ValueError, TypeError, KeyError):
         return None

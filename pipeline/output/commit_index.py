@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.concurrency import map_ordered
 from pipeline.errors import OutputError
-from pipeline.output.commits import PREFIX, Commit, commit_path
+from pipeline.output.commits import Commit
 from pipeline.output.shard_table import (
     ROWS,
     SCHEMA,
@@ -35,6 +35,7 @@ from pipeline.output.shard_table import (
     entries_of,
     open_table,
 )
+from pipeline.paths import COMMITS, commit_path, committed_shard, is_commit
 from pipeline.storage.backend import ObjectInfo
 from pipeline.storage.store import Store
 
@@ -294,7 +295,7 @@ def read_commits(output: Store) -> Iterator[Commit]:
 
 
 def _listed(output: Store) -> Iterator[ObjectInfo]:
-    return (info for info in output.listing(PREFIX) if info.path.endswith(SUFFIX))
+    return (info for info in output.listing(COMMITS) if is_commit(info.path))
 
 
 def _commit(output: Store, info: ObjectInfo, data: bytes) -> Commit:
@@ -320,8 +321,6 @@ def _in_batches(infos: Iterable[Item]) -> Iterator[list[Item]]:
     yield batch
 
 
-SUFFIX = ".json"
-
 _LIGHT = ("shard", "images", "failures", "masks", "input_etag", "fingerprint", "commit_etag")
 
 
@@ -340,11 +339,6 @@ def hashes(texts: Iterable[str], count: int) -> Ints:
     shards, one is mistaken for another in one of 10^26 runs.
     """
     return np.fromiter(map(hash, texts), np.int64, count)
-
-
-def committed_shard(path: str) -> str:
-    """The shard whose commit is at a path; the other way round, `commit_path`."""
-    return path[len(PREFIX) + 1 : -len(SUFFIX)]
 
 
 class TableIndex:

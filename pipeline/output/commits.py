@@ -17,18 +17,15 @@ from fcn_core.metrics import ConfusionMatrix
 from pipeline.errors import OutputError, StoreError
 from pipeline.inputs.sample import Failure
 from pipeline.inputs.shard import Shard
+from pipeline.paths import commit_path, quarantine_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import Candidate, FileRecord, Receipt, record
+from pipeline.stages.spec import RunSpec
 from pipeline.stages.write import quarantine_table
 from pipeline.storage.store import Store
 
 COMMIT_FORMAT = 2
 """1 lacked `run`, `histograms` and `candidates`."""
-
-
-PREFIX = "_commits"
-
-QUARANTINE = "_quarantine"
 
 
 @dataclass(frozen=True)
@@ -128,37 +125,8 @@ def _histograms(document: Mapping[str, Any]) -> Histograms | None:
     return found
 
 
-def commit_path(shard: str) -> str:
-    """Where a shard's commit is, below OUTPUT."""
-    return f"{PREFIX}/{shard}.json"
-
-
-def quarantine_path(shard: str) -> str:
-    """Where a shard's quarantine table is, below OUTPUT."""
-    return f"{QUARANTINE}/{shard}.parquet"
-
-
-@dataclass(frozen=True)
-class Author:
-    """Whose commits these are.
-
-    Attributes:
-        fingerprint: of the run.
-        run: its name in the history.
-        masks: the formats it writes.
-        review_images: candidates that a commit keeps, of those with a mean IU and of the others.
-    """
-
-    fingerprint: str
-    run: str
-    masks: tuple[str, ...]
-    review_images: int = 16
-
-
-def build_commit(
-    shard: Shard, location: str, receipts: Sequence[Receipt], author: Author
-) -> Commit:
-    """One commit from all receipts of a shard, in chunk order."""
+def build_commit(spec: RunSpec, shard: Shard, receipts: Sequence[Receipt]) -> Commit:
+    """Return the commit of a shard from the receipts of all its chunks, in chunk order."""
     ordered = sorted(receipts, key=lambda receipt: receipt.seq)
     matrix = ConfusionMatrix(len(ordered[0].confusion))
     for receipt in ordered:
@@ -169,10 +137,14 @@ def build_commit(
     return Commit(
         shard=shard.id,
         commit_id=uuid.uuid4().hex,
-        fingerprint=author.fingerprint,
-        input={"location": location, "etag": shard.etag, "size": shard.size},
+        fingerprint=spec.fingerprint,
+        input={
+            "location": spec.images.location(shard.path),
+            "etag": shard.etag,
+            "size": shard.size,
+        },
         files=tuple(f for receipt in ordered for f in receipt.files),
-        masks=tuple(sorted(author.masks)),
+        masks=tuple(sorted(spec.masks)),
         images=sum(receipt.images for receipt in ordered),
         labeled_images=sum(receipt.labeled_images for receipt in ordered),
         failures=sum(len(receipt.failures) for receipt in ordered),
@@ -183,9 +155,9 @@ def build_commit(
             stage: round(sum(receipt.seconds.get(stage, 0.0) for receipt in ordered), 4)
             for stage in sorted(stages)
         },
-        run=author.run,
+        run=spec.run,
         histograms=reduce(add, (receipt.histograms for receipt in ordered)),
-        candidates=_worst(candidates, author.review_images),
+        candidates=_worst(candidates, spec.config.drift.review_images),
     )
 
 

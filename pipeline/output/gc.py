@@ -21,11 +21,11 @@ from pipeline.concurrency import map_ordered
 from pipeline.errors import ConfigError, MissingError, OutputError
 from pipeline.inputs.selection import seconds_of
 from pipeline.manifest import read_manifest
-from pipeline.output.commits import PREFIX, Commit
+from pipeline.output.commits import Commit
 from pipeline.output.history import list_runs
 from pipeline.output.lease import Lease
 from pipeline.output.markers import read_marker
-from pipeline.output.review import review_path
+from pipeline.paths import COMMITS, is_commit, review_path
 from pipeline.storage.backend import Leftover, ObjectInfo
 from pipeline.storage.store import Store
 
@@ -157,7 +157,7 @@ def parse_age(text: str) -> float:
 
 def _read_commits(output: Store) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Hashes of all paths that commits name, and of all committed shards; both sorted."""
-    paths = (info.path for info in output.listing(PREFIX) if info.path.endswith(".json"))
+    paths = (info.path for info in output.listing(COMMITS) if is_commit(info.path))
     named, committed = array("Q"), array("Q")
     for commit in map_ordered(partial(_read_commit, output), paths, _THREADS):
         named.extend(_hash(file.path) for file in commit.files)

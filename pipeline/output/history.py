@@ -21,18 +21,15 @@ from typing import Any
 from pipeline.concurrency import map_ordered
 from pipeline.errors import MissingError, OutputError, StoreError
 from pipeline.output.drift import Comparison, Drift, Window
+from pipeline.paths import OPEN_RUN, RUNS, record_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import FileRecord
 from pipeline.storage.store import Store
 
-PREFIX = "_runs"
-
-OPEN_PATH = f"{PREFIX}/open.json"
-
 RECORD_FORMAT = 1
 
 
-_NAME = re.compile(rf"{PREFIX}/(\d{{8}}T\d{{6}}Z-[0-9a-f]{{8}})\.json")
+_NAME = re.compile(rf"{RUNS}/(\d{{8}}T\d{{6}}Z-[0-9a-f]{{8}})\.json")
 
 _PACKAGES = ("fcn-pipeline", "torch", "ray", "prefect")
 
@@ -142,14 +139,9 @@ class RunRecord:
             ) from error
 
 
-def record_path(run: str) -> str:
-    """Where a run's record is, below OUTPUT."""
-    return f"{PREFIX}/{run}.json"
-
-
 def list_runs(output: Store) -> list[str]:
     """The names of all runs that are finished, the oldest first."""
-    found = (_NAME.fullmatch(info.path) for info in output.listing(PREFIX))
+    found = (_NAME.fullmatch(info.path) for info in output.listing(RUNS))
     return sorted(match.group(1) for match in found if match)
 
 
@@ -207,7 +199,7 @@ def run_problems(output: Store) -> list[tuple[str, str]]:
 def opened_run(output: Store) -> str | None:
     """The run that was begun here and has no record yet; None if there is none."""
     try:
-        run = str(json.loads(output.read(OPEN_PATH))["run"])
+        run = str(json.loads(output.read(OPEN_RUN))["run"])
     except MissingError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -222,7 +214,7 @@ def begin_run(output: Store) -> str:
     now = datetime.now(UTC)
     part = now.microsecond * 0x10000 // 1_000_000  # runs of the same second sort by time as well
     run = f"{now:%Y%m%dT%H%M%SZ}-{part:04x}{secrets.token_hex(2)}"
-    output.write(OPEN_PATH, json.dumps({"run": run}).encode())
+    output.write(OPEN_RUN, json.dumps({"run": run}).encode())
     return run
 
 
@@ -233,12 +225,12 @@ def end_run(output: Store, record: RunRecord) -> None:
         StoreError: the store refuses.
     """
     output.create(record_path(record.run), record.to_json())
-    output.delete(OPEN_PATH)
+    output.delete(OPEN_RUN)
 
 
 def cancel_run(output: Store) -> None:
     """Forget a run that was begun and did nothing."""
-    output.delete(OPEN_PATH)
+    output.delete(OPEN_RUN)
 
 
 def versions() -> dict[str, str]:

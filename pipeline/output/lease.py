@@ -18,9 +18,8 @@ from types import TracebackType
 
 from fcn_core.errors import FcnError
 from pipeline.errors import LeaseError, MissingError
+from pipeline.paths import LEASE
 from pipeline.storage.store import Store
-
-PATH = "_lease.json"
 
 SECONDS = 30.0
 
@@ -117,7 +116,7 @@ class Lease:
         """
         if self.is_lost:
             raise LeaseError(
-                where=self.output.location(PATH),
+                where=self.output.location(LEASE),
                 found="this driver lost its lease",
                 expected="one driver per output",
                 remedy="Nothing was committed since. Run again to resume.",
@@ -126,7 +125,7 @@ class Lease:
     def __enter__(self) -> Lease:
         asked, now = _clock(), time.time()
         self.holder = replace(self.holder, since=now, expires=now + SECONDS)
-        tag = self.output.create(PATH, self._data())
+        tag = self.output.create(LEASE, self._data())
         if tag is None:
             tag = self._take_over()
         self._hold(tag, asked)
@@ -140,18 +139,18 @@ class Lease:
             return tag
         if current is not None and current.is_in_force():
             raise LeaseError(
-                where=self.output.location(PATH),
+                where=self.output.location(LEASE),
                 found=f"held by {current.describe()}",
                 expected="one driver per output",
                 remedy="Wait for it, or run again after that time.",
             )
         # Of several that find a lease run out, the store lets one replace it.
-        put = self.output.replace(PATH, self._data(), tag) if tag else None
+        put = self.output.replace(LEASE, self._data(), tag) if tag else None
         if put is None and not tag:
-            put = self.output.create(PATH, self._data())
+            put = self.output.create(LEASE, self._data())
         if put is None:
             raise LeaseError(
-                where=self.output.location(PATH),
+                where=self.output.location(LEASE),
                 found="taken by another driver just now",
                 expected="one driver per output",
                 remedy="Run again when it is done.",
@@ -171,7 +170,7 @@ class Lease:
         with contextlib.suppress(FcnError):
             current, tag = _read(self.output)
             if current is not None and current.owner == self.holder.owner:
-                self.output.delete(PATH, tag)
+                self.output.delete(LEASE, tag)
 
     def _data(self) -> bytes:
         return json.dumps(asdict(self.holder)).encode()
@@ -195,12 +194,12 @@ class Lease:
         asked = _clock()
         renewed = replace(self.holder, expires=time.time() + SECONDS)
         data = json.dumps(asdict(renewed)).encode()
-        tag = self.output.replace(PATH, data, self._tag)
+        tag = self.output.replace(LEASE, data, self._tag)
         if tag is None:  # perhaps an earlier renewal went through, and its answer was lost
             current, there = _read(self.output)
             if current is None or current.owner != self.holder.owner:
                 return False
-            tag = self.output.replace(PATH, data, there)
+            tag = self.output.replace(LEASE, data, there)
             if tag is None:
                 return False
         self.holder = renewed
@@ -216,7 +215,7 @@ def read_lease(output: Store) -> Holder | None:
 def _read(output: Store) -> tuple[Holder | None, str]:
     """The holder, None if there is none or it cannot be read; and the object's tag, if any."""
     try:
-        data, tag = output.read_tagged(PATH)
+        data, tag = output.read_tagged(LEASE)
     except MissingError:
         return None, ""
     try:

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Markers of an output: `_SUCCESS` or `_PARTIAL`, written last, and removed when a run starts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from pipeline.errors import MissingError
 from pipeline.output.run_result import RunResult
+from pipeline.paths import PARTIAL, SUCCESS
 from pipeline.storage.store import Store
 
 
 def read_marker(output: Store) -> tuple[str | None, dict[str, Any]]:
-    """The marker of an output, and what it says; (None, {}) while, or before, a run finishes."""
+    """Return the name and the content of the marker; (None, {}) before a run has finished."""
     for name in (SUCCESS, PARTIAL):
         try:
             return name, json.loads(output.read(name))
@@ -20,18 +21,18 @@ def read_marker(output: Store) -> tuple[str | None, dict[str, Any]]:
     return None, {}
 
 
-SUCCESS = "_SUCCESS"
-
-PARTIAL = "_PARTIAL"
-
-
 def remove_markers(output: Store) -> None:
-    """A run has begun: what an older marker said no longer holds."""
+    """Delete the marker of the earlier run: a new run has started."""
     output.delete(SUCCESS)
     output.delete(PARTIAL)
 
 
-def _marker(result: RunResult) -> bytes:
+def write_marker(output: Store, result: RunResult) -> None:
+    """Write `_SUCCESS` if every shard of the input is committed within the limits, else `_PARTIAL`.
+
+    Raises:
+        StoreError: the store fails.
+    """
     document = {
         "shards": result.shards,
         "committed": result.committed,
@@ -40,4 +41,5 @@ def _marker(result: RunResult) -> bytes:
         "failed_shards": {failure.shard: failure.reason for failure in result.failed},
         "over_limit": result.over_limit,
     }
-    return json.dumps(document, indent=1).encode()
+    name = SUCCESS if result.is_complete else PARTIAL
+    output.write(name, json.dumps(document, indent=1).encode())

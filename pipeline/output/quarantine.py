@@ -23,8 +23,8 @@ from pipeline.config import RunConfig, load_config, parse_yaml
 from pipeline.errors import MissingError, OutputError
 from pipeline.formats import read_parquet
 from pipeline.manifest import Manifest
-from pipeline.output.commits import quarantine_path
 from pipeline.output.status import Status
+from pipeline.paths import MANIFEST, RETRY_LIST, quarantine_path
 from pipeline.stages.write import QUARANTINE_SCHEMA
 from pipeline.storage.store import Store
 
@@ -118,7 +118,7 @@ def retry_config(
     config = load_config(text, sets, {**flags, "output.url": output.url})
     if identity.config is None and config.model.weights is None:
         raise OutputError(
-            where=output.location("_run.json"),
+            where=output.location(MANIFEST),
             found="no configuration: an older version of fcnseg made this output",
             expected="the configuration of its run",
             remedy="Add --weights W, and what else the run was given: --config FILE, --set a.b=c.",
@@ -134,9 +134,6 @@ def _of_older(identity: Manifest) -> dict[str, Any]:
         "model": {"precision": identity.parts["precision"]},
         "limits": {"chunk_images": limits.images, "chunk_bytes": limits.bytes},
     }
-
-
-PATH = "_retry.json"
 
 
 @dataclass(frozen=True)
@@ -164,13 +161,13 @@ def read_retry_list(output: Store) -> dict[str, str]:
         OutputError: a record that cannot be read.
     """
     try:
-        found = json.loads(output.read(PATH))["commits"]
+        found = json.loads(output.read(RETRY_LIST))["commits"]
         return {str(shard): str(tag) for shard, tag in found.items()}
     except MissingError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(
-            where=output.location(PATH),
+            where=output.location(RETRY_LIST),
             found=f"unreadable ({error})",
             expected="the shards that are being retried",
             remedy="Run `fcnseg verify`, delete this object and the commits of the shards with problems, "
@@ -181,6 +178,6 @@ def read_retry_list(output: Store) -> dict[str, str]:
 def write_retry_list(output: Store, commits: Mapping[str, str]) -> None:
     """Write down what is to be redone, or that nothing is left."""
     if commits:
-        output.write(PATH, json.dumps({"commits": dict(commits)}, indent=1).encode())
+        output.write(RETRY_LIST, json.dumps({"commits": dict(commits)}, indent=1).encode())
     else:
-        output.delete(PATH)
+        output.delete(RETRY_LIST)

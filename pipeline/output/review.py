@@ -8,8 +8,6 @@ all commits of a run, only those are opened that hold one of the worst; the inpu
 from __future__ import annotations
 
 import heapq
-import io
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,20 +15,24 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from fcn_core.errors import FcnError
 from fcn_core.images import decode_image, decode_label, overlay
 from fcn_core.labels import LabelSet
 from pipeline.concurrency import map_ordered
 from pipeline.errors import MissingError, OutputError
-from pipeline.formats import parquet_bytes, read_parquet
-from pipeline.output.commits import Commit, commit_path
+from pipeline.formats import (
+    encode_jpeg,
+    encode_parquet,
+    hub_features,
+    hub_metadata,
+    read_parquet,
+)
+from pipeline.output.commits import Commit
+from pipeline.paths import commit_path, review_path
 from pipeline.stages.records import PREVIEW_SIDE, Candidate, FileRecord, record
 from pipeline.stages.write import MASK_SCHEMA
 from pipeline.storage.store import Store
-
-PREFIX = "review"
 
 Reason = Literal["disagrees with its label", "least confident"]
 
@@ -109,11 +111,6 @@ class Shortlist:
         return sorted({shard for kept in self._lowest.values() for _, shard in kept})
 
 
-def review_path(run: str) -> str:
-    """Where the review queue of a run is, below OUTPUT."""
-    return f"{PREFIX}/{run}.parquet"
-
-
 def write_review(
     output: Store, run: str, shortlist: Shortlist, labels: LabelSet
 ) -> FileRecord | None:
@@ -132,8 +129,8 @@ def write_review(
     previews = _chosen_previews(output, chosen, labels)
     rows = [_row(shard, found, previews.get((shard, found.key), {})) for shard, found in chosen]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    table = table.replace_schema_metadata({"huggingface": _features()})
-    data = parquet_bytes(table)
+    table = table.replace_schema_metadata(hub_metadata(hub_features(SCHEMA, _PICTURES)))
+    data = encode_parquet(table)
     path = review_path(run)
     output.write(path, data)
     return record(path, data)
@@ -239,12 +236,13 @@ def _painted(row: Mapping[str, Any], labels: LabelSet) -> dict[str, bytes | None
     try:
         image = decode_image(row["image"], max_pixels=_MOST_PIXELS)
         mask = decode_label(row["mask"], max_pixels=_MOST_PIXELS)
-        buffer = io.BytesIO()
         painted = overlay(image, mask.astype(np.uint8), labels.palette)
     except (FcnError, ValueError, KeyError):
         return {}
-    Image.fromarray(painted).save(buffer, "JPEG", quality=80)
-    return {**{name: row[name] for name in _PICTURES[:3]}, "overlay": buffer.getvalue()}
+    return {
+        **{name: row[name] for name in _PICTURES[:3]},
+        "overlay": encode_jpeg(painted, quality=80),
+    }
 
 
 def _row(shard: str, found: Candidate, preview: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,21 +256,3 @@ def _row(shard: str, found: Candidate, preview: Mapping[str, Any]) -> dict[str, 
         data = preview.get(name)
         row[name] = None if data is None else {"bytes": data, "path": f"{found.key}.{suffix}"}
     return row
-
-
-def _features() -> str:
-    """Hugging Face features, so that `load_dataset("parquet")` yields pictures."""
-    names = {"double": "float64", "float": "float32"}
-
-    def value(arrow: pa.DataType) -> dict[str, object]:
-        return {"dtype": names.get(str(arrow), str(arrow)), "_type": "Value"}
-
-    def kind(field: pa.Field) -> dict[str, object]:
-        if field.name in _PICTURES:
-            return {"_type": "Image"}
-        if pa.types.is_list(field.type):
-            return {"feature": value(field.type.value_type), "_type": "List"}
-        return value(field.type)
-
-    features = {field.name: kind(field) for field in SCHEMA}
-    return json.dumps({"info": {"features": features}}, sort_keys=True)

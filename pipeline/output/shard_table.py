@@ -26,11 +26,10 @@ from numpy.typing import NDArray
 from fcn_core.metrics import ConfusionMatrix, margins, score_arrays
 from pipeline.errors import MissingError
 from pipeline.output.commits import Commit
+from pipeline.paths import SHARD_TABLE
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import Candidate
 from pipeline.storage.store import Store
-
-TABLE_PATH = "stats/shards.parquet"
 
 ROWS = 2048
 """Rows of a batch and of a row group: about 10 MB with 21 classes."""
@@ -224,7 +223,7 @@ def open_table(output: Store) -> Table | None:
         StoreError: the store fails.
     """
     try:
-        handle = output.open(TABLE_PATH) if output.is_local else _copied(output)
+        handle = output.open(SHARD_TABLE) if output.is_local else _copied(output)
     except MissingError:
         return None
     try:
@@ -239,10 +238,10 @@ def _copied(output: Store) -> IO[bytes]:
 
     If it is replaced while it is copied, the digests of its columns tell.
     """
-    size = output.stat(TABLE_PATH).size
+    size = output.stat(SHARD_TABLE).size
     copy = cast(IO[bytes], tempfile.TemporaryFile(prefix="fcnseg-"))
     for start in range(0, size, _PIECE):
-        copy.write(output.read(TABLE_PATH, start, min(start + _PIECE, size)))
+        copy.write(output.read(SHARD_TABLE, start, min(start + _PIECE, size)))
     copy.seek(0)
     return copy
 
@@ -269,7 +268,7 @@ class TableWriter:
         """Finish the table and put it into the output."""
         self._writer.add_key_value_metadata({_DIGESTS: json.dumps(self._digests).encode()})
         self._writer.close()
-        self._output.upload(TABLE_PATH, self._path)
+        self._output.upload(SHARD_TABLE, self._path)
 
     def __enter__(self) -> TableWriter:
         return self

@@ -29,11 +29,11 @@ from pipeline.stages.histograms import Histograms
 from pipeline.storage.store import Store
 
 MOST_NAMED = 50
-"""Shards that are remembered of each kind: the worst, those with failures, those between."""
+"""Shards that are saved_config of each kind: the worst, those with failures, those between."""
 
 
 MOST_SHORTLISTED = 12
-"""Shards of each kind, with labels and without, that are remembered for their worst image."""
+"""Shards of each kind, with labels and without, that are saved_config for their worst image."""
 
 
 @dataclass

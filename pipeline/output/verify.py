@@ -22,8 +22,9 @@ from pipeline.concurrency import map_ordered
 from pipeline.errors import MissingError, OutputError, StoreError
 from pipeline.formats import read_parquet
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.output.commits import PREFIX, Commit, commit_path, quarantine_path
+from pipeline.output.commits import Commit
 from pipeline.output.history import run_problems
+from pipeline.paths import COMMITS, commit_path, is_commit, quarantine_path
 from pipeline.stages.records import FileRecord
 from pipeline.stages.write import QUARANTINE_SCHEMA
 from pipeline.storage.store import Store
@@ -122,7 +123,7 @@ class _Checked:
 
 
 def _read_shards(output: Store, identity: Manifest, deep: bool) -> Iterator[_Shard]:
-    paths = (info.path for info in output.listing(PREFIX) if info.path.endswith(".json"))
+    paths = (info.path for info in output.listing(COMMITS) if is_commit(info.path))
     for path, found in map_ordered(partial(_read_commit, output), paths, _THREADS):
         if found is not None:
             yield _Shard(output, identity, deep, path, found)

@@ -36,7 +36,7 @@ def make_entrypoint(config: JobConfig, python: str = "python") -> str:
     is the driver's.
 
     Args:
-        config: Configuration of the run or training.
+        config: configuration of the run or training.
         python: Python interpreter on the cluster.
 
     Raises:

@@ -70,8 +70,8 @@ class Jobs:
         """Start a job; return False if the cluster already has a job with this id.
 
         Args:
-            submission_id: Id of the new job.
-            parts: Arguments of Ray's `submit_job`: entrypoint, runtime_env, metadata.
+            submission_id: id of the new job.
+            parts: arguments of Ray's `submit_job`: entrypoint, runtime_env, metadata.
 
         Raises:
             ConfigError: Ray cannot use the runtime environment.
@@ -149,8 +149,8 @@ def retry_unreachable(action: Callable[[], T], seconds: float) -> T:
     """Return the result of an action; repeat it while the cluster does not answer.
 
     Args:
-        action: Function that calls the cluster.
-        seconds: Time after which an `UnreachableError` is raised.
+        action: function that calls the cluster.
+        seconds: time after which an `UnreachableError` is raised.
 
     Raises:
         UnreachableError: the cluster did not answer for that time.

@@ -80,10 +80,10 @@ class PollInterval:
     """How often a job is polled, and when to give up.
 
     Attributes:
-        interval: Seconds between two readings.
-        most_lines: Most log lines of one reading; if there are more, the newest.
-        patience: Seconds that the cluster may be unreachable.
-        lost_seconds: Time without a lease and without a new log line after which a job that Ray
+        interval: seconds between two readings.
+        most_lines: most log lines of one reading; if there are more, the newest.
+        patience: seconds that the cluster may be unreachable.
+        lost_seconds: time without a lease and without a new log line after which a job that Ray
             reports as RUNNING is LOST. Only applies once its driver has held the lease.
     """
 
@@ -99,14 +99,14 @@ class JobReading:
 
     Attributes:
         status: Ray's status (PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED), or LOST.
-        exit_code: Exit code of the driver once the job is over: a key of `MEANINGS`, or another
+        exit_code: exit code of the driver once the job is over: a key of `MEANINGS`, or another
             exit code of a shell. None before.
-        reason: One line about the end once the job is over; empty before.
-        run: Progress that the driver writes to OUTPUT. None if no driver works on OUTPUT, or if
+        reason: one line about the end once the job is over; empty before.
+        run: progress that the driver writes to OUTPUT. None if no driver works on OUTPUT, or if
             OUTPUT cannot be read from this machine.
-        lines: Log lines since the last reading.
-        left_out: Number of older log lines since the last reading that are not in `lines`.
-        is_reachable: Whether the cluster answered. If not, `status` is that of the last reading.
+        lines: log lines since the last reading.
+        left_out: number of older log lines since the last reading that are not in `lines`.
+        is_reachable: whether the cluster answered. If not, `status` is that of the last reading.
     """
 
     status: str
@@ -129,8 +129,8 @@ class StoppedJob:
 
     Attributes:
         status: STOPPED, or another final status if the job ended by itself.
-        exit_code: Exit code as in `JobReading`.
-        holder: Driver that still holds the lease of OUTPUT; None if there is none or if OUTPUT
+        exit_code: exit code as in `JobReading`.
+        holder: driver that still holds the lease of OUTPUT; None if there is none or if OUTPUT
             cannot be read from this machine.
     """
 
@@ -152,9 +152,9 @@ def follow(
     The job continues if the caller stops iterating.
 
     Args:
-        address: Address of the cluster, as for `Jobs`.
-        submission_id: Id of the job.
-        poll: Times and limits; None: the defaults.
+        address: address of the cluster, as for `Jobs`.
+        submission_id: id of the job.
+        poll: times and limits; None: the defaults.
 
     Raises:
         UnreachableError: the cluster did not answer for `poll.patience` seconds. The job may still
@@ -175,9 +175,9 @@ def stop(address: str | None, submission_id: str, wait: float = 150.0) -> Stoppe
     """Stop a job and wait until it is over. A job that has ended already is not changed.
 
     Args:
-        address: Address of the cluster, as for `Jobs`.
-        submission_id: Id of the job.
-        wait: Seconds to wait for the end. Must exceed the time between SIGTERM and SIGKILL.
+        address: address of the cluster, as for `Jobs`.
+        submission_id: id of the job.
+        wait: seconds to wait for the end. Must exceed the time between SIGTERM and SIGKILL.
 
     Raises:
         ClusterError: there is no such job, or the job did not end in time; otherwise as for `Jobs`.
@@ -273,9 +273,9 @@ class _OutputReader:
     """Reads the lease and the progress in a job's OUTPUT, if this machine can read it.
 
     Attributes:
-        watcher: Reader of the progress; None if `fcnseg` did not submit the job.
-        holder: Driver that held the lease at the last reading; None if there was none.
-        is_readable: Whether the last reading could read OUTPUT.
+        watcher: reader of the progress; None if `fcnseg` did not submit the job.
+        holder: driver that held the lease at the last reading; None if there was none.
+        is_readable: whether the last reading could read OUTPUT.
     """
 
     def __init__(self, job: JobDetails) -> None:
@@ -339,7 +339,7 @@ class LogTail(threading.Thread):
     before is skipped.
 
     Attributes:
-        characters: Number of characters of the log that were read.
+        characters: number of characters of the log that were read.
     """
 
     def __init__(self, jobs: Jobs, submission_id: str) -> None:

@@ -26,8 +26,9 @@ from pipeline.ray_jobs.job_metadata import (
 )
 from pipeline.ray_jobs.ray_client import Jobs, UnreachableError, retry_unreachable
 from pipeline.redact import masked
-from pipeline.resolve import plan_request
+from pipeline.resolve import resolve_plan
 from pipeline.storage.store import Store
+from pipeline.text import Difference, first_difference, show_value
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -53,8 +54,8 @@ class JobOptions:
         python: Python interpreter on the cluster.
         runtime_env: Ray's runtime environment: working_dir, env_vars, pip, … It must not hold
             secrets: everyone with access to the cluster's jobs sees it.
-        metadata: Additional metadata of the job.
-        stop_seconds: Time that the driver has to end when the job is stopped. A value of
+        metadata: additional metadata of the job.
+        stop_seconds: time that the driver has to end when the job is stopped. A value of
             RAY_JOB_STOP_WAIT_TIME_S in `runtime_env` overrides it.
     """
 
@@ -69,8 +70,8 @@ class SubmittedJob:
     """A job that works on an output.
 
     Attributes:
-        submission_id: Id of the job, for example for `ray job logs`.
-        attached: Whether the job existed before the call.
+        submission_id: id of the job, for example for `ray job logs`.
+        attached: whether the job existed before the call.
         page: URL of the job's page in the dashboard.
         output: URL of OUTPUT.
     """
@@ -89,11 +90,11 @@ def submit_or_attach(
     Returns as soon as the job exists, without waiting for its end.
 
     Args:
-        config: The run or training. Paths and URLs must be readable on the cluster.
+        config: the run or training. Paths and URLs must be readable on the cluster.
             `compute.ray_address` and `compute.executor` are not compared with those of other jobs.
-        address: Address of the cluster, as for `Jobs`. Default: `compute.ray_address`, then the
+        address: address of the cluster, as for `Jobs`. Default: `compute.ray_address`, then the
             environment.
-        options: Options of a new job; an existing job is not changed.
+        options: options of a new job; an existing job is not changed.
 
     Raises:
         ConfigError: the configuration is not valid for a run, or holds a secret.
@@ -138,7 +139,7 @@ def find_running_job(output: str, address: str | None = None) -> SubmittedJob | 
 
     Args:
         output: URL of OUTPUT.
-        address: Address of the cluster, as for `Jobs`.
+        address: address of the cluster, as for `Jobs`.
 
     Raises:
         ClusterError: as for `Jobs`.
@@ -154,8 +155,8 @@ def find_job(config: JobConfig, address: str | None = None) -> SubmittedJob | No
     `submit_or_attach` would attach to this job.
 
     Args:
-        config: Configuration of the run or training.
-        address: Address of the cluster, as for `Jobs`.
+        config: configuration of the run or training.
+        address: address of the cluster, as for `Jobs`.
 
     Raises:
         ConfigError: the configuration holds a secret.
@@ -180,7 +181,7 @@ def _check(config: JobConfig) -> None:
             expected="a weights file",
             remedy="Name one; --weights demo uses the shipped weights.",
         )
-    plan_request(config)
+    resolve_plan(config)
 
 
 def _output_url(url: str) -> str:
@@ -211,8 +212,8 @@ def _submitted(jobs: Jobs, job: JobDetails, output: str, *, attached: bool) -> S
 def _check_same(job: JobDetails, metadata: Mapping[str, str], jobs: Jobs) -> None:
     difference = _first_difference(job, metadata)
     if difference is not None:
-        name, *values = difference
-        existing, requested = map(_shorten, values)
+        name = difference.name
+        existing, requested = _show(difference.then), _show(difference.now)
         page = jobs.page(job.submission_id or "")
         raise LeaseError(
             where=metadata[OUTPUT_KEY],
@@ -222,16 +223,13 @@ def _check_same(job: JobDetails, metadata: Mapping[str, str], jobs: Jobs) -> Non
         )
 
 
-def _first_difference(job: JobDetails, metadata: Mapping[str, str]) -> tuple[str, Any, Any] | None:
-    """Return the first field that differs, its value in the job, and its value in `metadata`."""
-    requested, existing = (
-        dict(flatten(json.loads(each.get(CONFIG_KEY) or "{}")))
-        for each in (metadata, job.metadata or {})
+def _first_difference(job: JobDetails, metadata: Mapping[str, str]) -> Difference | None:
+    """Return the first field, by name, whose value in the job is not that in `metadata`."""
+    existing, requested = (
+        dict(sorted(flatten(json.loads(each.get(CONFIG_KEY) or "{}"))))
+        for each in (job.metadata or {}, metadata)
     )
-    for name in sorted({*existing, *requested}):
-        if existing.get(name) != requested.get(name):
-            return name, existing.get(name), requested.get(name)
-    return None
+    return first_difference(existing, requested)
 
 
 def _runtime_env(options: JobOptions) -> dict[str, Any]:
@@ -242,6 +240,5 @@ def _runtime_env(options: JobOptions) -> dict[str, Any]:
     return {**options.runtime_env, "env_vars": {**own, **given}}
 
 
-def _shorten(value: Any) -> str:
-    text = "its default" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _show(value: Any) -> str:
+    return "its default" if value is None else show_value(value)

@@ -24,15 +24,13 @@ from fcn_core.errors import FcnError
 from fcn_core.labels import LabelSet
 from fcn_core.metrics import none_if_nan
 from pipeline.manifest import OUTPUT_FORMAT, Manifest, read_manifest
-from pipeline.output.commits import quarantine_path
 from pipeline.output.shard_figures import FEWEST_SHARDS, MAX_CELLS, MAX_UNITS
 from pipeline.output.summary import Summary
+from pipeline.paths import REPORT, quarantine_path
 from pipeline.report.gallery import Gallery, read_gallery
 from pipeline.report.page import page, shown
 from pipeline.report.runs import Runs, histograms_of, runs_of
 from pipeline.storage.store import Store
-
-REPORT_PATH = "report.html"
 
 MAX_SHARDS = 20
 """Rows in the tables of the worst and of the failed shards."""
@@ -96,7 +94,7 @@ def write_report(output: Store, summary: Summary, failed: Mapping[str, str]) -> 
         "config": None if identity is None else _config(identity),
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
-    output.write(REPORT_PATH, page(context, _data(summary, classes, gallery, runs)))
+    output.write(REPORT, page(context, _data(summary, classes, gallery, runs)))
 
 
 def _data(

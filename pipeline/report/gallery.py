@@ -23,9 +23,10 @@ from fcn_core.labels import VOID, LabelSet
 from fcn_core.metrics import ConfusionMatrix, none_if_nan
 from pipeline.concurrency import map_ordered
 from pipeline.errors import MissingError
-from pipeline.output.commits import Commit, commit_path
+from pipeline.output.commits import Commit
 from pipeline.output.review import rows_of
 from pipeline.output.summary import Summary
+from pipeline.paths import commit_path, is_preview
 from pipeline.report.page import shown
 from pipeline.stages.records import LOWEST, UNSURE
 from pipeline.storage.store import Store
@@ -149,7 +150,7 @@ def _previews(output: Store, shard: str, limit: int) -> Iterator[dict[str, Any]]
     where = commit_path(shard)
     commit = Commit.from_json(output.read(where), output.location(where))
     # The commit names them: how many chunks a shard had is not in the ledger.
-    paths = [file.path for file in commit.files if file.path.startswith("_previews/")]
+    paths = [file.path for file in commit.files if is_preview(file.path)]
     chosen = paths[:: -(-len(paths) // limit) or 1]
     tables = (pq.ParquetFile(pa.BufferReader(output.read(path))) for path in chosen)
     rows = [table.read().to_pylist() for table in tables]

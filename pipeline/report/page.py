@@ -17,6 +17,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline.text import shorten
+
 CHARTS = "echarts.min.js"
 """The charting library, byte for byte as released; `make vendor-charts` fetches it."""
 
@@ -79,7 +81,7 @@ def shown(text: str, limit: int = _MAX_TEXT) -> str:
     's3://bucket/a.tar: no…'
     """
     text = _USER_INFO.sub("", text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return shorten(text, limit)
 
 
 def percent(value: float | None, digits: int = 1) -> str:

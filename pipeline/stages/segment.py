@@ -24,9 +24,9 @@ from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix
 from fcn_core.predictor import Prediction, Predictor, check_scores
 from fcn_core.weights.weights_file import WeightsFile
-from pipeline.concurrency import ahead, map_ordered
+from pipeline.concurrency import map_ordered, prefetch
 from pipeline.errors import PoisonError
-from pipeline.inputs.sample import Failure, Sample, decode_truth
+from pipeline.inputs.sample import Failure, Sample, check_label_size, decode_truth
 from pipeline.stages.previews import PreviewChoice, PreviewCounts
 from pipeline.stages.records import ImageResult, Preview, SegmentedPart
 from pipeline.stages.spec import NetworkSettings
@@ -143,7 +143,7 @@ class Segmenter:
             if not self.decoders:
                 yield from found
                 return
-            with closing(ahead(found)) as ready:
+            with closing(prefetch(found)) as ready:
                 yield from ready
 
     def _windows(
@@ -162,7 +162,7 @@ class Segmenter:
             return
         with closing(map_ordered(decode, enumerate(samples), self.decoders)) as decoded:
             windows = _gathered(decoded, failures, most // _WINDOWS_AHEAD)
-            with closing(ahead(windows)) as ready:
+            with closing(prefetch(windows)) as ready:
                 yield from ready
 
     def _predict(self, window: Sequence[_Placed], at_work: _AtWork) -> list[Prediction]:
@@ -245,14 +245,7 @@ def decode_sample(sample: Sample, labels: LabelSet, max_pixels: int) -> _Decoded
     if sample.label is None:
         return _Decoded(sample, image, None)
     label = decode_truth(sample.label, sample.label_location, labels, max_pixels)
-    if label.shape != image.shape[:2]:
-        height, width = label.shape
-        raise LabelError(
-            where=sample.label_location,
-            found=f"label is {width}x{height}, image is {image.shape[1]}x{image.shape[0]}",
-            expected="labels must match the image size",
-            remedy="Drop the sample or fix the label.",
-        )
+    check_label_size(sample, image, label, LabelError)
     return _Decoded(sample, image, label)
 
 

@@ -1,4 +1,4 @@
-"""What every stage needs to know of a run, in one small object that travels to every worker."""
+"""The settings that travel: resolved once from the configuration, read by planning and stages."""
 
 from __future__ import annotations
 
@@ -6,47 +6,69 @@ from dataclasses import dataclass, field
 
 from fcn_core.errors import FcnError
 from fcn_core.labels import LabelSet
-from pipeline.config import ComputeConfig, LimitsConfig, MonitoringConfig
-from pipeline.inputs.shard import ChunkLimits, Sources
+from pipeline.config import RunConfig
+from pipeline.inputs.selection import EVERYTHING, Selection
+from pipeline.inputs.shard import Sources
+from pipeline.manifest import Manifest
 from pipeline.storage.store import Store
 
 
-@dataclass(frozen=True)
-class RunSpec:
-    """The resolved parts of a `RunConfig`. Small: weights travel apart.
+@dataclass(frozen=True, kw_only=True)
+class PlanSpec:
+    """Settings of a plan. They need no weights: planning loads no network.
 
     Attributes:
-        sources: INPUT and the labels' folder.
-        output: OUTPUT; None when nothing is to be written.
-        labels: the label set in force.
-        masks: forms of the masks to write.
-        precision: of the convolutions.
-        compute: device, threads, batch size, number of workers.
-        chunk_limits: where shards are split.
-        max_image_pixels: larger pictures are quarantined.
-        limits: of a worker process, and of bad images in a shard.
-        monitoring: how workers on other machines log.
-        run: its name in the history, for logs.
-        review_images: the review queue's length: so many are put forward by every chunk.
+        config: the configuration as the user gave it.
+        images: store of INPUT.
+        label_folder: store of the parallel label folder; None without one.
+        output: store of OUTPUT.
+        selection: which part of the input may become pending.
+        fingerprint: fingerprint that a commit must have; None accepts any.
+        only: ids of the shards that may be pending; None for all.
     """
 
-    sources: Sources
+    config: RunConfig
+    images: Store
+    label_folder: Store | None
     output: Store
+    selection: Selection = EVERYTHING
+    fingerprint: str | None = None
+    only: frozenset[str] | None = None
+
+    @property
+    def sources(self) -> Sources:
+        """The stores that the bytes of a chunk come from."""
+        return Sources(self.images, self.label_folder or self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(PlanSpec):
+    """Settings of a run, shared by the driver and all stages. Small: the weights travel apart.
+
+    Attributes:
+        fingerprint: fingerprint of the manifest.
+        labels: the label set of the run.
+        manifest: what the output is made from; its chunk limits split the shards.
+        masks: mask formats to write: the requested ones, and those of commits to be replaced.
+        run: name of the run in the history, for logs and commits; empty until the lease is held.
+    """
+
+    fingerprint: str
     labels: LabelSet
+    manifest: Manifest
     masks: tuple[str, ...]
-    precision: str
-    compute: ComputeConfig
-    chunk_limits: ChunkLimits
-    max_image_pixels: int
-    limits: LimitsConfig
-    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
     run: str = ""
-    review_images: int = 16
 
 
 @dataclass(frozen=True)
 class ShardFailure:
-    """A shard that could not be read: the run goes on without it."""
+    """A shard that could not be read: the run continues without it.
+
+    Attributes:
+        shard: id of the shard.
+        reason: the whole message of the error.
+        error: class name of the error.
+    """
 
     shard: str
     reason: str
@@ -54,13 +76,27 @@ class ShardFailure:
 
     @classmethod
     def of(cls, shard: str, error: FcnError) -> ShardFailure:
-        """From the error that stopped the shard."""
+        """Return the failure for the error that stopped a shard."""
         return cls(shard, str(error), type(error).__name__)
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """What the network of a worker process is built with, besides its weights."""
+    """Settings of the network in one worker process, besides its weights.
+
+    Attributes:
+        labels: the label set of the run.
+        confidence: whether confidence maps are computed.
+        precision: arithmetic of the convolutions: "fp32", "bf16", "fp16" or "int8".
+        device: torch's name of the device.
+        threads: CPU threads of the forward pass.
+        batch_size: images of equal shape in one forward pass; None chooses by device.
+        max_image_pixels: images with more pixels are quarantined.
+        plain_forward: whether the whole padded canvas is computed.
+        review_images: images that every chunk proposes for the review queue.
+        decoders: threads that decode images; None chooses by CPU count.
+        memory: bytes that the process may use; limits how many images are held at once.
+    """
 
     labels: LabelSet
     confidence: bool = field(default=False, kw_only=True)
@@ -73,4 +109,3 @@ class NetworkSettings:
     review_images: int = 16
     decoders: int | None = None
     memory: int = 2**32
-    """Bytes of the process: what it may hold at once follows from it."""

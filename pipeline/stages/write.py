@@ -6,21 +6,25 @@ written, and nothing else, is named in the receipt.
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import tarfile
 import time
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
-from PIL import Image
 
 from fcn_core.images import encode_image, encode_mask
 from fcn_core.labels import LabelSet
 from pipeline.concurrency import map_ordered
-from pipeline.formats import add_to_tar, parquet_bytes
+from pipeline.formats import (
+    encode_jpeg,
+    encode_parquet,
+    encode_tar,
+    hub_features,
+    hub_metadata,
+)
 from pipeline.inputs.sample import Failure
+from pipeline.paths import chunk_name, preview_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import (
     LOWEST,
@@ -58,6 +62,8 @@ MASK_SCHEMA = pa.schema(
     ]
 )
 
+_HUB_METADATA = hub_metadata(hub_features(MASK_SCHEMA, images=("mask",)))
+
 QUARANTINE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("key", "reason", "error", "location")]
 )
@@ -75,22 +81,22 @@ _PREVIEW_SCHEMA = pa.schema(
 )  # fmt: skip
 
 
-def write_chunk(segmented: SegmentedChunk, job: RunSpec) -> Receipt:
+def write_chunk(segmented: SegmentedChunk, spec: RunSpec) -> Receipt:
     """Put the chunk's objects and say what they are.
 
     Raises:
         StoreError: the store refuses.
     """
     started = time.perf_counter()
-    pngs = [encode_mask(result.mask, job.labels.palette) for result in segmented.images]
+    pngs = [encode_mask(result.mask, spec.labels.palette) for result in segmented.images]
 
     def put(item: tuple[str, bytes]) -> FileRecord:
-        job.output.write(*item)
+        spec.output.write(*item)
         return record(*item)
 
-    objects = _objects(segmented, pngs, job)
+    objects = _objects(segmented, pngs, spec)
     # A disk gains nothing by threads; they cost a tenth of a millisecond each time.
-    done = map(put, objects) if job.output.is_local else map_ordered(put, objects, _STREAMS)
+    done = map(put, objects) if spec.output.is_local else map_ordered(put, objects, _STREAMS)
     files = tuple(done)
     images = segmented.images
     return Receipt(
@@ -103,14 +109,14 @@ def write_chunk(segmented: SegmentedChunk, job: RunSpec) -> Receipt:
         failures=segmented.failures,
         confusion=tuple(tuple(row) for row in segmented.confusion.matrix.tolist()),
         class_pixels=tuple(
-            sum(result.class_pixels[k] for result in images) for k in range(job.labels.num_classes)
+            sum(result.class_pixels[k] for result in images) for k in range(spec.labels.num_classes)
         ),
         confidence_sum=math.fsum(result.mean_confidence for result in images),
         histograms=Histograms.count(
             [result.class_pixels for result in images],
             [result.mean_confidence for result in images],
             [result.mask.shape for result in images],
-            job.labels.num_classes,
+            spec.labels.num_classes,
         ),
         candidates=_candidates(segmented),
         seconds={**segmented.seconds, "write": time.perf_counter() - started},
@@ -120,38 +126,34 @@ def write_chunk(segmented: SegmentedChunk, job: RunSpec) -> Receipt:
 
 def quarantine_table(failures: Sequence[Failure]) -> bytes:
     """The Parquet bytes of a quarantine table."""
-    return parquet_bytes(
+    return encode_parquet(
         pa.Table.from_pylist([vars(f) for f in failures], schema=QUARANTINE_SCHEMA)
     )
 
 
 def _objects(
-    segmented: SegmentedChunk, pngs: Sequence[bytes], job: RunSpec
+    segmented: SegmentedChunk, pngs: Sequence[bytes], spec: RunSpec
 ) -> Iterator[tuple[str, bytes]]:
     name = chunk_name(segmented.shard, segmented.seq, segmented.count)
-    if "parquet" in job.masks:
-        yield f"masks/{name}.parquet", _mask_table(segmented, pngs, job.labels)
-    if "png" in job.masks:
+    if "parquet" in spec.masks:
+        yield f"masks/{name}.parquet", _mask_table(segmented, pngs, spec.labels)
+    if "png" in spec.masks:
         for result, png in zip(segmented.images, pngs, strict=True):
             yield f"png/{segmented.shard}/{result.key}.png", png
-    if "tar" in job.masks:
+    if "tar" in spec.masks:
         yield f"tar/{name}.tar", _tar(segmented.images, pngs)
-    if "confidence" in job.masks:
+    if "confidence" in spec.masks:
         for result in segmented.images:
             assert result.confidence is not None
             path = f"confidence/{segmented.shard}/{result.key}.png"
             yield path, encode_image(result.confidence)
     if segmented.previews:
-        yield _preview_path(name), _preview_table(segmented, job.labels)
-
-
-def _preview_path(name: str) -> str:
-    return f"_previews/{name}.parquet"
+        yield preview_path(name), _preview_table(segmented, spec.labels)
 
 
 def _candidates(segmented: SegmentedChunk) -> tuple[Candidate, ...]:
     """The worst images of a chunk, with labels and without: they have previews."""
-    path = _preview_path(chunk_name(segmented.shard, segmented.seq, segmented.count))
+    path = preview_path(chunk_name(segmented.shard, segmented.seq, segmented.count))
     results = {result.key: result for result in segmented.images}
     worst = [
         results[preview.key]
@@ -164,15 +166,6 @@ def _candidates(segmented: SegmentedChunk) -> tuple[Candidate, ...]:
     )
 
 
-def chunk_name(shard: str, seq: int, count: int) -> str:
-    """The shard's own name for its only chunk, else one with number and count.
-
-    >>> chunk_name("a/voc", 0, 1), chunk_name("a/voc", 2, 4)
-    ('a/voc', 'a/voc-00002-of-00004')
-    """
-    return shard if count == 1 else f"{shard}-{seq:05d}-of-{count:05d}"
-
-
 def _mask_table(segmented: SegmentedChunk, pngs: Sequence[bytes], labels: LabelSet) -> bytes:
     rows = [
         {
@@ -183,10 +176,10 @@ def _mask_table(segmented: SegmentedChunk, pngs: Sequence[bytes], labels: LabelS
         for result, png in zip(segmented.images, pngs, strict=True)
     ]
     table = pa.Table.from_pylist(rows, schema=MASK_SCHEMA)
-    table = table.replace_schema_metadata({"huggingface": _features(), "classes": _names(labels)})
+    table = table.replace_schema_metadata({**_HUB_METADATA, "classes": _names(labels)})
     total = sum(len(png) for png in pngs)
     per_group = max(1, len(rows) * _ROW_GROUP_BYTES // max(total, _ROW_GROUP_BYTES))
-    return parquet_bytes(table, per_group)
+    return encode_parquet(table, per_group)
 
 
 def _figures(result: ImageResult) -> dict[str, object]:
@@ -203,30 +196,6 @@ def _figures(result: ImageResult) -> dict[str, object]:
     }
 
 
-def _features() -> str:
-    """Hugging Face features, so that `load_dataset("parquet")` yields pictures."""
-
-    def value(dtype: str) -> dict[str, object]:
-        return {"dtype": dtype, "_type": "Value"}
-
-    def many(dtype: str) -> dict[str, object]:
-        return {"feature": value(dtype), "_type": "List"}
-
-    features = {
-        "key": value("string"),
-        "shard": value("string"),
-        "height": value("int32"),
-        "width": value("int32"),
-        "mask": {"_type": "Image"},
-        "class_pixels": many("int64"),
-        "mean_confidence": value("float64"),
-        "correct_pixels": value("int64"),
-        "labeled_pixels": value("int64"),
-        "iou": many("float32"),
-    }
-    return json.dumps({"info": {"features": features}}, sort_keys=True)
-
-
 def _names(labels: LabelSet) -> str:
     return json.dumps(list(labels.classes))
 
@@ -236,24 +205,19 @@ def _null_if_nan(value: float) -> float | None:
 
 
 def _tar(images: Sequence[ImageResult], pngs: Sequence[bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for result, png in zip(images, pngs, strict=True):
-            add_to_tar(tar, f"{result.key}.png", png)
-    return buffer.getvalue()
+    pairs = zip(images, pngs, strict=True)
+    return encode_tar((f"{result.key}.png", png) for result, png in pairs)
 
 
 def _preview_table(segmented: SegmentedChunk, labels: LabelSet) -> bytes:
     results = {result.key: result for result in segmented.images}
     rows = []
     for preview in segmented.previews:
-        buffer = io.BytesIO()
-        Image.fromarray(preview.image).save(buffer, "JPEG", quality=80)
         label = preview.label
         pictures = {
-            "image": buffer.getvalue(),
+            "image": encode_jpeg(preview.image, quality=80),
             "label": None if label is None else encode_mask(label, labels.palette),
             "mask": encode_mask(preview.mask, labels.palette),
         }
         rows.append({**_figures(results[preview.key]), "why": preview.why, **pictures})
-    return parquet_bytes(pa.Table.from_pylist(rows, schema=_PREVIEW_SCHEMA))
+    return encode_parquet(pa.Table.from_pylist(rows, schema=_PREVIEW_SCHEMA))

@@ -135,7 +135,7 @@ class LocalObjects:
         return f"{self.root}/{path}"
 
     def _lacks_links(self, target: Path) -> bool:
-        """True, and remembered: the file system has no hard links (EPERM may mean other things)."""
+        """True, and saved_config: the file system has no hard links (EPERM may mean other things)."""
         self.atomic_create = False
         return os.access(target.parent, os.W_OK)
 

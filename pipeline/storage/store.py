@@ -21,6 +21,7 @@ import fsspec
 from fsspec.utils import get_protocol
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.paths import PROBE
 from pipeline.redact import has_secret, masked
 from pipeline.storage.backend import Leftover, ObjectInfo, Objects
 from pipeline.storage.errors import explained
@@ -209,7 +210,7 @@ class Store:
             StoreError: nothing can be written here.
         """
         try:
-            return self._probed(f"_probe-{uuid.uuid4().hex}")
+            return self._probed(f"{PROBE}{uuid.uuid4().hex}")
         except StoreError as error:  # of the place: nobody asked for an object of this name
             raise error.at(self.location("")) from error
 
@@ -282,6 +283,27 @@ def _own(objects: Objects, path: str, data: bytes) -> str | None:
     except FileNotFoundError:
         return None
     return tag if there == data else None
+
+
+def refuse_overlap(target_name: str, target: Store, source_name: str, source: Store) -> None:
+    """Refuse a target that contains a source, or that lies within it.
+
+    Args:
+        target_name: what the user calls the place that is written: OUTPUT or DEST.
+        target: the place that is written.
+        source_name: what the user calls the place that is read: INPUT or OUTPUT.
+        source: the place that is read.
+
+    Raises:
+        ConfigError: the two places overlap.
+    """
+    if target.overlaps(source):
+        raise ConfigError(
+            where=target.location(""),
+            found=f"{target_name} and {source_name} ({source.location('')}) overlap",
+            expected="two separate places, or written files would become input of the next run",
+            remedy=f"Choose another {target_name}.",
+        )
 
 
 def read_url(url: str, options: StoreOptions | None = None) -> bytes:

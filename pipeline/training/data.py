@@ -19,7 +19,7 @@ from fcn_core.errors import ImageError
 from fcn_core.preprocessing import Preprocessing
 from fcn_core.training.batch import NOTHING, Pixels, TrainingBatch, augment, stack
 from fcn_core.training.recipes import Recipe
-from pipeline.concurrency import ahead, map_ordered
+from pipeline.concurrency import map_ordered, prefetch
 from pipeline.inputs.sample import Failure, Sample
 from pipeline.training.source import TrainingSource, unlabelled
 
@@ -59,7 +59,7 @@ def stream(
         InputError: an epoch without a single one.
         ShardError, StoreError: the input fails.
     """
-    with closing(ahead(_windows(source, seed, shuffle_samples, start))) as windows:
+    with closing(prefetch(_windows(source, seed, shuffle_samples, start))) as windows:
         skip = start.offset
         for window in windows:
             place = window.start

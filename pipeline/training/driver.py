@@ -19,13 +19,13 @@ from fcn_core.training.learner import SingleProcess
 from fcn_core.weights.weights_file import WeightsFile
 from pipeline.errors import MissingError
 from pipeline.output.lease import Lease
+from pipeline.paths import SUCCESS
 from pipeline.storage.store import Store, preflight
 from pipeline.training.checkpoint import latest_step
 from pipeline.training.config import TrainConfig
 from pipeline.training.log import read_metrics
 from pipeline.training.loop import LAST, TrainingHooks, TrainingLoop, device_of
 from pipeline.training.prepare import (
-    SUCCESS,
     PreparedTraining,
     check_directory,
     claim_directory,

@@ -22,6 +22,7 @@ from fcn_core.metrics import Scores
 from fcn_core.training.learner import StepResult
 from pipeline.errors import MissingError
 from pipeline.storage.store import Store
+from pipeline.text import shorten
 
 METRICS = "metrics.jsonl"
 
@@ -253,8 +254,7 @@ def _style(index: int) -> dict[str, Any]:
 
 def _entry(name: str, last: float, letters: int) -> str:
     """A class in the legend, of bounded length and without formulas; below 0 it has no IU."""
-    name = name if len(name) <= letters else name[: letters - 1] + "…"
-    name = name.replace("$", r"\$")
+    name = shorten(name, letters).replace("$", r"\$")
     return f"{name}  —" if last < 0 else f"{name}  {100 * last:.1f}"
 
 

@@ -18,9 +18,10 @@ from fcn_core.training.initialization import from_nothing, transplant
 from fcn_core.training.learner import Learner, ProcessGroup, StepPlan, StepResult
 from fcn_core.weights.weights_file import build, save_weights
 from fcn_core.weights.weights_info import WeightsInfo
-from pipeline.concurrency import ahead
+from pipeline.concurrency import prefetch
 from pipeline.inputs.sample import Failure
 from pipeline.storage.store import Store
+from pipeline.text import list_names
 from pipeline.training.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from pipeline.training.data import Cursor, Share, Step, steps, stream
 from pipeline.training.log import TrainLog
@@ -119,7 +120,7 @@ class TrainingLoop:
         )  # fmt: skip
         work = steps(self.prepared.data, samples, share, self.step + 1)
         moment = time.monotonic()
-        with closing(samples), closing(work), closing(ahead(work)) as ready:
+        with closing(samples), closing(work), closing(prefetch(work)) as ready:
             for step in ready:
                 lesson = self._learn(step)
                 self._note(step, lesson, time.monotonic() - moment)
@@ -142,7 +143,7 @@ class TrainingLoop:
         try:
             lesson = self.learner.learn(number, step.batches)
         except TrainingError as error:
-            keys = ", ".join(step.keys[:_NAMED]) + (", …" if len(step.keys) > _NAMED else "")
+            keys = list_names(step.keys, _NAMED)
             where = f"training, step {step.number}, samples {keys}"
             raise error.at(where) from error
         self.step, self.cursor = step.number, step.cursor

@@ -14,10 +14,10 @@ from fcn_core.preprocessing import CENTRED_RGB, PREPROCESSINGS, Preprocessing
 from fcn_core.weights.weights_file import WeightsFile
 from pipeline.config import InputConfig
 from pipeline.errors import ConfigError, MissingError, OutputError
-from pipeline.manifest import PATH as RUN_PATH
-from pipeline.manifest import first_difference
-from pipeline.resolve import load_weights, read_label_set, refuse_overlap
-from pipeline.storage.store import Store
+from pipeline.paths import MANIFEST, SUCCESS
+from pipeline.resolve import load_weights, read_label_set
+from pipeline.storage.store import Store, refuse_overlap
+from pipeline.text import first_difference
 from pipeline.training.config import SCRATCH, TrainConfig, check_consistent
 from pipeline.training.source import TrainingSource, list_source
 
@@ -27,7 +27,6 @@ FORMAT = 1
 
 CHECKPOINTS = "checkpoints"
 
-SUCCESS = "_SUCCESS"
 
 log = logging.getLogger("fcnseg")
 
@@ -94,7 +93,7 @@ def prepare_training(config: TrainConfig) -> PreparedTraining:
     sources = {"input": config.input, "val": config.val}
     for source in sources.values():
         if source is not None:
-            refuse_overlap(Store(source.url, source.store), output)
+            refuse_overlap("OUTPUT", output, "INPUT", Store(source.url, source.store))
     data = list_source(config.input, labels, config.limits)
     val = None
     if config.val is not None:
@@ -194,9 +193,9 @@ def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
     Raises:
         OutputError: naming the first difference.
     """
-    if _read(output, RUN_PATH) is not None:
+    if _read(output, MANIFEST) is not None:
         raise OutputError(
-            where=output.location(RUN_PATH), found="the output of fcnseg run", expected="a directory of its own",
+            where=output.location(MANIFEST), found="the output of fcnseg run", expected="a directory of its own",
             remedy="Choose another --output.",
         )  # fmt: skip
     data = _read(output, PATH)
@@ -223,7 +222,7 @@ def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
     then, now = ({name: of[name] for name in names} for of in (theirs, mine))
     difference = first_difference(then, now)
     if difference is not None:
-        found, expected = difference.words("a training with {}", "{}, as it was asked for now")
+        found, expected = difference.describe("a training with {}", "{}, as it was asked for now")
         raise OutputError(
             where=where, found=found, expected=expected,
             remedy="Use a new --output (--init can start from the weights of this one), or the "

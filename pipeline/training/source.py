@@ -16,11 +16,11 @@ from fcn_core.training.batch import TrainingSample
 from pipeline.concurrency import map_ordered
 from pipeline.config import InputConfig, LimitsConfig, OutputConfig, RunConfig
 from pipeline.errors import InputError, LimitsError
-from pipeline.inputs.sample import Failure, Sample, decode_truth
+from pipeline.inputs.sample import Failure, Sample, check_label_size, decode_truth
 from pipeline.inputs.shard import ChunkLimits, Shard, Sources
 from pipeline.limits import is_over
 from pipeline.plan import make_plan
-from pipeline.resolve import plan_request
+from pipeline.resolve import resolve_plan
 from pipeline.stages.read import Chunk, read_chunks
 
 _NOWHERE = "memory://fcnseg-train-lists-only"
@@ -75,14 +75,7 @@ class TrainingSource:
         most = self.limits.max_image_pixels
         image = decode_image(sample.image, sample.location, most)
         label = self.truth(sample)
-        if label.shape != image.shape[:2]:
-            height, width = label.shape
-            raise ImageError(
-                where=sample.label_location,
-                found=f"label is {width}x{height}, image is {image.shape[1]}x{image.shape[0]}",
-                expected="labels must match the image size",
-                remedy="Drop the sample or fix the label.",
-            )
+        check_label_size(sample, image, label, ImageError)
         return image, label
 
     def truth(self, sample: Sample) -> NDArray[np.uint8]:
@@ -101,7 +94,7 @@ def list_source(config: InputConfig, labels: LabelSet, limits: LimitsConfig) -> 
         StoreError: it cannot be listed.
     """
     run = RunConfig(input=config, output=OutputConfig(url=_NOWHERE), limits=limits)
-    found = make_plan(plan_request(run))
+    found = make_plan(resolve_plan(run))
     digest = hashlib.sha256()
     for shard in found.pending:
         digest.update(f"{shard.id}\0{shard.etag}\0{shard.size}\0".encode())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from fcn_core.errors import ImageError
 from fcn_core.images import overlay
@@ -17,6 +15,7 @@ from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix, Scores
 from fcn_core.predictor import Predictor
 from fcn_core.training.learner import ProcessGroup
+from pipeline.formats import encode_jpeg
 from pipeline.inputs.sample import Failure, Sample
 from pipeline.training.source import TrainingSource
 
@@ -128,6 +127,4 @@ def panels(
     )  # fmt: skip
     image, truth, mask = (array[::step, ::step] for array in (image, truth, mask))
     painted = [overlay(image, classes, labels.palette) for classes in (truth, mask)]
-    buffer = io.BytesIO()
-    Image.fromarray(np.hstack([image, *painted])).save(buffer, "JPEG", quality=_QUALITY)
-    return buffer.getvalue()
+    return encode_jpeg(np.hstack([image, *painted]), quality=_QUALITY)

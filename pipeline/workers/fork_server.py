@@ -55,9 +55,9 @@ class ForkServer:
         The worker reports itself with `WorkerStarted` on its connection.
 
         Args:
-            connection: Descriptor of the worker's end of a socket pair.
-            log: Descriptor of the file that receives the worker's stdout and stderr.
-            weights: Descriptor of the memory that holds the weights file.
+            connection: descriptor of the worker's end of a socket pair.
+            log: descriptor of the file that receives the worker's stdout and stderr.
+            weights: descriptor of the memory that holds the weights file.
         """
         with self.lock:
             socket.send_fds(self.control, [REQUEST.pack(FORK, 0)], [connection, log, weights])

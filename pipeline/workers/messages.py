@@ -33,12 +33,12 @@ class WorkerSetup:
     """The first message to a worker process.
 
     Attributes:
-        settings: Settings of the network.
-        weights_where: Name of the weights file in errors.
-        weights_follow: Whether the bytes of the weights are the next message. False: the worker
+        settings: settings of the network.
+        weights_where: name of the weights file in errors.
+        weights_follow: whether the bytes of the weights are the next message. False: the worker
             maps them from the descriptor that it was forked with.
-        memory: Bytes that the worker may allocate after the network is loaded; CPU only.
-        environment: Environment variables of the parent at this moment.
+        memory: bytes that the worker may allocate after the network is loaded; CPU only.
+        environment: environment variables of the parent at this moment.
     """
 
     settings: NetworkSettings
@@ -60,7 +60,7 @@ class WorkerReady:
     """The network is loaded; the worker waits for samples.
 
     Attributes:
-        device: Type of the network's device: "cpu" or "cuda".
+        device: type of the network's device: "cpu" or "cuda".
     """
 
     device: str
@@ -71,7 +71,7 @@ class WorkingOn:
     """The worker begins with these samples. If the process dies now, these are the suspects.
 
     Attributes:
-        positions: Indices into the tuple of samples that the worker was sent.
+        positions: indices into the tuple of samples that the worker was sent.
     """
 
     positions: tuple[int, ...]

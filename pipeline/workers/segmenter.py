@@ -43,28 +43,28 @@ ChunkAttempt = Callable[[Sequence[Sample]], SegmentedPart | WorkerFailure]
 class IsolatedSegmenter:
     """The segment stage: turns chunks into masks and counts, in a worker process that it owns."""
 
-    def __init__(self, job: RunSpec, weights: SharedWeights, memory: int) -> None:
+    def __init__(self, spec: RunSpec, weights: SharedWeights, memory: int) -> None:
         """Prepare the stage; the worker process starts with the first chunk.
 
         Args:
-            job: Run settings shared by all stages.
-            weights: Weights of the network; the caller closes them.
-            memory: Memory limit of the worker in bytes, unless `limits.worker_memory` is set.
+            spec: run settings shared by all stages.
+            weights: weights of the network; the caller closes them.
+            memory: memory limit of the worker in bytes, unless `limits.worker_memory` is set.
         """
-        self.job = job
-        compute, limits = job.compute, job.limits
+        self.spec = spec
+        compute, limits = spec.config.compute, spec.config.limits
         memory = limits.worker_memory or memory
         self.worker = WorkerProcess(
             NetworkSettings(
-                labels=job.labels,
-                confidence="confidence" in job.masks,
-                precision=job.precision,
+                labels=spec.labels,
+                confidence="confidence" in spec.masks,
+                precision=spec.config.model.precision,
                 device=compute.device,
                 threads=compute.threads_per_worker,
                 batch_size=compute.batch_size,
-                max_image_pixels=job.max_image_pixels,
+                max_image_pixels=limits.max_image_pixels,
                 plain_forward=compute.plain_forward,
-                review_images=job.review_images,
+                review_images=spec.config.drift.review_images,
                 decoders=compute.decoders,
                 memory=memory,
             ),
@@ -94,7 +94,8 @@ class IsolatedSegmenter:
         parts = list(search.segment(chunk.samples))
         if search.is_over_limit:
             return self._shard_failure(chunk, search.poisoned)
-        classes, counts = self.job.labels.num_classes, PreviewCounts(self.job.review_images)
+        classes = self.spec.labels.num_classes
+        counts = PreviewCounts(self.spec.config.drift.review_images)
         if search.poisoned:
             empty = ConfusionMatrix(classes)
             parts.append(SegmentedPart((), tuple(search.poisoned), (), empty, {}))
@@ -126,8 +127,8 @@ class IsolatedSegmenter:
         # The number of images of a shard is known if it has one chunk. Otherwise take the largest
         # possible number: a shard within the limit must not fail here.
         images = len(chunk.samples) + len(chunk.failures)
-        most = images if chunk.count == 1 else chunk.count * self.job.chunk_limits.images
-        return is_over(poisoned, most, self.job.limits.max_bad_fraction_per_shard)
+        most = images if chunk.count == 1 else chunk.count * self.spec.manifest.chunk_limits.images
+        return is_over(poisoned, most, self.spec.config.limits.max_bad_fraction_per_shard)
 
     def _shard_failure(self, chunk: Chunk, poisoned: Sequence[Failure]) -> ShardFailure:
         first = poisoned[0]
@@ -145,10 +146,10 @@ class PoisonSearch:
     """Segments one chunk with worker processes that some of its samples may kill.
 
     Attributes:
-        attempt: Segments samples in a running worker process.
-        is_too_many: Whether this number of poisoned samples ends the search.
-        poisoned: The samples that killed three processes alone, as rows of the quarantine table.
-        is_over_limit: Whether the search ended because of too many poisoned samples.
+        attempt: segments samples in a running worker process.
+        is_too_many: whether this number of poisoned samples ends the search.
+        poisoned: the samples that killed three processes alone, as rows of the quarantine table.
+        is_over_limit: whether the search ended because of too many poisoned samples.
     """
 
     attempt: ChunkAttempt
@@ -208,8 +209,8 @@ def split_part(part: tuple[Sample, ...], suspects: Sequence[int]) -> list[tuple[
     The samples before the first suspect were decoded without a failure, and usually are good.
 
     Args:
-        part: At least two samples.
-        suspects: Indices of the samples that the process was working on. If empty, or if they are
+        part: at least two samples.
+        suspects: indices of the samples that the process was working on. If empty, or if they are
             the whole part: two halves.
 
     Returns:
@@ -232,10 +233,10 @@ def merge_parts(
     """Merge the results of several parts into those of the whole chunk.
 
     Args:
-        keys: Unique keys of the chunk's samples, in order.
-        parts: Results in any order; each key is in at most one of them.
-        num_classes: Number of classes K of the confusion matrix.
-        counts: How many previews to keep.
+        keys: unique keys of the chunk's samples, in order.
+        parts: results in any order; each key is in at most one of them.
+        num_classes: number of classes K of the confusion matrix.
+        counts: how many previews to keep.
     """
     order = {key: index for index, key in enumerate(keys)}
     images = [image for part in parts for image in part.images]

@@ -16,11 +16,11 @@ class SharedWeights:
     """Weights that worker processes map through a descriptor, instead of receiving a copy.
 
     Attributes:
-        where: Name of the weights file in errors.
-        data: Bytes of the weights file; empty once they are in shared memory.
+        where: name of the weights file in errors.
+        data: bytes of the weights file; empty once they are in shared memory.
 
     Args:
-        file: The weights file. It is copied to shared memory at the first call of `fileno`.
+        file: the weights file. It is copied to shared memory at the first call of `fileno`.
     """
 
     def __init__(self, file: WeightsFile) -> None:

@@ -63,12 +63,12 @@ class WorkerFailure:
     `what` and `expected` become the reason in the quarantine table: they are part of OUTPUT.
 
     Attributes:
-        what: What happened, as a clause ("the worker process died (SIGSEGV)").
-        expected: The rule that was broken.
-        suspects: Indices of the samples that the worker was working on; empty if not known.
-        is_killed: Whether the process ended by SIGKILL: the kernel ran out of memory, or a person.
-        fault: Traceback of an unexpected exception; None if the process ended in another way.
-        log_tail: The end of the worker's log (its stdout and stderr).
+        what: what happened, as a clause ("the worker process died (SIGSEGV)").
+        expected: the rule that was broken.
+        suspects: indices of the samples that the worker was working on; empty if not known.
+        is_killed: whether the process ended by SIGKILL: the kernel ran out of memory, or a person.
+        fault: traceback of an unexpected exception; None if the process ended in another way.
+        log_tail: the end of the worker's log (its stdout and stderr).
     """
 
     what: str
@@ -88,9 +88,9 @@ class WorkerLimits:
     """Limits of one worker process.
 
     Attributes:
-        stall_seconds: Longest time without progress, in seconds.
-        memory: Most RAM that only this process uses, in bytes.
-        is_default_memory: Whether `memory` follows from the RAM of this machine and not from the
+        stall_seconds: longest time without progress, in seconds.
+        memory: most RAM that only this process uses, in bytes.
+        is_default_memory: whether `memory` follows from the RAM of this machine and not from the
             configuration. Quarantine reasons do not name a default: equal runs on different
             machines give equal reasons.
     """
@@ -104,8 +104,8 @@ class WorkerProcess:
     """A process that holds the network: started when needed, started again after a failure.
 
     Attributes:
-        device: Type of the network's device ("cpu" or "cuda"); None while no network is loaded.
-        pid: Process id of the worker; None while there is none.
+        device: type of the network's device ("cpu" or "cuda"); None while no network is loaded.
+        pid: process id of the worker; None while there is none.
     """
 
     def __init__(
@@ -223,8 +223,8 @@ class WorkerProcess:
         """Return the next message of the process, or how it ended.
 
         Args:
-            seconds: Time limit; a process without a message is then killed.
-            suspects: Indices of the samples that the process is working on.
+            seconds: time limit; a process without a message is then killed.
+            suspects: indices of the samples that the process is working on.
         """
         assert self._connection is not None
         deadline = time.monotonic() + seconds

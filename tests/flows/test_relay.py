@@ -15,6 +15,7 @@ from prefect.exceptions import TerminationSignal
 from flows import execution as work
 from flows import prefect_reporter as relay
 from flows.prefect_reporter import LINES, SECONDS, PrefectReporter
+from pipeline import concurrency
 from pipeline.monitoring.progress import Progress
 from pipeline.ray_jobs import ray_follow, ray_submit
 from pipeline.ray_jobs.ray_follow import JobReading
@@ -35,7 +36,7 @@ class Told:
         self.is_away = False
         caplog.set_level(logging.INFO)
         logger = logging.getLogger("a run")
-        patch.setattr(relay, "time", SimpleNamespace(monotonic=lambda: self.now))
+        patch.setattr(concurrency, "time", SimpleNamespace(monotonic=lambda: self.now))
         patch.setattr(relay, "create_progress_artifact", self.create)
         patch.setattr(relay, "update_progress_artifact", self.update)
         for module in (relay, work):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.driver import run
-from pipeline.output.lease import PATH as LEASE
+from pipeline.paths import LEASE
 from tests.support import world
 
 SHARDS = 10

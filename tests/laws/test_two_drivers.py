@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.driver import run
-from pipeline.output.lease import PATH, read_lease
+from pipeline.output.lease import read_lease
+from pipeline.paths import LEASE
 from pipeline.storage.store import Store
 from pipeline.text import plural
 from tests.conftest import use_s3
@@ -100,7 +101,7 @@ def test_one_works_and_the_other_takes_over_when_it_is_killed(
     now = {info.path: info.etag for info in output.listing("_commits")}
     assert {path: now[path] for path in tags} == tags  # what was committed is left alone
     names = {info.path for info in output.listing()}
-    assert PATH not in names and not {name for name in names if name.startswith("_probe-")}
+    assert LEASE not in names and not {name for name in names if name.startswith("_probe-")}
     assert world.tree(as_files(output, tmp_path / "copy")) == world.tree(tmp_path / "calm")
 
 
@@ -116,7 +117,7 @@ def test_terminated_on_s3_it_gives_the_lease_back(
         use_s3(monkeypatch, s3_server.owner.environment(proxy.url))
         process = driver(source.url, output.url, weights)
         wait_until(lambda: committed(output))
-        assert json.loads(output.read(PATH))["pid"] == process.pid
+        assert json.loads(output.read(LEASE))["pid"] == process.pid
         process.send_signal(signal.SIGTERM)
         process.communicate()
     assert process.returncode == 143

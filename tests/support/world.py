@@ -20,6 +20,9 @@ from fcn_core.weights.weights_file import save_weights
 from fcn_core.weights.weights_info import WeightsInfo
 from pipeline.config import RunConfig, load_config
 from pipeline.formats import add_to_tar
+from pipeline.inputs.shard import ChunkLimits
+from pipeline.manifest import Manifest
+from pipeline.stages.spec import RunSpec
 from pipeline.storage.store import Store
 
 TINY = LabelSet("tiny", ("ground", "thing", "stuff"))
@@ -94,6 +97,31 @@ def config(
         "compute.threads_per_worker": 1,
     }
     return load_config(None, [], {**base, **dotted})
+
+
+def spec(images: Store | None = None, output: Store | None = None, **changes: Any) -> RunSpec:
+    """Settings of a run that no configuration file and no weights stand behind.
+
+    Args:
+        images, output: stores; in memory where None is given.
+        changes: other fields of the spec; dotted names with __ for the dot go to the configuration.
+    """
+    images = images or Store("memory://no-input")
+    output = output or Store("memory://no-output")
+    flags = {name: changes.pop(name) for name in list(changes) if "__" in name}
+    made = config(images.url, output.url, None, **flags)
+    limits = ChunkLimits(made.limits.chunk_images, made.limits.chunk_bytes)
+    fields = {
+        "config": made,
+        "images": images,
+        "label_folder": None,
+        "output": output,
+        "fingerprint": "f00d",
+        "labels": TINY,
+        "manifest": Manifest(images.url, limits, TINY, {}),
+        "masks": made.output.masks,
+    }
+    return RunSpec(**{**fields, **changes})
 
 
 def tree(output: Path | str) -> dict[str, Any]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from PIL import Image
 
 from fcn_core.datasets.scenes import Scene, render_scene
 from fcn_core.images import encode_mask
@@ -18,7 +15,7 @@ from pipeline.cli.options import (
     AsJson,
 )
 from pipeline.config import RunConfig, load_config
-from pipeline.formats import add_to_tar
+from pipeline.formats import encode_jpeg, encode_tar
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -64,14 +61,13 @@ def demo_config(directory: str, executor: str = "local") -> RunConfig:
 
 def scene_tar(scenes: Iterable[tuple[int, Scene]]) -> bytes:
     """A shard of scenes and their labels, named by their seeds."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+
+    def members() -> Iterator[tuple[str, bytes]]:
         for seed, scene in scenes:
-            picture = io.BytesIO()
-            Image.fromarray(scene.image).save(picture, "JPEG", quality=92)
-            add_to_tar(tar, f"scene-{seed}.jpg", picture.getvalue())
-            add_to_tar(tar, f"scene-{seed}.png", encode_mask(scene.label, SCENES.palette))
-    return buffer.getvalue()
+            yield f"scene-{seed}.jpg", encode_jpeg(scene.image, quality=92)
+            yield f"scene-{seed}.png", encode_mask(scene.label, SCENES.palette)
+
+    return encode_tar(members())
 
 
 def demo(

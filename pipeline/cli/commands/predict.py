@@ -38,10 +38,10 @@ def predict(
     from fcn_core.images import MAX_PIXELS
     from pipeline.predict.find_images import find_images
     from pipeline.predict.predict import PredictOptions, predict_files
-    from pipeline.resolve import check_can_label, load_weights
+    from pipeline.resolve import check_can_segment, load_weights
 
     file = load_weights(weights)
-    check_can_label(file, precision)
+    check_can_segment(file, precision)
     target = Store(output)
     pictures = find_images(images, target)
     draw = _drawing() if show and not as_json else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from pipeline.cli import console
 from pipeline.cli.options import AsJson, Labels, Layout, LogFormat, Sets, Split, read_text
+from pipeline.concurrency import Throttle
 from pipeline.text import plural
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class _Lines:
 
     def __init__(self, live: Live | None) -> None:
         self.live = live
-        self.last = 0.0
+        self._is_due = Throttle(console.LINE_SECONDS)
 
     def __call__(self, progress: TrainProgress) -> None:
         """After each line of metrics."""
@@ -144,8 +144,7 @@ class _Lines:
             console.say(text)
         elif self.live is not None:
             self.live.update(Text(text), refresh=True)
-        elif time.monotonic() - self.last >= console.LINE_SECONDS:
-            self.last = time.monotonic()
+        elif self._is_due():
             console.say(text)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +11,7 @@ import typer
 
 from pipeline.cli import console
 from pipeline.cli.options import AsJson, ConfigFile, Output, Sets, output_store, read_text
+from pipeline.concurrency import Throttle
 from pipeline.storage.store import Store
 from pipeline.text import plural
 
@@ -83,12 +83,10 @@ def _progress() -> Iterator[Callable[[Exporting], None]]:
         with console.err.status("exporting") as line:
             yield lambda now: line.update(f"exporting: {now.shards} shards, {now.images} images")
         return
-    last = time.monotonic()
+    is_due = Throttle(console.LINE_SECONDS, is_due_at_once=False)
 
     def tell(now: Exporting) -> None:
-        nonlocal last
-        if time.monotonic() - last >= console.LINE_SECONDS:
-            last = time.monotonic()
+        if is_due():
             console.err.print(f"exporting: {now.shards} shards, {now.images} images", markup=False)
 
     yield tell

@@ -19,7 +19,8 @@ def report(
     from pipeline.cli.console import print_drift
     from pipeline.output.history import read_history
     from pipeline.output.status import read_status
-    from pipeline.report.build import REPORT_PATH, write_report
+    from pipeline.paths import REPORT
+    from pipeline.report.build import write_report
 
     store = output_store(output, config, sets)
     found = read_status(store)
@@ -36,4 +37,4 @@ def report(
         )
     for record in read_history(store, 1):
         print_drift(record)
-    console.out.print(store.location(REPORT_PATH), markup=False)
+    console.out.print(store.location(REPORT), markup=False)

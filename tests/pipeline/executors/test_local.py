@@ -18,7 +18,7 @@ from pipeline.executors import local
 from pipeline.executors.local import _DEPTH, run_local, run_stages
 from pipeline.inputs.shard import Shard
 from pipeline.plan import make_plan
-from pipeline.resolve import prepare
+from pipeline.resolve import resolve_run
 from pipeline.stages.records import Receipt
 from pipeline.stages.spec import RunSpec, ShardFailure
 from pipeline.storage.store import Store
@@ -40,8 +40,8 @@ def no_thread_is_left() -> Iterator[None]:
 def work(shards: Path, weights: Path, tmp_path: Path) -> Work:
     """Twelve chunks of one image each, for three replicas of the network."""
     flags = {"limits__chunk_images": 1, "compute__workers": 3}
-    prepared = prepare(world.config(shards, tmp_path / "out", weights, **flags))
-    return prepared.job, prepared.weights, make_plan(prepared.request).pending
+    spec, file = resolve_run(world.config(shards, tmp_path / "out", weights, **flags))
+    return spec, file, make_plan(spec).pending
 
 
 def test_receipts_of_all_chunks_arrive_once(work: Work) -> None:
@@ -246,8 +246,7 @@ def test_replicas_share_the_memory(
 ) -> None:
     flags = {f"limits__{name}": value for name, value in limits.items()}
     config = world.config(shards, tmp_path / "out", weights, compute__workers=3, **flags)
-    prepared = prepare(config)
-    pool = local._WorkerPool(prepared.job, prepared.weights)
+    pool = local._WorkerPool(*resolve_run(config))
     try:
         assert [segmenter.worker.limits.memory for segmenter in pool.segmenters] == [expected] * 3
         assert {segmenter.worker.settings.memory for segmenter in pool.segmenters} == {expected}

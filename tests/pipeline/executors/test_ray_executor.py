@@ -150,11 +150,11 @@ def test_workers_of_ray_configure_logs_the_run_does(cluster: None, tmp_path: Pat
     import ray
 
     from pipeline.executors.ray_executor import _configure_logs
-    from pipeline.resolve import prepare
+    from pipeline.resolve import resolve_run
 
     source = world.write_shards(tmp_path / "in", shards=1)
     config = world.config(source, tmp_path / "out", "demo", monitoring__log_format="json")
-    job = replace(prepare(config).job, run="r")
+    spec = replace(resolve_run(config)[0], run="r")
 
     @ray.remote
     def logged() -> str:
@@ -163,7 +163,7 @@ def test_workers_of_ray_configure_logs_the_run_does(cluster: None, tmp_path: Pat
         import logging
 
         with contextlib.redirect_stderr(io.StringIO()) as stderr:
-            _configure_logs(job)
+            _configure_logs(spec)
             logging.getLogger("fcnseg").info("x")
         return stderr.getvalue()
 
@@ -183,9 +183,9 @@ def test_many_shards_are_read_in_waves_and_by_several(
     sizes: list[int] = []
     dataset = ray_executor._dataset
 
-    def counted(job: Any, weights_ref: Any, shards: Sequence[Any], plan: Any) -> Any:
+    def counted(spec: Any, weights_ref: Any, shards: Sequence[Any], plan: Any) -> Any:
         sizes.append(len(shards))
-        return dataset(job, weights_ref, shards, plan)
+        return dataset(spec, weights_ref, shards, plan)
 
     monkeypatch.setattr(ray_executor, "_dataset", counted)
     for name in ("local", "ray"):

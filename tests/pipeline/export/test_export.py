@@ -112,9 +112,9 @@ def test_a_place_that_holds_something_else_is_refused(output: Path, tmp_path: Pa
     with pytest.raises(OutputError, match=r"mine\.txt"):
         export(output, tmp_path, "coco")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    with pytest.raises(ConfigError, match="lie inside one another"):
+    with pytest.raises(ConfigError, match="overlap"):
         export(output, output / "export", "coco")
-    with pytest.raises(ConfigError, match="lie inside one another"):
+    with pytest.raises(ConfigError, match="overlap"):
         export(output, output.parent / "in/x", "coco")
 
 

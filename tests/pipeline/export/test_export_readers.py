@@ -233,7 +233,7 @@ def test_label_tools_read_their_form(
     program = str(uv) if uv.exists() else "uv"
     export(output, tmp_path / "dest", form)
     np.savez(tmp_path / "truth.npz", **{f"{s}/{k}": mask for (s, k), mask in truth.items()})
-    script = Path(__file__).parents[2] / "readers" / f"{form.replace('-', '_')}.py"
+    script = Path(__file__).parents[2] / "support/readers" / f"{form.replace('-', '_')}.py"
     done = subprocess.run(
         [program, "run", "--no-project", "--isolated", "--with", package, "python", str(script),
          str(tmp_path / "dest"), str(tmp_path / "truth.npz")],

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from pipeline.driver import plan, run
 from pipeline.errors import OutputError
-from pipeline.inputs.folder import INDEX_PREFIX, Packing, freeze, pack
+from pipeline.inputs.folder import Packing, freeze, pack
 from pipeline.inputs.listing import list_input
 from pipeline.inputs.shard import Shard
+from pipeline.paths import VIRTUAL_SHARDS
 from pipeline.storage.store import Store
 from tests.support import world
 
@@ -78,7 +79,7 @@ def test_packing_writes_nothing(folder: Folder) -> None:
 def test_freezing_twice_is_freezing_once(folder: Folder) -> None:
     first = folder.freeze()
     written = folder.output.objects()
-    assert [info.path for info in written] == [f"{INDEX_PREFIX}/000000.parquet"]
+    assert [info.path for info in written] == [f"{VIRTUAL_SHARDS}/000000.parquet"]
     again = folder.pack()
     assert (again.changes, again.vanished) == ((), ())
     assert folder.freeze() == first
@@ -182,7 +183,7 @@ def test_images_of_one_key_are_both_in_the_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"<html>", b"PAR1" + bytes(100) + b"PAR1"])
 def test_a_damaged_index_is_refused(folder: Folder, data: bytes) -> None:
     folder.freeze()
-    folder.output.write(f"{INDEX_PREFIX}/000000.parquet", data)
+    folder.output.write(f"{VIRTUAL_SHARDS}/000000.parquet", data)
     with pytest.raises(OutputError, match=r"_index/000000.parquet: unreadable .* a new OUTPUT"):
         folder.pack()
 

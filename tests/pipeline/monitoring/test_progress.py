@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import concurrency
 from pipeline.cli import console
 from pipeline.driver import run
 from pipeline.errors import StoreError
 from pipeline.monitoring import progress as progress_module
-from pipeline.monitoring.progress import PATH, Progress, ProgressReading, ProgressRecord, watch
+from pipeline.monitoring.progress import Progress, ProgressReading, ProgressRecord, watch
 from pipeline.output.lease import Holder, Lease
+from pipeline.paths import PROGRESS
 from pipeline.storage.store import Store
 from tests.support import world
 
@@ -44,7 +46,7 @@ def hold(store: Store, owner: str = "me", seconds: float = 30.0) -> None:
 
 def test_progress_is_written_now_and_then(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(concurrency.time, "monotonic", lambda: clock[0])
     heard: list[Progress] = []
     record = ProgressRecord(store, "me", heard.append)
     written = []
@@ -52,7 +54,7 @@ def test_progress_is_written_now_and_then(store: Store, monkeypatch: pytest.Monk
         for second in range(12):
             clock[0] = 100.0 + second
             record(told(second, float(second)))
-            written.append(json.loads(store.read(PATH))["shards_done"])
+            written.append(json.loads(store.read(PROGRESS))["shards_done"])
     assert written == [0] * 5 + [5] * 5 + [10] * 2
     assert len(heard) == 12
     assert store.objects() == []
@@ -101,7 +103,7 @@ def test_another_drivers_progress_is_not_shown(store: Store, quick: None) -> Non
     hold(store, "me")
     ProgressRecord(store, "a dead one")(told(5, 10.0))
     assert next(iter(watch(store, 0.0))).progress is None
-    store.write(PATH, b"half a docu")
+    store.write(PROGRESS, b"half a docu")
     assert next(iter(watch(store, 0.0))).progress is None
 
 
@@ -137,7 +139,7 @@ def test_a_run_is_watched_to_its_end(tmp_path: Path, weights: Path, fcnseg, quic
     end = lines.index("no driver; _SUCCESS")
     assert lines[end - 1].startswith("3 shards committed of 3, 12 images")
     assert not [line for line in lines[end:] if "/3 shards" in line]
-    assert not (output / PATH).exists()
+    assert not (output / PROGRESS).exists()
 
 
 def test_watching_what_is_no_output_is_an_error(tmp_path: Path, fcnseg) -> None:

@@ -20,9 +20,10 @@ from pipeline.output import commit_index as ledger_module
 from pipeline.output import commit_index as spill
 from pipeline.output import shard_table
 from pipeline.output.commit_index import CommitIndex, hashes, read_commit_index, read_commits
-from pipeline.output.commits import COMMIT_FORMAT, Commit, commit_path, write_commit
-from pipeline.output.shard_table import TABLE_PATH, Entry
+from pipeline.output.commits import COMMIT_FORMAT, Commit, write_commit
+from pipeline.output.shard_table import Entry
 from pipeline.output.summary import Summary, summarize
+from pipeline.paths import SHARD_TABLE, commit_path
 from pipeline.storage.store import Store
 from tests.support import oracles, world
 
@@ -93,7 +94,7 @@ def save(output: Store) -> Summary:
 
 
 def rows(output: Store) -> list[dict[str, Any]]:
-    return pq.ParquetFile(Path(output.url, TABLE_PATH)).read().to_pylist()  # type: ignore[no-any-return]
+    return pq.ParquetFile(Path(output.url, SHARD_TABLE)).read().to_pylist()  # type: ignore[no-any-return]
 
 
 def put(output: Store, made: Commit) -> str:
@@ -144,9 +145,9 @@ def test_a_table_without_commits_is_worth_nothing(output: Store) -> None:
 
 def test_a_table_that_says_it_all_is_not_written_again(output: Store) -> None:
     save(output)
-    before = output.stat(TABLE_PATH)
+    before = output.stat(SHARD_TABLE)
     assert save(output).shards == len(SHARDS)
-    assert output.stat(TABLE_PATH) == before
+    assert output.stat(SHARD_TABLE) == before
     output.delete(commit_path("b"))
     save(output)
     assert "b" not in [row["shard"] for row in rows(output)]
@@ -167,10 +168,10 @@ def damages(data: bytes) -> dict[str, bytes | None]:
 def test_a_damaged_table_changes_nothing(output: Store, commits_read: list[str], name: str) -> None:
     found = read(output)
     save(output)
-    damaged = damages(output.read(TABLE_PATH))[name]
-    output.delete(TABLE_PATH)
+    damaged = damages(output.read(SHARD_TABLE))[name]
+    output.delete(SHARD_TABLE)
     if damaged is not None:
-        output.write(TABLE_PATH, damaged)
+        output.write(SHARD_TABLE, damaged)
     commits_read.clear()
     assert read(output) == found
     assert len(commits_read) == len(SHARDS)
@@ -179,16 +180,16 @@ def test_a_damaged_table_changes_nothing(output: Store, commits_read: list[str],
 def test_no_flipped_byte_of_the_table_changes_anything(output: Store) -> None:
     found = read(output)
     expected = save(output).scores()
-    data = output.read(TABLE_PATH)
+    data = output.read(SHARD_TABLE)
     for place in range(0, len(data), 61):
-        output.write(TABLE_PATH, data[:place] + bytes([data[place] ^ 0x5A]) + data[place + 1 :])
+        output.write(SHARD_TABLE, data[:place] + bytes([data[place] ^ 0x5A]) + data[place + 1 :])
         assert read(output) == found, place
         assert save(output).scores() == expected, place
 
 
 def test_damage_in_the_heavy_columns_alone_is_found_where_they_are_read(output: Store) -> None:
     expected = save(output).scores()
-    path = Path(output.url, TABLE_PATH)
+    path = Path(output.url, SHARD_TABLE)
     table = pq.ParquetFile(path).read()
     changed = [{**row, "confusion": [9] * 9} for row in table.to_pylist()]
     pq.write_table(type(table).from_pylist(changed, schema=table.schema), path)
@@ -203,7 +204,7 @@ def test_damage_in_the_heavy_columns_alone_is_found_where_they_are_read(output: 
 def test_a_table_of_other_columns_is_not_believed(output: Store, commits_read: list[str]) -> None:
     found = read(output)
     save(output)
-    path = Path(output.url, TABLE_PATH)
+    path = Path(output.url, SHARD_TABLE)
     table = pq.ParquetFile(path).read()
     pq.write_table(table.drop_columns(["masks"]), path)
     commits_read.clear()
@@ -215,7 +216,7 @@ def test_a_table_of_other_columns_is_not_believed(output: Store, commits_read: l
 def test_a_table_with_nulls_is_not_believed(output: Store, column: str) -> None:
     found = read(output)
     save(output)
-    path = Path(output.url, TABLE_PATH)
+    path = Path(output.url, SHARD_TABLE)
     table = pq.ParquetFile(path).read()
     changed = [{**row, column: None} for row in table.to_pylist()]
     pq.write_table(type(table).from_pylist(changed, schema=table.schema), path)
@@ -277,8 +278,8 @@ def test_a_remote_table_is_read_the_same(output: Store, commits_read: list[str])
     assert read(remote) == found and commits_read == []
     put(remote, commit("b", 3))
     assert set(save(remote).spread) == set(found)
-    data = remote.read(TABLE_PATH)
-    remote.write(TABLE_PATH, data[: len(data) // 2])
+    data = remote.read(SHARD_TABLE)
+    remote.write(SHARD_TABLE, data[: len(data) // 2])
     assert read(remote)["b"]["images"] == 30
 
 
@@ -315,9 +316,9 @@ def test_the_table_has_the_scores_of_every_shard(output: Store) -> None:
 def test_equal_ledgers_are_equal_tables(output: Store) -> None:
     tables = []
     for _ in range(2):
-        output.delete(TABLE_PATH)
+        output.delete(SHARD_TABLE)
         save(output)
-        tables.append(output.read(TABLE_PATH))
+        tables.append(output.read(SHARD_TABLE))
     assert tables[0] == tables[1]
 
 
@@ -373,10 +374,10 @@ def do(output: Store, step: str, name: str, seed: int, table: bytes) -> None:
     elif step == "table":
         save(output)
     elif step == "drop":
-        output.delete(TABLE_PATH)
+        output.delete(SHARD_TABLE)
     elif step == "damage" and table:
         place = len(table) * seed // 6
-        output.write(TABLE_PATH, table[:place] + b"damaged" + table[place + 7 :])
+        output.write(SHARD_TABLE, table[:place] + b"damaged" + table[place + 7 :])
     elif step == "run":  # as a run: the ledger grows while it is held
         ledger = read_commit_index(output)
         for shard in (name, f"{name}-{seed}"):
@@ -393,8 +394,8 @@ def test_the_ledger_is_what_reading_everything_gives(
 ) -> None:
     output = Store(str(tmp_path_factory.mktemp("steps")))
     for step, name, seed in steps:
-        there = any(info.path == TABLE_PATH for info in output.objects("stats"))
-        do(output, step, name, seed, output.read(TABLE_PATH) if there else b"")
+        there = any(info.path == SHARD_TABLE for info in output.objects("stats"))
+        do(output, step, name, seed, output.read(SHARD_TABLE) if there else b"")
         documents = oracles.commits(Path(output.url))
         ledger, summary = summarize(output, world.TINY)
         assert [e.shard for e in ledger.entries()] == sorted(documents)
@@ -416,7 +417,7 @@ def test_the_ledger_is_what_reading_everything_gives(
         assert sorted(ledger.names(ledger.others(keys))) == sorted(documents.keys() - {*NAMES})
     save(output)
     incremental = rows(output)
-    output.delete(TABLE_PATH)
+    output.delete(SHARD_TABLE)
     save(output)
     assert rows(output) == incremental
 

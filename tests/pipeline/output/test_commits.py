@@ -18,21 +18,22 @@ from pipeline.inputs.sample import Failure
 from pipeline.inputs.shard import Shard
 from pipeline.output.commits import (
     COMMIT_FORMAT,
-    Author,
     Commit,
     build_commit,
-    commit_path,
-    quarantine_path,
     with_file,
     write_commit,
     write_quarantine,
 )
+from pipeline.paths import commit_path, quarantine_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import Candidate, FileRecord, Receipt, record
 from pipeline.storage.store import Store
+from tests.support import world
 
 SHARD = Shard("x/a", "tar", "x/a.tar", 99, "tag")
-AUTHOR = Author("f00d", "20260101T000000Z-00000000", ("png", "parquet"))
+SPEC = world.spec(
+    images=Store("memory://in"), run="20260101T000000Z-00000000", masks=("png", "parquet")
+)
 COUNTS = st.integers(0, 2**62)
 
 
@@ -56,7 +57,7 @@ def receipt(seq: int, count: int = 2, **changes: Any) -> Receipt:
 
 
 def commit(**changes: Any) -> Commit:
-    made = build_commit(SHARD, "in/x/a.tar", [receipt(0), receipt(1)], AUTHOR)
+    made = build_commit(SPEC, SHARD, [receipt(0), receipt(1)])
     return replace(made, **changes)
 
 
@@ -70,7 +71,7 @@ def test_a_commit_sums_its_receipts() -> None:
     assert (made.images, made.labeled_images, made.failures) == (6, 4, 0)
     assert made.confusion == ((10, 2), (0, 1)) and made.class_pixels == (12, 15)
     assert made.confidence_sum == 5.0 and made.seconds == {"read": 0.5, "write": 2.0}
-    assert made.input == {"location": "in/x/a.tar", "etag": "tag", "size": 99}
+    assert made.input == {"location": "memory://in/x/a.tar", "etag": "tag", "size": 99}
     assert made.masks == ("parquet", "png") and made.fingerprint == "f00d"
 
 
@@ -78,7 +79,7 @@ def test_a_commit_does_not_depend_on_the_order_of_receipts() -> None:
     values = [0.1, 0.2, 0.3, 1e16, -1e16]
     receipts = [receipt(n, 5, confidence_sum=value) for n, value in enumerate(values)]
     one, other = (
-        replace(build_commit(SHARD, "in", order, AUTHOR), commit_id="")
+        replace(build_commit(SPEC, SHARD, order), commit_id="")
         for order in (receipts, receipts[::-1])
     )
     assert one == other
@@ -86,19 +87,20 @@ def test_a_commit_does_not_depend_on_the_order_of_receipts() -> None:
 
 
 def test_stages_that_only_some_chunks_have_are_kept() -> None:
-    made = build_commit(SHARD, "in", [receipt(0), receipt(1, seconds={"retry": 1.0})], AUTHOR)
+    made = build_commit(SPEC, SHARD, [receipt(0), receipt(1, seconds={"retry": 1.0})])
     assert made.seconds == {"read": 0.25, "retry": 1.0, "write": 0.5}
 
 
 def test_a_commit_sums_histograms_and_puts_forward_the_worst_images() -> None:
     made = commit()
     assert made.histograms == receipt(0).histograms + receipt(1).histograms
-    assert made.run == AUTHOR.run
+    assert made.run == SPEC.run
     scores = [n / 100 for n in range(40)]
     many = [receipt(n, 40, candidates=(Candidate(f"k{n}", s, None, "p"),
                                        Candidate(f"l{n}", 0.9, s / 2, "p")))
             for n, s in enumerate(reversed(scores))]  # fmt: skip
-    found = build_commit(SHARD, "in", many, replace(AUTHOR, review_images=5)).candidates
+    few = world.spec(drift__review_images=5)
+    found = build_commit(few, SHARD, many).candidates
     assert [c.mean_confidence for c in found if c.mean_iou is None] == scores[:5]
     assert [c.mean_iou for c in found if c.mean_iou is not None] == [s / 2 for s in scores[:5]]
     assert [c.score for c in found] == sorted(c.score for c in found)

@@ -23,29 +23,21 @@ from fcn_core.datasets.scenes import render_scene
 from fcn_core.images import encode_mask
 from fcn_core.labels import SCENES
 from fcn_core.metrics import ConfusionMatrix
-from pipeline import finish
 from pipeline.driver import run
 from pipeline.errors import ConfigError, OutputError
 from pipeline.formats import add_to_tar
 from pipeline.output.commit_index import read_commits
 from pipeline.output.gc import find_garbage
-from pipeline.output.history import (
-    _NAME,
-    OPEN_PATH,
-    RunRecord,
-    begin_run,
-    list_runs,
-    read_history,
-    record_path,
-)
+from pipeline.output.history import _NAME, RunRecord, begin_run, list_runs, read_history
 from pipeline.output.quarantine import find_retry_list, quarantined
-from pipeline.output.review import read_review, review_path
+from pipeline.output.review import read_review
 from pipeline.output.status import read_status
 from pipeline.output.verify import verify
+from pipeline.paths import OPEN_RUN, SCORES, record_path, review_path
 from pipeline.storage.store import Store
 from tests.support import world
 
-OLD = Path(__file__).parents[1] / "data/output-format-1.tar.xz"
+OLD = Path(__file__).parent / "data/output-format-1.tar.xz"
 
 
 def add_shard(root: Path, number: int, images: int = 4, *, labels: bool = True) -> None:
@@ -80,7 +72,7 @@ def test_each_run_that_did_something_leaves_one_record(tmp_path: Path, weights: 
     assert (first.shards, first.images, first.labeled_images) == (1, 4, 4)
     assert (second.shards, second.images, second.labeled_images) == (1, 4, 0)
     assert second.totals["shards"] == 2 and second.scores["mean_iou"] is None
-    assert out.objects("_runs")[-1].path != OPEN_PATH and len(out.objects("_runs")) == 2
+    assert out.objects("_runs")[-1].path != OPEN_RUN and len(out.objects("_runs")) == 2
     by_shard = {commit.shard: commit for commit in read_commits(out)}
     assert by_shard["s0"].run == first.run and by_shard["s1"].run == second.run
     matrix = by_shard["s0"].matrix
@@ -112,8 +104,7 @@ def test_a_run_killed_at_its_end_is_told_once_and_whole(
         add_shard(tmp_path / "in", number)
     config = world.config(tmp_path / "in", tmp_path / "out", weights)
     calm = run(world.config(tmp_path / "in", tmp_path / "calm", weights)).record
-    module = {"write_review": pipeline.finish, "end_run": pipeline.finish}
-    where: Any = module.get(place, pipeline.driver)
+    where: Any = pipeline.finish
     before = getattr(where, place)
 
     def killed(*args: Any) -> None:
@@ -129,7 +120,7 @@ def test_a_run_killed_at_its_end_is_told_once_and_whole(
     run(config)
     (record,) = read_history(out)
     assert calm is not None and plain(record) == plain(calm)
-    assert (tmp_path / "out/_SUCCESS").exists() and not (tmp_path / "out" / OPEN_PATH).exists()
+    assert (tmp_path / "out/_SUCCESS").exists() and not (tmp_path / "out" / OPEN_RUN).exists()
     assert (
         out.read(review_path(record.run))
         == (tmp_path / "calm" / review_path(calm.run)).read_bytes()
@@ -157,7 +148,7 @@ def test_a_run_killed_in_the_middle_is_finished_under_its_name(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipeline.committer, "write_commit", write_commit)
         run(config)
-    begun = json.loads(out.read(OPEN_PATH))["run"]
+    begun = json.loads(out.read(OPEN_RUN))["run"]
     assert read_history(out) == ()
     record = run(config).record
     assert record is not None and record.run == begun and record.shards == 4
@@ -169,7 +160,7 @@ def test_a_run_that_found_nothing_to_keep_is_no_history(tmp_path: Path, weights:
     add_shard(source, 0)
     config = world.config(source, out.url, weights)
     run(config)
-    out.write(OPEN_PATH, json.dumps({"run": "20260101T000000Z-00000000"}).encode())
+    out.write(OPEN_RUN, json.dumps({"run": "20260101T000000Z-00000000"}).encode())
     assert run(config).record is None and len(out.objects("_runs")) == 1
     (source / "s1.tar").write_bytes(b"no tar")
     failed = run(config).record
@@ -372,7 +363,7 @@ def test_an_output_of_format_1_is_read_by_every_command_that_reads(
     assert read_history(old) == ()
     for command in ("status", "report", "verify", "failed", "gc", "history"):
         assert fcnseg(command, old.url)[0] == 0, command
-    assert (Path(old.url) / finish.SCORES_PATH).exists()
+    assert (Path(old.url) / SCORES).exists()
 
 
 def test_a_run_refuses_an_output_of_format_1_and_leaves_it_as_it_is(

@@ -19,7 +19,8 @@ from pipeline.driver import run
 from pipeline.errors import LeaseError, StoreError
 from pipeline.monitoring.progress import Progress
 from pipeline.output import lease as lease_module
-from pipeline.output.lease import PATH, Holder, Lease, read_lease
+from pipeline.output.lease import Holder, Lease, read_lease
+from pipeline.paths import LEASE
 from pipeline.storage.store import Store
 from tests.support import world
 
@@ -45,7 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def put(output: Store, holder: Holder) -> None:
-    output.write(PATH, json.dumps(asdict(holder)).encode())
+    output.write(LEASE, json.dumps(asdict(holder)).encode())
 
 
 def this_process(**changes: object) -> Holder:
@@ -86,7 +87,7 @@ def test_a_second_driver_is_refused_and_told_who_and_until_when(output: Store) -
 def test_it_is_given_back_on_leaving(output: Store) -> None:
     for _ in range(2):
         with Lease(output):
-            assert [info.path for info in output.objects()] == [PATH]
+            assert [info.path for info in output.objects()] == [LEASE]
         assert output.objects() == [] and not lease_threads()
 
 
@@ -156,7 +157,7 @@ def test_an_expired_lease_of_a_living_process_is_free(output: Store) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b"{}", b'{"owner": "x"}'])
 def test_a_damaged_lease_is_nobodys(output: Store, data: bytes) -> None:
-    output.write(PATH, data)
+    output.write(LEASE, data)
     assert read_lease(output) is None
     assert is_free(output)
 
@@ -236,7 +237,7 @@ def test_one_that_was_taken_over_is_lost_and_left_to_its_new_holder(
 
 def test_one_that_was_deleted_is_lost(output: Store, quick: None) -> None:
     with Lease(output) as held:
-        wait_until(lambda: output.delete(PATH) or held.is_lost)
+        wait_until(lambda: output.delete(LEASE) or held.is_lost)
     assert output.objects() == []
 
 
@@ -297,6 +298,6 @@ def test_a_driver_that_lost_its_lease_commits_nothing_more(
     names = [info.path for info in output.objects()]
     assert len([name for name in names if name.startswith("_commits/")]) == commits
     assert not {"_SUCCESS", "_PARTIAL", "stats/scores.json"} & set(names)
-    assert PATH in names  # the other's
-    output.delete(PATH)
+    assert LEASE in names  # the other's
+    output.delete(LEASE)
     assert run(world.config(shards, output.url, weights)).done_now == 3 - commits

@@ -15,9 +15,8 @@ import pytest
 from pipeline.concurrency import map_ordered
 from pipeline.driver import plan, run
 from pipeline.errors import OutputError
-from pipeline.manifest import absolute, anywhere, read_manifest, remembered
+from pipeline.manifest import absolute, anywhere, read_manifest, saved_config
 from pipeline.monitoring.progress import Progress
-from pipeline.output.commits import commit_path, quarantine_path
 from pipeline.output.quarantine import (
     find_retry_list,
     quarantined,
@@ -26,6 +25,7 @@ from pipeline.output.quarantine import (
     write_retry_list,
 )
 from pipeline.output.status import read_status
+from pipeline.paths import commit_path, quarantine_path
 from pipeline.storage.store import Store
 from tests.support import world
 
@@ -184,7 +184,7 @@ def test_what_a_retry_cannot_read_keeps_its_commit_and_stays_pending(
     there.write_bytes(b"no tar either")
     try:
         config = retry_config(output, read_manifest(output), None, [], {})
-        result = run(config, redo=find_retry_list(read_status(output)))
+        result = run(config, retry_list=find_retry_list(read_status(output)))
         assert [failure.shard for failure in result.failed] == ["s1", "s2"]
         assert output.read(commit_path("s1")) == commit
         assert set(read_retry_list(output)) == {"s1"} and result.committed == 1
@@ -197,16 +197,16 @@ def test_the_configuration_is_kept_without_working_directory_and_passwords(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = world.config("in", "s3://b/out", "sftp://me:secret@host/w", input__limit_shards=3)
-    kept = remembered(config)
+    kept = saved_config(config)
     assert kept["input"] == {"url": str(tmp_path / "in")}
     assert kept["model"] == {"weights": "sftp://me@host/w"}
     assert "secret" not in json.dumps(kept)
-    assert remembered(world.config("in", "o", "demo"))["model"] == {"weights": "demo"}
+    assert saved_config(world.config("in", "o", "demo"))["model"] == {"weights": "demo"}
     signed = "https://me:secret@host/w?X-Amz-Signature=abc"  # a worker elsewhere needs all of it
     assert absolute(signed) == signed and absolute("w") == str(tmp_path / "w")
     assert not {"secret", "abc"} & set(re.split(r"\W", anywhere(signed)))
     (tmp_path / "ca.pem").touch()
-    kept = remembered(world.config("in", "o", "demo", output__store={"ca_bundle": "ca.pem"}))
+    kept = saved_config(world.config("in", "o", "demo", output__store={"ca_bundle": "ca.pem"}))
     assert kept["output"]["store"] == {"ca_bundle": str(tmp_path / "ca.pem")}
 
 
@@ -234,7 +234,7 @@ def test_an_output_without_a_configuration_says_what_to_add(
     identity = read_manifest(output)
     config = retry_config(output, identity, None, [], {"model.weights": str(weights)})
     assert config.input.url == str(place)
-    assert run(config, redo=find_retry_list(read_status(output))).exit_code == 4
+    assert run(config, retry_list=find_retry_list(read_status(output))).exit_code == 4
 
 
 def test_a_record_of_retries_that_is_damaged_is_refused(tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from PIL import Image
 from fcn_core.images import encode_mask
 from pipeline.driver import run
 from pipeline.errors import OutputError
-from pipeline.formats import parquet_bytes
+from pipeline.formats import encode_parquet
 from pipeline.output import shard_table
 from pipeline.output.commit_index import read_commit_index
 from pipeline.output.commits import Commit, write_commit
-from pipeline.output.review import Shortlist, choose, read_review, review_path, write_review
+from pipeline.output.review import Shortlist, choose, read_review, write_review
+from pipeline.paths import review_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import Candidate
 from pipeline.storage.store import Store
@@ -127,8 +128,8 @@ def output(tmp_path: Path) -> Store:
         write_commit(store, commit(f"s{n}", [(0.1 * n + 0.1, False), (0.9, False)]), replaces=None)
     good = pa.Table.from_pylist([preview("k0"), preview("k1")])
     bad = pa.Table.from_pylist([preview("k0", damaged=True), preview("k1")])
-    store.write("_previews/s0.parquet", parquet_bytes(good))
-    store.write("_previews/s2.parquet", parquet_bytes(bad))
+    store.write("_previews/s0.parquet", encode_parquet(good))
+    store.write("_previews/s2.parquet", encode_parquet(bad))
     return store
 
 

@@ -21,8 +21,9 @@ from pipeline.driver import run
 from pipeline.errors import OutputError, StoreError
 from pipeline.inputs.sample import Failure
 from pipeline.output import verify as verify_module
-from pipeline.output.commits import Commit, commit_path
+from pipeline.output.commits import Commit
 from pipeline.output.verify import Verification, verify
+from pipeline.paths import commit_path
 from pipeline.stages.records import record
 from pipeline.stages.write import quarantine_table
 from pipeline.storage.store import Store

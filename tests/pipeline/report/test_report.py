@@ -31,17 +31,12 @@ from pipeline.inputs.sample import Failure
 from pipeline.inputs.shard import ChunkLimits
 from pipeline.manifest import Manifest
 from pipeline.output.commit_index import CommitIndex, read_commit_index
-from pipeline.output.commits import (
-    Commit,
-    quarantine_path,
-    with_file,
-    write_commit,
-    write_quarantine,
-)
+from pipeline.output.commits import Commit, with_file, write_commit, write_quarantine
 from pipeline.output.shard_figures import MAX_CELLS
 from pipeline.output.summary import summarize
+from pipeline.paths import REPORT, quarantine_path
 from pipeline.report import gallery as report_gallery
-from pipeline.report.build import REPORT_PATH, write_report
+from pipeline.report.build import write_report
 from pipeline.report.gallery import MAX_PICTURES
 from pipeline.report.page import CHARTS, LICENSES, SCRIPTS, UNPACKER, asset, json_block, percent
 from pipeline.stages.records import ImageResult, Preview, SegmentedChunk, record
@@ -164,7 +159,7 @@ def add_shard(
 
 def written(output: Store, failed: dict[str, str] | None = None) -> tuple[str, _Page]:
     write_report(output, summarize(output, LABELS)[1], failed or {})
-    html = output.read(REPORT_PATH).decode()
+    html = output.read(REPORT).decode()
     return html, _Page(html)
 
 
@@ -405,8 +400,8 @@ def test_three_thousand_shards_make_no_larger_report(
     monkeypatch.setattr(Store, "read", counting)
     write_report(output, summary, {f"failed-{n}": "x" * 10_000 for n in range(3000)})
     assert len(reads) < 120
-    page = _Page(Path(output.url, REPORT_PATH).read_text())
-    own = output.stat(REPORT_PATH).size - sum(len(asset(name).encode()) for name in SCRIPTS)
+    page = _Page(Path(output.url, REPORT).read_text())
+    own = output.stat(REPORT).size - sum(len(asset(name).encode()) for name in SCRIPTS)
     assert own < 500_000
     assert len(page.data["shards"]["first"]) == MAX_CELLS
     assert sum(page.data["shards"]["images"]) == 300_000
@@ -437,7 +432,7 @@ def test_runs_and_distributions_are_those_of_the_output(tmp_path: Path, weights:
     for limit in (1, None):
         config = world.config(source, tmp_path / "out", weights, input__limit_shards=limit)
         assert run(config).exit_code == 0
-    page = _Page((tmp_path / "out" / REPORT_PATH).read_text())
+    page = _Page((tmp_path / "out" / REPORT).read_text())
     first, second = page.data["runs"]
     assert (first["shards"], first["images"]) == (1, 4)
     assert (second["shards"], second["images"]) == (2, 8)

@@ -20,7 +20,8 @@ from pipeline.cli.commands.demo import demo_config, make_scene_shards
 from pipeline.driver import run
 from pipeline.output.commit_index import CommitIndex
 from pipeline.output.summary import Summary
-from pipeline.report.build import REPORT_PATH, write_report
+from pipeline.paths import REPORT
+from pipeline.report.build import write_report
 from pipeline.storage.store import Store
 from tests.pipeline.output.test_shard_figures import entry
 from tests.pipeline.report.test_report import LABELS, add_shard, preview, written
@@ -101,7 +102,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = demo_config(str(folder))
     drift = config.drift.model_copy(update={"review_images": 2})
     assert run(config.model_copy(update={"drift": drift})).exit_code == 0
-    return folder / "output" / REPORT_PATH
+    return folder / "output" / REPORT
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -302,7 +303,7 @@ def test_what_is_on_the_screen_is_what_is_printed(tmp_path: Path, open_report: O
     for n in range(30):
         add_shard(output, f"s{n:02d}", previews=[[preview(f"k{n}", n)]])
     written(output)
-    report = open_report(tmp_path / REPORT_PATH)
+    report = open_report(tmp_path / REPORT)
     page = report.page
     page.get_by_text("Mistakes", exact=True).click()
     page.locator("details.data summary", has_text="Figures").nth(1).click()
@@ -332,7 +333,7 @@ def test_thin_outputs_are_shown_without_complaint(
     elif kind == "one":
         add_shard(output, "</script><b>one", previews=[[preview("<!--<script>")]])
     written(output, {"z": "not a whole tar"} if kind == "empty" else None)
-    report = open_report(tmp_path / REPORT_PATH)
+    report = open_report(tmp_path / REPORT)
     report.draw_all()
     report.page.pdf()
     if kind == "one":
@@ -355,13 +356,13 @@ def test_a_hundred_thousand_shards_open_at_once(tmp_path: Path, open_report: Ope
     for shard in {*summary.spread, *(score.shard for score in summary.worst_of_all(50))}:
         add_shard(output, shard, previews=[chunk])
     write_report(output, summary, {f"failed-{n}": "x" * 1000 for n in range(1000)})
-    assert 5_000_000 < output.stat(REPORT_PATH).size < 20_000_000
+    assert 5_000_000 < output.stat(REPORT).size < 20_000_000
     seconds = []
     for _ in range(3):
-        report = open_report(tmp_path / REPORT_PATH)
+        report = open_report(tmp_path / REPORT)
         seconds.append(report.page.evaluate(_LOADED))
     report.draw_all()
-    print(f"{output.stat(REPORT_PATH).size:,} bytes, {min(seconds):.2f} s")
+    print(f"{output.stat(REPORT).size:,} bytes, {min(seconds):.2f} s")
     assert min(seconds) < _OPEN_SECONDS
     began = time.monotonic()
     report.page.evaluate("dispatchEvent(new Event('beforeprint'))")

@@ -13,22 +13,21 @@ import pytest
 
 from pipeline import committer as collect
 from pipeline.committer import COMMITTERS, MOST_WAITING, Committer
-from pipeline.config import LimitsConfig
 from pipeline.errors import StoreError
 from pipeline.inputs.shard import Shard
 from pipeline.output.commit_index import CommitIndex
-from pipeline.output.commits import Author
 from pipeline.storage.store import Store
 from tests.pipeline.output.test_commits import receipt
+from tests.support import world
 
 SHARDS = [Shard(f"s{n:03d}", "tar", f"s{n:03d}.tar", 9, "tag") for n in range(200)]
 
 
 def collector(url: str | None = None) -> Committer:
     output = Store(url or f"memory://{uuid.uuid4().hex}")
-    job: Any = SimpleNamespace(output=output, sources=SimpleNamespace(images=Store("memory://in")))
+    spec = world.spec(images=Store("memory://in"), output=output, run="r", masks=("parquet",))
     plan: Any = SimpleNamespace(ledger=CommitIndex(), redo={})
-    made = Committer(plan, job, Author("f", "r", ("parquet",)), LimitsConfig())
+    made = Committer(plan, spec)
     made.expect(SHARDS)
     return made
 
@@ -62,7 +61,7 @@ def test_threads_commit_every_shard_once(monkeypatch: pytest.MonkeyPatch) -> Non
         feed(made)
         made.settle()
     assert made.committed == len(made.plan.ledger) == len(seen) == len(SHARDS)
-    assert len(made.job.output.objects("_commits")) == len(SHARDS)
+    assert len(made.spec.output.objects("_commits")) == len(SHARDS)
     assert 2 <= max(seen) <= COMMITTERS
 
 
@@ -77,10 +76,10 @@ def test_a_commit_that_fails_is_told_and_few_more_are_begun(
     with pytest.raises(StoreError), collector() as made:
         feed(made)
         made.settle()
-    there = made.job.output.objects("_commits")
+    there = made.spec.output.objects("_commits")
     assert len(there) <= MOST_WAITING + 4 < len(SHARDS)
     time.sleep(0.05)
-    assert made.job.output.objects("_commits") == there
+    assert made.spec.output.objects("_commits") == there
 
 
 def test_only_tables_that_an_earlier_run_left_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:

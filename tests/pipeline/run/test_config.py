@@ -206,5 +206,5 @@ def test_nothing_can_be_changed_and_everything_travels() -> None:
 
 
 def test_a_key_that_stands_twice_is_refused_with_its_line() -> None:
-    with pytest.raises(ConfigError, match=r"'shard_size' stands twice.*line 3"):
+    with pytest.raises(ConfigError, match=r"'shard_size' occurs twice.*line 3"):
         load_config("input:\n  shard_size: 3\n  shard_size: 4\n", [], {})

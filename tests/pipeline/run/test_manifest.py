@@ -18,16 +18,16 @@ from pipeline.errors import OutputError
 from pipeline.inputs.shard import ChunkLimits
 from pipeline.manifest import (
     OUTPUT_FORMAT,
-    PATH,
     Manifest,
-    check,
-    claim,
+    check_output,
+    claim_output,
     first_difference,
     make_manifest,
     read_manifest,
 )
 from pipeline.output.status import read_status
 from pipeline.output.verify import verify
+from pipeline.paths import MANIFEST
 from pipeline.storage.store import Store
 from tests.support import world
 
@@ -77,12 +77,12 @@ def test_the_fingerprint_has_all_that_changes_a_result(weights: Path) -> None:
 
 
 def test_an_empty_place_is_claimed_once(output: Store) -> None:
-    check(output, MINE)
+    check_output(output, MINE)
     assert output.objects() == []
-    claim(output, MINE)
+    claim_output(output, MINE)
     written = output.objects()
-    claim(output, MINE)
-    assert output.objects() == written and [info.path for info in written] == [PATH]
+    claim_output(output, MINE)
+    assert output.objects() == written and [info.path for info in written] == [MANIFEST]
     assert read_manifest(output) == MINE
 
 
@@ -109,10 +109,10 @@ def test_what_differs_is_found(then: object, now: object) -> None:
 
 
 CHANGES = [
-    ({"input": "s3://b/other"}, "it holds the labels of s3://b/in; this run labels s3://b/other"),
+    ({"input": "s3://b/other"}, "it holds the masks of s3://b/in; this run segments s3://b/other"),
     ({"parts": {**PARTS, "precision": "bf16"}}, "made with precision fp32; this run has bf16"),
     ({"parts": {**PARTS, "weights_sha256": "cd"}}, "weights_sha256 ab; this run has cd"),
-    ({"parts": {**PARTS, "labels": {"classes": ["x"] * 99}}}, '...'),
+    ({"parts": {**PARTS, "labels": {"classes": ["x"] * 99}}}, "…"),
     ({"parts": {**PARTS, "labels": {"classes": ["a", "b"]}}}, "labels.classes.1 é; this run has b"),
     ({"parts": {"precision": "fp32"}}, "this run has null"),
     ({"parts": {**PARTS, "dilation": 2}}, "made with dilation null; this run has 2"),
@@ -122,10 +122,10 @@ CHANGES = [
 
 @pytest.mark.parametrize(("change", "message"), CHANGES)
 def test_another_identity_is_refused_and_named(output: Store, change: dict, message: str) -> None:
-    claim(output, MINE)
+    claim_output(output, MINE)
     output.write("_commits/s0.json", b"{}")
     before = output.objects()
-    for verb in (check, claim):
+    for verb in (check_output, claim_output):
         with pytest.raises(OutputError) as caught:
             verb(output, replace(MINE, **change))
         assert message in str(caught.value) and caught.value.exit_code == 2
@@ -136,8 +136,8 @@ def test_another_identity_is_refused_and_named(output: Store, change: dict, mess
 
 def test_a_newer_format_is_refused_with_the_way_out(output: Store) -> None:
     document = {**json.loads(MINE.to_json()), "format": OUTPUT_FORMAT + 1}
-    output.write(PATH, json.dumps(document).encode())
-    verbs = (lambda: check(output, MINE), lambda: claim(output, MINE), lambda: verify(output),
+    output.write(MANIFEST, json.dumps(document).encode())
+    verbs = (lambda: check_output(output, MINE), lambda: claim_output(output, MINE), lambda: verify(output),
              lambda: read_status(output))  # fmt: skip
     for verb in verbs:
         with pytest.raises(OutputError, match=f"output format {OUTPUT_FORMAT + 1};") as caught:
@@ -147,9 +147,11 @@ def test_a_newer_format_is_refused_with_the_way_out(output: Store) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"{}", b'{"format": 1}', b"\xff\xfe"])
 def test_what_is_no_identity_is_refused(output: Store, data: bytes) -> None:
-    output.write(PATH, data)
-    for verb in (read_manifest, lambda output: check(output, MINE)):
-        with pytest.raises(OutputError, match=rf"{PATH}: unreadable .*; the _run.json of a run"):
+    output.write(MANIFEST, data)
+    for verb in (read_manifest, lambda output: check_output(output, MINE)):
+        with pytest.raises(
+            OutputError, match=rf"{MANIFEST}: unreadable .*; the _run.json of a run"
+        ):
             verb(output)
 
 

@@ -19,14 +19,16 @@ from pipeline.errors import ConfigError, InputError, StoreError
 from pipeline.finish import write_table
 from pipeline.inputs import shard as shard_list
 from pipeline.inputs.listing import list_input
-from pipeline.inputs.selection import Selection, parse_since
+from pipeline.inputs.selection import EVERYTHING, Selection, parse_since
 from pipeline.inputs.shard import Shard, ShardList
 from pipeline.monitoring.progress import Progress
 from pipeline.output.commit_index import read_commit_index
-from pipeline.output.commits import Commit, commit_path, write_commit
-from pipeline.plan import Plan, PlanRequest, make_plan
-from pipeline.resolve import prepare
+from pipeline.output.commits import Commit, write_commit
+from pipeline.paths import commit_path
+from pipeline.plan import Plan, make_plan
+from pipeline.resolve import resolve_run
 from pipeline.stages.read import read_chunks
+from pipeline.stages.spec import PlanSpec
 from pipeline.storage.store import Store
 from tests.support import oracles, world
 
@@ -58,12 +60,25 @@ class World:
         made = commit(name, etag, fingerprint, masks)
         write_commit(self.output, made, replaces=older[0] if older else None)
 
-    def plan(self, **changes: object) -> Plan:
-        values = {
-            "images": self.images, "labels": None, "output": self.output, "fingerprint": "f",
-            "masks": ("png",), "shard_size": 4,
-        }  # fmt: skip
-        return make_plan(PlanRequest(**{**values, **changes}))  # type: ignore[arg-type]
+    def plan(
+        self,
+        *,
+        masks: tuple[str, ...] = ("png",),
+        shard_size: int = 4,
+        limit_shards: int | None = None,
+        selection: Selection = EVERYTHING,
+    ) -> Plan:
+        flags = {"input__shard_size": shard_size, "input__limit_shards": limit_shards}
+        config = world.config(self.images.url, self.output.url, None, output__masks=masks, **flags)
+        spec = PlanSpec(
+            config=config,
+            images=self.images,
+            label_folder=None,
+            output=self.output,
+            selection=selection,
+            fingerprint="f",
+        )
+        return make_plan(spec)
 
     def tags(self) -> dict[str, str]:
         return {info.path[:-4]: info.etag for info in self.images.listing()}
@@ -414,7 +429,7 @@ def test_a_store_that_gives_nothing_ends_the_run(
     with pytest.raises(StoreError, match=r"3 shards in a row could not be read.*503") as caught:
         run.run(config)
     assert caught.value.exit_code == 1
-    assert prepare(config).job.output.stat("_run.json").size > 0  # claimed, nothing committed
+    assert resolve_run(config)[0].output.stat("_run.json").size > 0  # claimed, nothing committed
     assert not (tmp_path / "out/_commits").exists()
     monkeypatch.undo()
     assert run.run(config).committed == 3

@@ -134,7 +134,7 @@ def test_int8_without_ranges_is_refused_before_anything_is_written(
     code, _, err = fcnseg("run", *words)
     assert code == 1 and "no range for int8 of conv1_1" in err and "weights calibrate" in err
     code, _, err = fcnseg("run", *words, "--plain-forward")
-    assert code == 2 and "int8 in the plain forward pass" in err
+    assert code == 2 and "int8 with the plain forward pass" in err
     assert not out.exists()
     picture = tmp_path / "p.jpg"
     picture.write_bytes(world.samples(0)["img0.jpg"])

@@ -13,7 +13,7 @@ from PIL import Image
 from fcn_core.inference.forward import FastForward
 from fcn_core.weights.weights_file import read_weights
 from pipeline.driver import run
-from pipeline.resolve import prepare
+from pipeline.resolve import resolve_run
 from pipeline.stages.segment import Segmenter
 from pipeline.workers.segmenter import IsolatedSegmenter
 from pipeline.workers.shared_weights import SharedWeights
@@ -25,8 +25,8 @@ def test_the_setting_reaches_the_network(
     shards: Path, weights: Path, tmp_path: Path, plain: bool
 ) -> None:
     config = world.config(shards, tmp_path / "out", weights, compute__plain_forward=plain)
-    prepared = prepare(config)
-    isolated = IsolatedSegmenter(prepared.job, SharedWeights(prepared.weights), 2**30)
+    spec, file = resolve_run(config)
+    isolated = IsolatedSegmenter(spec, SharedWeights(file), 2**30)
     predictor = Segmenter(isolated.worker.settings, read_weights(weights)).predictor
     assert isinstance(predictor.logits, FastForward) is not plain
 

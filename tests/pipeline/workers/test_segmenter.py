@@ -44,13 +44,13 @@ class FakeWorker:
     """A worker that dies of some samples.
 
     Attributes:
-        poison: Samples that kill it.
-        accurate: Whether it reports which sample it was working on.
-        bad: Samples that fail without killing it.
-        scores: Score of each sample; empty: 0.5 for all.
-        dips: Numbers of the calls at which it dies whatever the samples are.
-        calls: Number of calls so far.
-        deaths: Number of deaths so far.
+        poison: samples that kill it.
+        accurate: whether it reports which sample it was working on.
+        bad: samples that fail without killing it.
+        scores: score of each sample; empty: 0.5 for all.
+        dips: numbers of the calls at which it dies whatever the samples are.
+        calls: number of calls so far.
+        deaths: number of deaths so far.
     """
 
     poison: set[int]
