@@ -122,7 +122,7 @@ def test_rays_own_exporter_has_the_metrics_of_a_run(
     assert run(world.config(shards, tmp_path / "out", weights, **flags)).images == 12
     (node,) = ray.nodes()
     address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
-    found: dict[tuple[str, str], float] = {}
+    values: dict[tuple[str, str], float] = {}
     deadline = time.monotonic() + 150  # an overloaded machine starts the exporter late
     done = False
     while not done and time.monotonic() < deadline:
@@ -132,18 +132,18 @@ def test_rays_own_exporter_has_the_metrics_of_a_run(
                 for sample in family.samples:
                     if sample.labels.get("name") == "nights":
                         own = sample.labels.get("stage") or sample.labels.get("state") or ""
-                        found[sample.name, own] = sample.value
+                        values[sample.name, own] = sample.value
         # The exporter may first serve values from the middle of the run.
-        done = found.get(("ray_fcnseg_shards", "committed")) == 3
-        done &= found.get(("ray_fcnseg_images_total", "")) == 12
-    assert found["ray_fcnseg_images_total", ""] == 12
-    assert found["ray_fcnseg_shards", "committed"] == found["ray_fcnseg_chunks_total", ""] == 3
-    assert found["ray_fcnseg_stage_seconds_total", "forward"] > 0
+        done = values.get(("ray_fcnseg_shards", "committed")) == 3
+        done &= values.get(("ray_fcnseg_images_total", "")) == 12
+    assert values["ray_fcnseg_images_total", ""] == 12
+    assert values["ray_fcnseg_shards", "committed"] == values["ray_fcnseg_chunks_total", ""] == 3
+    assert values["ray_fcnseg_stage_seconds_total", "forward"] > 0
     at_the_end = {"fcnseg_run_end_time_seconds", "fcnseg_run_exit_code"}
     # A counter that is zero is not exported: Ray's counters begin at the first increase.
     never = {"fcnseg_quarantined_images_total", "fcnseg_store_retries_total"}
     wanted = {metric.name for metric in METRICS} - at_the_end - never
-    assert {name.removeprefix("ray_") for name, _ in found} == wanted
+    assert {name.removeprefix("ray_") for name, _ in values} == wanted
 
 
 def test_workers_of_ray_configure_logs_the_run_does(cluster: None, tmp_path: Path) -> None:
@@ -196,13 +196,13 @@ def test_many_shards_are_read_in_waves_and_by_several(
 
 def _workers(kind: str) -> list[int]:
     """Return the pids of this Ray's workers whose process title contains a word."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has just ended
             title = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if title.startswith("ray::") and kind in title and _is_below(int(path.parent.name)):
-                found.append(int(path.parent.name))
-    return found
+                pids.append(int(path.parent.name))
+    return pids
 
 
 def _is_below(pid: int) -> bool:
@@ -217,12 +217,12 @@ def _victims(kind: str) -> list[int]:
     """Return the pids of the workers of a kind, or of the fork servers of the actors."""
     if kind != "fork server":
         return _workers(kind)
-    found: list[int] = []
+    pids: list[int] = []
     for pid in _workers("_SegmentActor"):
         for path in Path(f"/proc/{pid}/task").glob("*/children"):
             with suppress(OSError):  # it has just ended
-                found += [int(word) for word in path.read_text().split()]
-    return found
+                pids += [int(word) for word in path.read_text().split()]
+    return pids
 
 
 def test_killed_actors_tasks_and_worker_processes_change_nothing(

@@ -65,12 +65,12 @@ def is_running(pid: int) -> bool:
 
 def children(pid: int) -> set[int]:
     """Return the pids of all descendants of a process."""
-    found: set[int] = set()
+    descendants: set[int] = set()
     with contextlib.suppress(OSError):  # it has ended
         for path in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in map(int, path.read_text().split()):
-                found |= {child} | children(child)
-    return found
+                descendants |= {child} | children(child)
+    return descendants
 
 
 def wait_until_gone(pids: set[int], seconds: float = 20) -> set[int]:
