@@ -19,7 +19,8 @@ from pipeline.errors import StoreError
 from pipeline.inputs.sample import Failure
 from pipeline.inputs.shard import Shard
 from pipeline.limits import is_over, what_to_do
-from pipeline.output.commits import build_commit, with_file, write_commit, write_quarantine
+from pipeline.output.commits import build_commit, with_file, write_commit
+from pipeline.output.quarantine import write_quarantine
 from pipeline.output.shard_table import Entry
 from pipeline.paths import QUARANTINE, quarantine_path
 from pipeline.plan import Plan

@@ -26,7 +26,7 @@ from pipeline.formats import read_yaml
 from pipeline.redact import masked
 from pipeline.storage.options import StoreOptions
 
-MaskFormat = Literal["parquet", "png", "tar", "confidence"]
+MaskFormatName = Literal["parquet", "png", "tar", "confidence"]
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -80,14 +80,14 @@ class OutputConfig(Section):
 
     url: str
     """Prefix that belongs to this input and these weights; any fsspec URL."""
-    masks: tuple[MaskFormat, ...] = Field(default=("parquet",), min_length=1)
+    masks: tuple[MaskFormatName, ...] = Field(default=("parquet",), min_length=1)
     """Forms of the masks: parquet, png, tar (WebDataset); and confidence: a grey PNG per image."""
     store: StoreOptions = StoreOptions()
     """How the results are reached."""
 
     @field_validator("masks")
     @classmethod
-    def _has_masks(cls, masks: tuple[MaskFormat, ...]) -> tuple[MaskFormat, ...]:
+    def _has_masks(cls, masks: tuple[MaskFormatName, ...]) -> tuple[MaskFormatName, ...]:
         if set(masks) == {"confidence"}:
             raise ValueError("a form of the masks beside the maps: parquet, png or tar")
         return masks

@@ -21,6 +21,7 @@ from pipeline.inputs.shard import Shard, ShardList, Sources
 from pipeline.inputs.voc import list_devkit
 from pipeline.output.commit_index import Bools, CommitIndex, hashes, read_commit_index
 from pipeline.output.quarantine import read_retry_list
+from pipeline.stages.mask_formats import MASK_FORMATS
 from pipeline.stages.read import count_images
 from pipeline.stages.spec import PlanSpec
 from pipeline.storage.store import Store
@@ -155,7 +156,7 @@ def survey(spec: PlanSpec) -> Survey:
     """
     listing = _list(spec)
     shards, selection = listing.shards, spec.selection
-    if {"png", "confidence"} & set(spec.config.output.masks):
+    if any(MASK_FORMATS[name].is_per_image for name in spec.config.output.masks):
         _refuse_nested(listing.where, shards)
     if not isinstance(shards, ShardList):
         return Survey(listing, np.zeros(0, np.bool_), left_out(listing, selection))
@@ -267,6 +268,7 @@ def _where(shards: Sequence[Shard], mask: Bools) -> Sequence[Shard]:
 
 def _refuse_nested(where: str, shards: Iterable[Shard]) -> None:
     """PNG paths are <shard>/<key>.png: shard `a`, key `b/c` would collide with shard `a/b`, key `c`."""
+    per_image = " and ".join(name for name, kind in MASK_FORMATS.items() if kind.is_per_image)
     folders: dict[str, str] = {}
     for shard in shards:
         folder = shard.id.rpartition("/")[0]
@@ -280,5 +282,5 @@ def _refuse_nested(where: str, shards: Iterable[Shard]) -> None:
                 where=where,
                 found=f"shards {shard.id!r} and {folders[shard.id]!r}",
                 expected="with PNGs as output no shard may be the folder of another",
-                remedy="Rename one of them, or leave png and confidence out of --masks.",
+                remedy=f"Rename one of them, or leave {per_image} out of --masks.",
             )

@@ -6,8 +6,6 @@ Chunk by chunk, as the run cut the shards; so little is in memory, however large
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +15,6 @@ from numpy.typing import NDArray
 from fcn_core.images import decode_label
 from pipeline.concurrency import map_ordered
 from pipeline.errors import InputError, MissingError, OutputError, VerifyError
-from pipeline.formats import read_parquet
 from pipeline.inputs.folder import pack
 from pipeline.inputs.shard import Member, Shard, Sources
 from pipeline.manifest import Manifest
@@ -25,6 +22,7 @@ from pipeline.output.commit_index import read_commits
 from pipeline.output.commits import Commit
 from pipeline.paths import chunk_name, commit_path
 from pipeline.plan import survey
+from pipeline.stages.mask_formats import MASK_FORMATS, StoredMask
 from pipeline.stages.read import read_chunks
 from pipeline.stages.spec import PlanSpec
 from pipeline.storage.store import Store
@@ -33,6 +31,13 @@ _READERS = 8
 
 _PNGS = 256
 """Masks of a piece, where they are objects of their own and no images say how they were cut."""
+
+
+_BY_CHUNK, _BY_IMAGE = (
+    [kind for kind in MASK_FORMATS.values() if kind.has_classes and kind.is_per_image == per_image]
+    for per_image in (False, True)
+)
+"""Formats with class indices: those with an object for every chunk, and for every image."""
 
 
 @dataclass(frozen=True)
@@ -198,18 +203,17 @@ class _ShardMasks:
     def pieces(self) -> Iterator[MaskGroup]:
         """All of them."""
         shard = self.commit.shard
-        for top in ("masks", "tar"):
-            count = sum(path.startswith(f"{top}/") for path in self.files)
+        for mask_format in _BY_CHUNK:
+            count = sum(map(mask_format.has_path, self.files))
             for seq in range(count):
                 yield MaskGroup(shard, seq, count, tuple(self.of_chunk(seq, count, ())))
             if count:
                 return
-        top = f"png/{shard}/"
-        keys = [path[len(top) : -len(".png")] for path in self.files if path.startswith(top)]
+        keys = [key for kind in _BY_IMAGE for key in kind.keys(shard, list(self.files))]
         count = -(-len(keys) // _PNGS)
         for seq in range(count):
             chosen = keys[seq * _PNGS : (seq + 1) * _PNGS]
-            yield MaskGroup(shard, seq, count, tuple(self._of_pngs(chosen)))
+            yield MaskGroup(shard, seq, count, tuple(self._of_images(chosen)))
 
     def of_chunk(self, seq: int, count: int, keys: Sequence[str]) -> list[ExportRow]:
         """The masks of a chunk, in order.
@@ -219,25 +223,26 @@ class _ShardMasks:
             count: of the chunks of the shard.
             keys: of its samples, for masks that are objects of their own.
         """
-        name = chunk_name(self.commit.shard, seq, count)
-        if f"masks/{name}.parquet" in self.files:
-            return _of_table(self._read(f"masks/{name}.parquet"))
-        if f"tar/{name}.tar" in self.files:
-            return list(_of_tar(self._read(f"tar/{name}.tar")))
-        if "png" in self.commit.masks:
-            return self._of_pngs(
-                [key for key in keys if f"png/{self.commit.shard}/{key}.png" in self.files]
-            )
+        shard = self.commit.shard
+        for mask_format in _BY_CHUNK:
+            path = mask_format.chunk_path(shard, seq, count)
+            if path in self.files:
+                return [_row(stored) for stored in mask_format.decode(path, self._read(path))]
+        if any(mask_format.name in self.commit.masks for mask_format in _BY_IMAGE):
+            return self._of_images([key for key in keys if self._image_path(key) in self.files])
         raise OutputError(
             where=self.output.location(commit_path(self.commit.shard)),
-            found=f"no masks of {name} among {len(self.files)} objects",
+            found=f"no masks of {chunk_name(shard, seq, count)} among {len(self.files)} objects",
             expected="those of every chunk, cut as _run.json says",
             remedy="Run `fcnseg verify`; to label the shard again, delete this commit and run again.",
         )
 
-    def _of_pngs(self, keys: Sequence[str]) -> list[ExportRow]:
-        paths = (f"png/{self.commit.shard}/{key}.png" for key in keys)
-        pngs = map_ordered(self._read, paths, _READERS)
+    def _image_path(self, key: str) -> str:
+        paths = [kind.image_path(self.commit.shard, key) for kind in _BY_IMAGE]
+        return next((path for path in paths if path in self.files), paths[0])
+
+    def _of_images(self, keys: Sequence[str]) -> list[ExportRow]:
+        pngs = map_ordered(self._read, map(self._image_path, keys), _READERS)
         return [ExportRow(key, png, None, None) for key, png in zip(keys, pngs, strict=True)]
 
     def _read(self, path: str) -> bytes:
@@ -252,17 +257,6 @@ class _ShardMasks:
         return data
 
 
-def _of_table(data: bytes) -> list[ExportRow]:
-    table = read_parquet(data).select(["key", "mask", "mean_confidence"])
-    return [
-        ExportRow(row["key"], row["mask"]["bytes"], None, row["mean_confidence"])
-        for row in table.to_pylist()
-    ]
-
-
-def _of_tar(data: bytes) -> Iterator[ExportRow]:
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for member in tar:
-            handle = tar.extractfile(member)
-            png = handle.read() if handle else b""
-            yield ExportRow(member.name.removesuffix(".png"), png, None, None)
+def _row(stored: StoredMask) -> ExportRow:
+    confidence = None if stored.row is None else stored.row["mean_confidence"]
+    return ExportRow(stored.key, stored.png, None, confidence)

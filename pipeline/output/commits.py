@@ -6,7 +6,7 @@ import heapq
 import json
 import math
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import chain
@@ -15,13 +15,11 @@ from typing import Any
 
 from fcn_core.metrics import ConfusionMatrix
 from pipeline.errors import OutputError, StoreError
-from pipeline.inputs.sample import Failure
 from pipeline.inputs.shard import Shard
-from pipeline.paths import commit_path, quarantine_path
+from pipeline.paths import commit_path
 from pipeline.stages.histograms import Histograms
-from pipeline.stages.records import Candidate, FileRecord, Receipt, record
+from pipeline.stages.records import Candidate, FileRecord, Receipt
 from pipeline.stages.spec import RunSpec
-from pipeline.stages.write import quarantine_table
 from pipeline.storage.store import Store
 
 COMMIT_FORMAT = 2
@@ -167,18 +165,6 @@ def _worst(candidates: Sequence[Candidate], most: int) -> tuple[Candidate, ...]:
     score = attrgetter("score")
     kept = (heapq.nsmallest(most, kind, key=score) for kind in (scored, others))
     return tuple(sorted(chain.from_iterable(kept), key=score))
-
-
-def write_quarantine(output: Store, shard: str, failures: Iterable[Failure]) -> FileRecord | None:
-    """Write a shard's quarantine table; None, and no object, when nothing failed."""
-    ordered = sorted(failures, key=lambda failure: (failure.location, failure.key))
-    path = quarantine_path(shard)
-    if not ordered:
-        output.delete(path)  # an earlier run of a changed shard may have left one
-        return None
-    data = quarantine_table(ordered)
-    output.write(path, data)
-    return record(path, data)
 
 
 def write_commit(output: Store, commit: Commit, *, replaces: str | None) -> str:

@@ -25,18 +25,28 @@ from pipeline.output.commits import Commit
 from pipeline.output.history import list_runs
 from pipeline.output.lease import Lease
 from pipeline.output.markers import read_marker
-from pipeline.paths import COMMITS, is_commit, review_path
+from pipeline.paths import (
+    COMMITS,
+    PREVIEWS,
+    PROBE,
+    QUARANTINE,
+    REVIEWS,
+    is_commit,
+    is_quarantine,
+    quarantined_shard,
+    review_path,
+)
+from pipeline.stages.mask_formats import format_of
 from pipeline.storage.backend import Leftover, ObjectInfo
 from pipeline.storage.store import Store
 
 _THREADS = 32
 
 
-_MADE = re.compile(
-    r"(masks|_previews|_quarantine|review)/.+\.parquet|(png|confidence)/.+\.png|tar/.+\.tar"
-    r"|_probe-[0-9a-f]{32}"
+_TABLES = re.compile(
+    rf"({PREVIEWS}|{QUARANTINE}|{REVIEWS})/.+\.parquet|{PROBE}[0-9a-f]{{32}}", re.DOTALL
 )
-"""Names that runs give, but for those that every output has. Nothing else is ever removed."""
+"""Names of objects, besides masks, that a run may leave behind."""
 
 
 _UNFINISHED = 60.0
@@ -82,13 +92,13 @@ def find_garbage(output: Store, min_age: float) -> Iterator[Garbage]:
     reviews = {review_path(run) for run in list_runs(output)}
 
     def is_garbage(info: ObjectInfo) -> bool:
-        if not _MADE.fullmatch(info.path) or _is_in(info.path, named):
+        if not _may_remove(info.path) or _is_in(info.path, named):
             return False
         if info.path in reviews:
             return False
-        if not info.path.startswith("_quarantine/"):
+        if not is_quarantine(info.path):
             return True
-        shard = info.path[len("_quarantine/") : -len(".parquet")]
+        shard = quarantined_shard(info.path)
         return _is_in(shard, committed) and shard not in failed
 
     now = time.time()
@@ -175,6 +185,11 @@ def _read_commit(output: Store, path: str) -> Commit:
             expected="commits that say which objects are needed",
             remedy="Run `fcnseg verify`, and do what it says. Nothing was removed.",
         ) from error
+
+
+def _may_remove(path: str) -> bool:
+    """Return whether an object has a name that a run gives. Nothing else is ever removed."""
+    return format_of(path) is not None or _TABLES.fullmatch(path) is not None
 
 
 def _sorted(hashes: Iterable[int]) -> NDArray[np.uint64]:

@@ -11,7 +11,7 @@ be replaced is still the one there; the old commit is never deleted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,20 @@ import yaml
 from pipeline.concurrency import map_ordered
 from pipeline.config import RunConfig, load_config, parse_yaml
 from pipeline.errors import MissingError, OutputError
-from pipeline.formats import read_parquet
+from pipeline.formats import encode_parquet, read_parquet
+from pipeline.inputs.sample import Failure
 from pipeline.manifest import Manifest
 from pipeline.output.status import Status
 from pipeline.paths import MANIFEST, RETRY_LIST, quarantine_path
-from pipeline.stages.write import QUARANTINE_SCHEMA
+from pipeline.stages.records import FileRecord, record
 from pipeline.storage.store import Store
 
 _READERS = 16
+
+QUARANTINE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("key", "reason", "error", "location")]
+)
+"""Columns of a quarantine table."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,31 @@ def _read(output: Store, shard: str, *, required: bool) -> list[Quarantined]:
         expected="the table that a commit names",
         remedy="Run `fcnseg verify`, and `fcnseg failed --retry` to label the shard again.",
     )
+
+
+def write_quarantine(output: Store, shard: str, failures: Iterable[Failure]) -> FileRecord | None:
+    """Write the quarantine table of a shard.
+
+    Returns:
+        The record of the table; None, and no object, without failures.
+
+    Raises:
+        StoreError: the store fails.
+    """
+    ordered = sorted(failures, key=lambda failure: (failure.location, failure.key))
+    path = quarantine_path(shard)
+    if not ordered:
+        output.delete(path)  # an earlier run of a changed shard may have left one
+        return None
+    data = quarantine_table(ordered)
+    output.write(path, data)
+    return record(path, data)
+
+
+def quarantine_table(failures: Sequence[Failure]) -> bytes:
+    """Return the bytes of a quarantine table."""
+    rows = [vars(failure) for failure in failures]
+    return encode_parquet(pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))
 
 
 def find_retry_list(status: Status) -> RetryList:

@@ -30,8 +30,8 @@ from pipeline.formats import (
 )
 from pipeline.output.commits import Commit
 from pipeline.paths import commit_path, review_path
+from pipeline.stages.mask_formats import MASK_SCHEMA
 from pipeline.stages.records import PREVIEW_SIDE, Candidate, FileRecord, record
-from pipeline.stages.write import MASK_SCHEMA
 from pipeline.storage.store import Store
 
 Reason = Literal["disagrees with its label", "least confident"]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +22,10 @@ from pipeline.formats import read_parquet
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.output.commits import Commit
 from pipeline.output.history import run_problems
-from pipeline.paths import COMMITS, commit_path, is_commit, quarantine_path
+from pipeline.output.quarantine import QUARANTINE_SCHEMA
+from pipeline.paths import COMMITS, commit_path, is_commit, is_quarantine, quarantine_path
+from pipeline.stages.mask_formats import MASK_FORMATS, StoredMask, format_of
 from pipeline.stages.records import FileRecord
-from pipeline.stages.write import QUARANTINE_SCHEMA
 from pipeline.storage.store import Store
 
 MOST_PROBLEMS = 10_000
@@ -201,9 +200,12 @@ class _Shard:
         if has_table != bool(commit.failures):
             names = "a" if has_table else "no"
             yield f"{commit.failures} failures, and it names {names} quarantine table"
-        maps = sum(file.path.startswith("confidence/") for file in commit.files)
-        if "confidence" in commit.masks and maps != commit.images:
-            yield f"{commit.images} images, and it names {maps} confidence maps"
+        for mask_format in MASK_FORMATS.values():
+            if mask_format.has_classes or mask_format.name not in commit.masks:
+                continue
+            maps = sum(mask_format.has_path(file.path) for file in commit.files)
+            if maps != commit.images:
+                yield f"{commit.images} images, and it names {maps} {mask_format.name} maps"
 
     def _of_counts(self, commit: Commit) -> Iterator[str]:
         """Where the commit counts otherwise than the masks that were decoded, form by form."""
@@ -233,7 +235,7 @@ class _Shard:
         masks = _MaskChecks(self.identity.labels.num_classes)
         try:
             masks.look(path, data)
-            if path.startswith("_quarantine/") and self.commit is not None:
+            if is_quarantine(path) and self.commit is not None:
                 table = read_parquet(data)
                 if table.schema.names != QUARANTINE_SCHEMA.names:
                     masks.problems.append(f"columns {', '.join(table.schema.names)}")
@@ -257,23 +259,18 @@ class _MaskChecks:
 
     def look(self, path: str, data: bytes) -> None:
         """Decode every mask of an object."""
-        form = path.split("/")[0]
-        if form == "confidence":
-            decode_label(data, path)
-        elif form == "png":
-            self._mask(form, path, data)
-        elif form == "tar":
-            with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-                for member in tar:
-                    handle = tar.extractfile(member)
-                    self._mask(form, member.name, handle.read() if handle else b"")
-        elif form == "masks":
-            for batch in read_parquet(data).to_batches(max_chunksize=64):
-                for row in batch.to_pylist():
-                    self._mask(form, row["key"], row["mask"]["bytes"], row)
+        mask_format = format_of(path)
+        if mask_format is None:
+            return
+        for stored in mask_format.decode(path, data):
+            if mask_format.has_classes:
+                self._mask(mask_format.folder, stored)
+            else:
+                decode_label(stored.png, stored.key)
 
-    def _mask(self, form: str, name: str, png: bytes, row: Mapping[str, Any] | None = None) -> None:
-        mask = decode_label(png, name)
+    def _mask(self, form: str, stored: StoredMask) -> None:
+        name, row = stored.key, stored.row
+        mask = decode_label(stored.png, name)
         counts = np.bincount(mask.ravel(), minlength=VOID + 1)
         classes = counts[: self.num_classes]
         images, before = self.counts[form]

@@ -22,8 +22,8 @@ from pipeline.output.commits import (
     build_commit,
     with_file,
     write_commit,
-    write_quarantine,
 )
+from pipeline.output.quarantine import write_quarantine
 from pipeline.paths import commit_path, quarantine_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import Candidate, FileRecord, Receipt, record

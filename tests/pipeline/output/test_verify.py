@@ -22,10 +22,10 @@ from pipeline.errors import OutputError, StoreError
 from pipeline.inputs.sample import Failure
 from pipeline.output import verify as verify_module
 from pipeline.output.commits import Commit
+from pipeline.output.quarantine import quarantine_table
 from pipeline.output.verify import Verification, verify
 from pipeline.paths import commit_path
 from pipeline.stages.records import record
-from pipeline.stages.write import quarantine_table
 from pipeline.storage.store import Store
 from tests.support import world
 
@@ -150,7 +150,7 @@ def test_a_value_that_is_no_class_is_found_in_a_tar(output: Store) -> None:
     members["img1.png"] = spoilt(members["img1.png"], 3)
     rewrite(output, "s2", "tar/s2.tar", world.tar(members))
     assert problems(output) == []
-    assert problems(output, deep=True) == [("tar/s2.tar", "img1.png: value 3 is no class")]
+    assert problems(output, deep=True) == [("tar/s2.tar", "img1: value 3 is no class")]
 
 
 def _tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:

@@ -31,7 +31,8 @@ from pipeline.inputs.sample import Failure
 from pipeline.inputs.shard import ChunkLimits
 from pipeline.manifest import Manifest
 from pipeline.output.commit_index import CommitIndex, read_commit_index
-from pipeline.output.commits import Commit, with_file, write_commit, write_quarantine
+from pipeline.output.commits import Commit, with_file, write_commit
+from pipeline.output.quarantine import write_quarantine
 from pipeline.output.shard_figures import MAX_CELLS
 from pipeline.output.summary import summarize
 from pipeline.paths import REPORT, quarantine_path

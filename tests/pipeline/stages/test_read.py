@@ -22,8 +22,8 @@ from pipeline.inputs.folder import pack
 from pipeline.inputs.listing import list_input
 from pipeline.inputs.parquet import columns_passed_over
 from pipeline.inputs.shard import ChunkLimits, Shard, Sources
+from pipeline.output.quarantine import quarantine_table
 from pipeline.stages.read import Chunk, count_images, read_chunks, split
-from pipeline.stages.write import quarantine_table
 from pipeline.storage.remote_file import RangeReader
 from pipeline.storage.store import Store
 from tests.support import world
