@@ -43,11 +43,14 @@ class ForkServer:
         server_end.close()
         self.control = control
         self.owner = os.getpid()
+        # Set when the socket breaks: the system may report the end of the process later.
+        self.is_broken = False
 
     def is_usable(self) -> bool:
         """Return whether the process runs, was started by this process, and has its `sys.path`."""
-        is_owner = self.owner == os.getpid()
-        return is_owner and self.path == sys.path and self.process.poll() is None
+        if self.is_broken or self.owner != os.getpid() or self.path != sys.path:
+            return False
+        return self.process.poll() is None
 
     def fork(self, connection: int, log: int, weights: int) -> None:
         """Request a new worker process; does not wait until the worker runs.
@@ -58,9 +61,16 @@ class ForkServer:
             connection: descriptor of the worker's end of a socket pair.
             log: descriptor of the file that receives the worker's stdout and stderr.
             weights: descriptor of the memory that holds the weights file.
+
+        Raises:
+            OSError: the fork server has ended.
         """
-        with self.lock:
-            socket.send_fds(self.control, [REQUEST.pack(FORK, 0)], [connection, log, weights])
+        try:
+            with self.lock:
+                socket.send_fds(self.control, [REQUEST.pack(FORK, 0)], [connection, log, weights])
+        except OSError:
+            self.is_broken = True
+            raise
 
     def reap(self, pid: int) -> int | None:
         """Kill a worker process unless it has ended already, and return its wait status.
@@ -73,8 +83,9 @@ class ForkServer:
                 self.control.sendall(REQUEST.pack(REAP, pid))
                 answer = self.control.recv(STATUS.size, socket.MSG_WAITALL)
             except OSError:
-                return None
+                answer = b""
         if len(answer) < STATUS.size:
+            self.is_broken = True
             return None
         (status,) = STATUS.unpack(answer)
         return None if status == UNKNOWN else int(status)
