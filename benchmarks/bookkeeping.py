@@ -208,21 +208,7 @@ def resume(folder: Path) -> str:
     for number, shard in enumerate(found.pending):
         made = replace(a_commit(number, shard.etag), failures=0)
         committer.add(
-            Receipt(
-                shard.id,
-                0,
-                1,
-                made.files,
-                IMAGES,
-                IMAGES,
-                (),
-                made.confusion,
-                made.class_pixels,
-                made.confidence_sum,
-                made.histograms or Histograms.zero(CLASSES),
-                made.candidates,
-                dict(made.seconds),
-            )
+            Receipt(shard.id, 0, 1, made.files, made.stats, (), made.candidates, dict(made.seconds))
         )
     committer.settle()
     return f"{committer.committed} committed, {_finish(found, output)}"

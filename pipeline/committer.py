@@ -140,8 +140,8 @@ class Committer:
         self.store_retries += item.store_retries
         received = self._receipts[item.shard]
         if item.seq not in received:
-            self.images += item.images
-            self.failures += len(item.failures)
+            self.images += item.stats.images
+            self.failures += item.stats.failures
             self.chunks += 1
             for stage, seconds in item.seconds.items():
                 self.seconds[stage] += seconds
@@ -190,7 +190,7 @@ class Committer:
     def _commit(self, shard: Shard, receipts: Sequence[Receipt], older: str | None) -> _Outcome:
         """Write the commit of a shard. Runs in a thread of the pool and changes no attribute."""
         bad = [failure for receipt in receipts for failure in receipt.failures]
-        good = sum(receipt.images for receipt in receipts)
+        good = sum(receipt.stats.images for receipt in receipts)
         fraction = self.spec.config.limits.max_bad_fraction_per_shard
         quarantine = None
         if bad or quarantine_path(shard.id) in (self._quarantine_tables or ()):

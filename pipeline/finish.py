@@ -36,6 +36,7 @@ from pipeline.output.shard_table import DamagedError, TableWriter
 from pipeline.output.summary import Summary, Sums, summarize
 from pipeline.paths import SCORES
 from pipeline.report.build import write_report
+from pipeline.stages.shard_stats import ShardStats
 from pipeline.stages.spec import RunSpec
 from pipeline.storage.options import StoreOptions
 from pipeline.storage.store import Store, preflight
@@ -237,14 +238,14 @@ class Reference:
     output: Store
     manifest: Manifest
 
-    def window(self) -> Window:
-        """Return the distribution of all images of the output.
+    def stats(self) -> ShardStats:
+        """Return the counts over all images of the output.
 
         Raises:
             OutputError: a commit cannot be read.
             StoreError: the store fails.
         """
-        return summarize(self.output, self.manifest.labels)[1].window()
+        return summarize(self.output, self.manifest.labels)[1].stats
 
 
 def find_reference(
@@ -294,7 +295,7 @@ def _record_run(
         cancel_run(output)
         return None
     manifest = read_manifest(output)
-    scores, window = own.scores(), own.window()
+    scores = own.scores()
     record = RunRecord(
         run=share.run,
         ended=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
@@ -313,8 +314,8 @@ def _record_run(
             "failures": summary.failures,
             "mean_iou": summary.scores()["mean_iou"],
         },
-        window=window,
-        comparison=_compare(output, window, manifest, spec.config.drift, reference),
+        window=Window.of(own.stats),
+        comparison=_compare(output, own.stats, manifest, spec.config.drift, reference),
         review=write_review(output, share.run, share.shortlist, manifest.labels),
     )
     end_run(output, record)
@@ -322,10 +323,14 @@ def _record_run(
 
 
 def _compare(
-    output: Store, now: Window, manifest: Manifest, config: DriftConfig, reference: Reference | None
+    output: Store,
+    now: ShardStats,
+    manifest: Manifest,
+    config: DriftConfig,
+    reference: Reference | None,
 ) -> Comparison:
     if reference is not None:
-        before = reference.window()
+        before = reference.stats()
         return compare(now, before, manifest.labels, config, reference.output.location(""))
     if not config.window:
         return Comparison(note="not compared: drift.window is 0")
@@ -336,9 +341,9 @@ def _compare(
     ]
     if not earlier:
         return Comparison(note="not compared: no earlier run labelled anything here")
-    before = earlier[0].window
+    before = earlier[0].window.stats
     for record in earlier[1:]:
-        before += record.window
+        before += record.window.stats
     runs = "the run" if len(earlier) == 1 else f"the {len(earlier)} runs"
     return compare(now, before, manifest.labels, config, f"{runs} before")
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import heapq
 import json
-import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from itertools import chain
-from operator import add, attrgetter
+from operator import attrgetter
 from typing import Any
 
 from fcn_core.metrics import ConfusionMatrix
@@ -19,6 +17,7 @@ from pipeline.inputs.shard import Shard
 from pipeline.paths import commit_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import Candidate, FileRecord, Receipt
+from pipeline.stages.shard_stats import ShardStats
 from pipeline.stages.spec import RunSpec
 from pipeline.storage.store import Store
 
@@ -63,6 +62,19 @@ class Commit:
     run: str = ""
     histograms: Histograms | None = None
     candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def stats(self) -> ShardStats:
+        """The counts of the commit as an accumulator."""
+        return ShardStats(
+            images=self.images,
+            labeled_images=self.labeled_images,
+            failures=self.failures,
+            confusion=self.matrix,
+            class_pixels=self.class_pixels,
+            confidence_sum=self.confidence_sum,
+            histograms=self.histograms or Histograms.zero(len(self.class_pixels)),
+        )
 
     @property
     def matrix(self) -> ConfusionMatrix:
@@ -126,10 +138,7 @@ def _histograms(document: Mapping[str, Any]) -> Histograms | None:
 def build_commit(spec: RunSpec, shard: Shard, receipts: Sequence[Receipt]) -> Commit:
     """Return the commit of a shard from the receipts of all its chunks, in chunk order."""
     ordered = sorted(receipts, key=lambda receipt: receipt.seq)
-    matrix = ConfusionMatrix(len(ordered[0].confusion))
-    for receipt in ordered:
-        matrix += ConfusionMatrix(len(receipt.confusion), receipt.confusion)
-    columns = zip(*(receipt.class_pixels for receipt in ordered), strict=True)
+    stats = ShardStats.total(receipt.stats for receipt in ordered)
     stages = {name for receipt in ordered for name in receipt.seconds}
     candidates = [candidate for receipt in ordered for candidate in receipt.candidates]
     return Commit(
@@ -143,18 +152,18 @@ def build_commit(spec: RunSpec, shard: Shard, receipts: Sequence[Receipt]) -> Co
         },
         files=tuple(f for receipt in ordered for f in receipt.files),
         masks=tuple(sorted(spec.masks)),
-        images=sum(receipt.images for receipt in ordered),
-        labeled_images=sum(receipt.labeled_images for receipt in ordered),
-        failures=sum(len(receipt.failures) for receipt in ordered),
-        confusion=tuple(tuple(row) for row in matrix.matrix.tolist()),
-        class_pixels=tuple(sum(column) for column in columns),
-        confidence_sum=math.fsum(receipt.confidence_sum for receipt in ordered),
+        images=stats.images,
+        labeled_images=stats.labeled_images,
+        failures=stats.failures,
+        confusion=tuple(tuple(row) for row in stats.confusion.matrix.tolist()),
+        class_pixels=stats.class_pixels,
+        confidence_sum=stats.confidence_sum,
         seconds={
             stage: round(sum(receipt.seconds.get(stage, 0.0) for receipt in ordered), 4)
             for stage in sorted(stages)
         },
         run=spec.run,
-        histograms=reduce(add, (receipt.histograms for receipt in ordered)),
+        histograms=stats.histograms,
         candidates=_worst(candidates, spec.config.drift.review_images),
     )
 

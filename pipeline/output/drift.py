@@ -11,7 +11,7 @@ stability index, Journal of Risk Model Validation, 2020). So a small sample must
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from fcn_core.labels import LabelSet
 from pipeline.config import DriftConfig
 from pipeline.stages.histograms import Histograms
+from pipeline.stages.shard_stats import ShardStats
 from pipeline.text import plural
 
 DriftLevel = Literal["stable", "moderate", "major"]
@@ -30,13 +31,13 @@ _PSEUDO = 0.5
 
 @dataclass(frozen=True)
 class Window:
-    """Some images, as sums: what commits say of them all.
+    """The images of a run as its record keeps them, for comparisons with later runs.
 
     Attributes:
-        images: counted.
-        class_pixels: K predicted pixels by class.
-        confidence_sum: of the images' mean confidences.
-        histograms: of the images.
+        images: number of images that the histograms count.
+        class_pixels: K predicted pixel counts.
+        confidence_sum: sum over the images of their mean confidence.
+        histograms: histograms of the images.
     """
 
     images: int
@@ -44,13 +45,22 @@ class Window:
     confidence_sum: float
     histograms: Histograms
 
-    def __add__(self, other: Window) -> Window:
-        pixels = zip(self.class_pixels, other.class_pixels, strict=True)
-        return Window(
-            self.images + other.images,
-            tuple(a + b for a, b in pixels),
-            self.confidence_sum + other.confidence_sum,
-            self.histograms + other.histograms,
+    @classmethod
+    def of(cls, stats: ShardStats) -> Window:
+        """Return the window of some images."""
+        pixels = tuple(int(count) for count in stats.class_pixels)
+        return cls(stats.histograms.images, pixels, stats.confidence_sum, stats.histograms)
+
+    @property
+    def stats(self) -> ShardStats:
+        """The window as an accumulator: labels and failures are not known, so they count zero."""
+        zero = ShardStats.zero(len(self.class_pixels))
+        return replace(
+            zero,
+            images=self.images,
+            class_pixels=self.class_pixels,
+            confidence_sum=self.confidence_sum,
+            histograms=self.histograms,
         )
 
 
@@ -155,24 +165,25 @@ def noise(one: Sequence[float], other: Sequence[float], chance: float) -> float:
 
 
 def compare(
-    now: Window, before: Window, labels: LabelSet, config: DriftConfig, reference: str
+    now: ShardStats, before: ShardStats, labels: LabelSet, config: DriftConfig, reference: str
 ) -> Comparison:
-    """What differs between two windows; nothing, with a note, where there are too few images.
+    """Compare the images of a run with earlier images. With too few, return only a note.
 
     Args:
-        now: of K classes.
-        before: of the same.
-        labels: their names.
+        now: counts over the images of the run, K classes.
+        before: counts over the earlier images, of the same classes.
+        labels: names of the classes.
         config: thresholds.
-        reference: what `before` is, for people.
+        reference: name of the earlier images in messages.
     """
-    for window, which in ((now, "this run"), (before, reference)):
-        if window.images < config.min_images:
+    for stats, which in ((now, "this run"), (before, reference)):
+        images = stats.histograms.images
+        if images < config.min_images:
             note = (
-                f"not compared: {which} has {plural(window.images, 'image')}, "
+                f"not compared: {which} has {plural(images, 'image')}, "
                 f"drift.min_images is {config.min_images}"
             )
-            return Comparison(reference, before.images, note=note)
+            return Comparison(reference, before.histograms.images, note=note)
     found = _quantities(now, before, labels)
     chance = config.false_alarms / len(found)
     quantities = []
@@ -183,13 +194,13 @@ def compare(
             level = "major" if value >= config.major else level
             level = "moderate" if config.moderate <= value < config.major else level
         quantities.append(Drift(name, round(value, 6), round(least, 6), level, was, is_now))
-    return Comparison(reference, before.images, tuple(quantities))
+    return Comparison(reference, before.histograms.images, tuple(quantities))
 
 
 _Quantity = tuple[str, tuple[Sequence[float], Sequence[float]], tuple[str, str]]
 
 
-def _quantities(now: Window, before: Window, labels: LabelSet) -> list[_Quantity]:
+def _quantities(now: ShardStats, before: ShardStats, labels: LabelSet) -> list[_Quantity]:
     """(name, histograms before and now, numbers for people before and now) of all that is known."""
     windows = (before, now)
     shares = [np.array(w.class_pixels) / max(1, sum(w.class_pixels)) for w in windows]
@@ -202,7 +213,7 @@ def _quantities(now: Window, before: Window, labels: LabelSet) -> list[_Quantity
         for k, name in enumerate(labels.classes)
     ]
     # In images, not pixels: pixels of one image are no independent samples.
-    mix = [(share * w.images).tolist() for share, w in zip(shares, windows, strict=True)]
+    mix = [(share * w.histograms.images).tolist() for share, w in zip(shares, windows, strict=True)]
     most = [labels.classes[int(share.argmax())] for share in shares]
     found.append(("class mix", (mix[0], mix[1]), (f"most {most[0]}", f"most {most[1]}")))
     for name, text in (("confidence", _confidence), ("size", _size), ("aspect", _aspect)):
@@ -215,16 +226,16 @@ def _percent(share: float) -> str:
     return f"{share:.1%}"
 
 
-def _confidence(window: Window) -> str:
-    return f"{window.confidence_sum / window.images:.3f}"
+def _confidence(stats: ShardStats) -> str:
+    return f"{stats.confidence_sum / stats.histograms.images:.3f}"
 
 
-def _size(window: Window) -> str:
-    return f"{sum(window.class_pixels) / window.images:,.0f} pixels"
+def _size(stats: ShardStats) -> str:
+    return f"{sum(stats.class_pixels) / stats.histograms.images:,.0f} pixels"
 
 
-def _aspect(window: Window) -> str:
-    counts = window.histograms.aspect
+def _aspect(stats: ShardStats) -> str:
+    counts = stats.histograms.aspect
     middle = len(counts) // 2
     wide, tall = sum(counts[middle + 1 :]), sum(counts[:middle])
-    return f"{wide / window.images:.0%} wide, {tall / window.images:.0%} tall"
+    return f"{wide / stats.histograms.images:.0%} wide, {tall / stats.histograms.images:.0%} tall"

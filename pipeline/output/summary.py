@@ -21,11 +21,11 @@ from fcn_core.labels import LabelSet
 from fcn_core.metrics import ConfusionMatrix, none_if_nan
 from pipeline.errors import OutputError
 from pipeline.output.commit_index import CommitIndex, read_commit_index
-from pipeline.output.drift import Window
 from pipeline.output.review import Shortlist
 from pipeline.output.shard_figures import ShardFigures
 from pipeline.output.shard_table import HISTOGRAMS, DamagedError
 from pipeline.stages.histograms import Histograms
+from pipeline.stages.shard_stats import ShardStats
 from pipeline.storage.store import Store
 
 MOST_NAMED = 50
@@ -38,55 +38,50 @@ MOST_SHORTLISTED = 12
 
 @dataclass
 class Sums:
-    """What some commits come to.
+    """Sums over some commits, taken from rows of the table of shards.
 
     Attributes:
-        labels: the label set; every commit must have its number of classes.
-        shards, images, labeled_images, failures, confidence_sum: sums.
-        confusion: sum of all confusion matrices.
-        class_pixels: predicted pixels by class.
-        histograms: of the images, but for those of commits of format 1.
+        labels: label set of the output; every commit must have its number of classes.
+        shards: number of commits.
+        stats: counts over the images of the commits.
     """
 
     labels: LabelSet
     shards: int = field(default=0, init=False)
-    images: int = field(default=0, init=False)
-    labeled_images: int = field(default=0, init=False)
-    failures: int = field(default=0, init=False)
-    confidence_sum: float = field(default=0.0, init=False)
+    stats: ShardStats = field(init=False)
 
     def __post_init__(self) -> None:
-        classes = self.labels.num_classes
-        self.confusion = ConfusionMatrix(classes)
-        self.class_pixels: NDArray[np.int64] = np.zeros(classes, np.int64)
-        self.histograms = Histograms.zero(classes)
+        self.stats = ShardStats.zero(self.labels.num_classes)
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Rows of the table of shards.
+        """Add rows of the table of shards.
 
         Raises:
             OutputError: a commit has another number of classes.
         """
-        classes = self.labels.num_classes
         self._refuse_other_classes(batch)
-        self.confusion.matrix += _sum_of_lists(batch["confusion"], len(batch)).reshape(
-            classes, classes
-        )
-        self.class_pixels += _sum_of_lists(batch["class_pixels"], len(batch))
-        self.images += pc.sum(batch["images"]).as_py()
-        self.labeled_images += pc.sum(batch["labeled_images"]).as_py()
-        self.failures += pc.sum(batch["failures"]).as_py()
-        self.confidence_sum += pc.sum(batch["confidence_sum"]).as_py()
-        known = batch.filter(batch[HISTOGRAMS[0]].is_valid())
-        if len(known):
-            flat = [_sum_of_lists(known[name], len(known)).tolist() for name in HISTOGRAMS]
-            self.histograms += Histograms.of_flat(flat)
         self.shards += len(batch)
+        self.stats += stats_of_rows(batch, self.labels.num_classes)
 
-    def window(self) -> Window:
-        """What a later run is compared with."""
-        pixels = tuple(int(count) for count in self.class_pixels)
-        return Window(self.histograms.images, pixels, self.confidence_sum, self.histograms)
+    @property
+    def images(self) -> int:
+        """Number of images that were segmented."""
+        return self.stats.images
+
+    @property
+    def labeled_images(self) -> int:
+        """Number of images that have a label."""
+        return self.stats.labeled_images
+
+    @property
+    def failures(self) -> int:
+        """Number of images that were quarantined."""
+        return self.stats.failures
+
+    @property
+    def confusion(self) -> ConfusionMatrix:
+        """Sum of all confusion matrices."""
+        return self.stats.confusion
 
     def scores(self) -> dict[str, Any]:
         """The merged scores, JSON-able, a function of the commits alone; absent classes are None.
@@ -103,7 +98,7 @@ class Sums:
             "labeled_images": self.labeled_images,
             "failures": self.failures,
             "shards": self.shards,
-            "class_pixels": self.class_pixels.tolist(),
+            "class_pixels": list(self.stats.class_pixels),
             "confusion": self.confusion.matrix.tolist(),
         }
 
@@ -118,6 +113,29 @@ class Sums:
                     expected=f"{length} for the {classes} classes of {self.labels.name}",
                     remedy="Delete it: its shard will be labelled again.",
                 )
+
+
+def stats_of_rows(batch: pa.RecordBatch, num_classes: int) -> ShardStats:
+    """Return the counts over the commits in rows of the table of shards.
+
+    Args:
+        batch: rows whose lists have the lengths of `num_classes` classes.
+        num_classes: K.
+    """
+    if not len(batch):
+        return ShardStats.zero(num_classes)
+    confusion = _sum_of_lists(batch["confusion"], len(batch)).reshape(num_classes, num_classes)
+    known = batch.filter(batch[HISTOGRAMS[0]].is_valid())
+    flat = [_sum_of_lists(known[name], len(known)).tolist() for name in HISTOGRAMS if len(known)]
+    return ShardStats(
+        images=pc.sum(batch["images"]).as_py(),
+        labeled_images=pc.sum(batch["labeled_images"]).as_py(),
+        failures=pc.sum(batch["failures"]).as_py(),
+        confusion=ConfusionMatrix(num_classes, confusion.tolist()),
+        class_pixels=tuple(_sum_of_lists(batch["class_pixels"], len(batch)).tolist()),
+        confidence_sum=pc.sum(batch["confidence_sum"]).as_py(),
+        histograms=Histograms.of_flat(flat) if len(known) else Histograms.zero(num_classes),
+    )
 
 
 def _sum_of_lists(column: pa.Array, rows: int) -> NDArray[np.int64]:

@@ -82,7 +82,7 @@ def write_report(output: Store, summary: Summary, failed: Mapping[str, str]) -> 
         "worst": summary.worst_of_all(MAX_SHARDS),
         "most_cells": MAX_CELLS,
         "runs": runs.rows,
-        "counted": summary.histograms.images,
+        "counted": summary.stats.histograms.images,
         "failed": [(s, shown(reason)) for s, reason in islice(failed.items(), MAX_SHARDS)],
         "failed_total": len(failed),
         "quarantined": quarantined,
@@ -111,7 +111,7 @@ def _data(
         "confusion": summary.confusion.matrix.tolist(),
         "shards": summary.figures.cells(),
         "ious": summary.figures.histogram(),
-        "histograms": histograms_of(summary.histograms),
+        "histograms": histograms_of(summary.stats.histograms),
         "runs": runs.rows,
         "pictures": gallery.pictures,
     }
@@ -127,7 +127,7 @@ def _totals(summary: Summary) -> dict[str, Any]:
         "images": summary.images,
         "labeled": summary.labeled_images,
         "failures": summary.failures,
-        "confidence": summary.confidence_sum / summary.images if summary.images else None,
+        "confidence": summary.stats.confidence_sum / summary.images if summary.images else None,
     }
 
 
@@ -169,7 +169,9 @@ def _classes(
 ) -> list[dict[str, Any]]:
     matrix = summary.confusion
     truth, predicted = matrix.matrix.sum(axis=1), matrix.matrix.sum(axis=0)
-    shares = [_shares(counts) for counts in (truth, predicted, summary.class_pixels)]
+    shares = [
+        _shares(counts) for counts in (truth, predicted, np.array(summary.stats.class_pixels))
+    ]
     scores = matrix.scores()
     bounds = intervals.get("iou")
     return [

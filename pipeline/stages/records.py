@@ -13,7 +13,7 @@ from PIL import Image
 
 from fcn_core.metrics import ConfusionMatrix
 from pipeline.inputs.sample import Failure
-from pipeline.stages.histograms import Histograms
+from pipeline.stages.shard_stats import ShardStats
 
 PREVIEW_SIDE = 320
 """Longest side of a preview, px."""
@@ -161,19 +161,26 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the driver hears of a finished chunk: counts and file records, no pixels."""
+    """What the driver receives about a finished chunk: counts and file records, no pixels.
+
+    Attributes:
+        shard: id of the shard.
+        seq: number of the chunk within the shard, from 0.
+        count: number of chunks of the shard.
+        files: records of the objects that were written.
+        stats: counts over the images of the chunk.
+        failures: images that were quarantined.
+        candidates: the worst images, proposed for the review queue.
+        seconds: seconds by stage.
+        store_retries: store requests that were sent again.
+    """
 
     shard: str
     seq: int
     count: int
     files: tuple[FileRecord, ...]
-    images: int
-    labeled_images: int
+    stats: ShardStats
     failures: tuple[Failure, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    class_pixels: tuple[int, ...]
-    confidence_sum: float
-    histograms: Histograms
     candidates: tuple[Candidate, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     store_retries: int = 0

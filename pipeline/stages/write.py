@@ -32,6 +32,7 @@ from pipeline.stages.records import (
     SegmentedChunk,
     record,
 )
+from pipeline.stages.shard_stats import ShardStats
 from pipeline.stages.spec import RunSpec
 from pipeline.storage import retry as retries
 
@@ -68,30 +69,36 @@ def write_chunk(segmented: SegmentedChunk, spec: RunSpec) -> Receipt:
     objects = _objects(segmented, pngs, spec)
     # A disk gains nothing by threads; they cost a tenth of a millisecond each time.
     done = map(put, objects) if spec.output.is_local else map_ordered(put, objects, _STREAMS)
-    files = tuple(done)
-    images = segmented.images
     return Receipt(
         shard=segmented.shard,
         seq=segmented.seq,
         count=segmented.count,
-        files=files,
+        files=tuple(done),
+        stats=_stats(segmented, spec.labels.num_classes),
+        failures=segmented.failures,
+        candidates=_candidates(segmented),
+        seconds={**segmented.seconds, "write": time.perf_counter() - started},
+        store_retries=segmented.store_retries + retries.drain(),
+    )
+
+
+def _stats(segmented: SegmentedChunk, num_classes: int) -> ShardStats:
+    images = segmented.images
+    return ShardStats(
         images=len(images),
         labeled_images=sum(result.labeled_pixels is not None for result in images),
-        failures=segmented.failures,
-        confusion=tuple(tuple(row) for row in segmented.confusion.matrix.tolist()),
+        failures=len(segmented.failures),
+        confusion=segmented.confusion,
         class_pixels=tuple(
-            sum(result.class_pixels[k] for result in images) for k in range(spec.labels.num_classes)
+            sum(result.class_pixels[k] for result in images) for k in range(num_classes)
         ),
         confidence_sum=math.fsum(result.mean_confidence for result in images),
         histograms=Histograms.count(
             [result.class_pixels for result in images],
             [result.mean_confidence for result in images],
             [result.mask.shape for result in images],
-            spec.labels.num_classes,
+            num_classes,
         ),
-        candidates=_candidates(segmented),
-        seconds={**segmented.seconds, "write": time.perf_counter() - started},
-        store_retries=segmented.store_retries + retries.drain(),
     )
 
 

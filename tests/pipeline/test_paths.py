@@ -41,8 +41,9 @@ def test_no_other_module_spells_a_path(path: Path) -> None:
         text
         for text in texts(path)
         if text in OBJECTS - {paths.REVIEWS}
-        or text.startswith(tuple(f"{name}/" for name in OBJECTS if "." not in name))
-        or text.startswith(tuple(FOLDERS))
+        or text.startswith(
+            (tuple(f"{name}/" for name in OBJECTS if "." not in name), tuple(FOLDERS))
+        )
     }
     assert not {text for text in spelled if (where, text) not in TEMPLATES}
 

@@ -27,6 +27,7 @@ from pipeline.output.quarantine import write_quarantine
 from pipeline.paths import commit_path, quarantine_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.records import Candidate, FileRecord, Receipt, record
+from pipeline.stages.shard_stats import ShardStats
 from pipeline.storage.store import Store
 from tests.support import world
 
@@ -43,17 +44,21 @@ def receipt(seq: int, count: int = 2, **changes: Any) -> Receipt:
         seq=seq,
         count=count,
         files=(FileRecord(f"masks/x/a-{seq}.parquet", 10 + seq, "0f"),),
-        images=3,
-        labeled_images=2,
+        stats=ShardStats(
+            images=3,
+            labeled_images=2,
+            failures=0,
+            confusion=ConfusionMatrix(2, ((5, 1), (0, seq))),
+            class_pixels=(6, 7 + seq),
+            confidence_sum=2.5,
+            histograms=Histograms.count([(3, 1), (0, 4), (4, 0)], [0.5, 1.0, 1.0], [(2, 2)] * 3, 2),
+        ),
         failures=(),
-        confusion=((5, 1), (0, seq)),
-        class_pixels=(6, 7 + seq),
-        confidence_sum=2.5,
-        histograms=Histograms.count([(3, 1), (0, 4), (4, 0)], [0.5, 1.0, 1.0], [(2, 2)] * 3, 2),
         candidates=(Candidate(f"k{seq}", 0.5, None, f"_previews/x/a-{seq}.parquet"),),
         seconds={"read": 0.25, "write": 0.5 + seq},
     )
-    return replace(made, **changes)
+    counts = {name: changes.pop(name) for name in ("confidence_sum",) if name in changes}
+    return replace(made, stats=replace(made.stats, **counts), **changes)
 
 
 def commit(**changes: Any) -> Commit:
@@ -93,7 +98,7 @@ def test_stages_that_only_some_chunks_have_are_kept() -> None:
 
 def test_a_commit_sums_histograms_and_puts_forward_the_worst_images() -> None:
     made = commit()
-    assert made.histograms == receipt(0).histograms + receipt(1).histograms
+    assert made.histograms == receipt(0).stats.histograms + receipt(1).stats.histograms
     assert made.run == SPEC.run
     scores = [n / 100 for n in range(40)]
     many = [receipt(n, 40, candidates=(Candidate(f"k{n}", s, None, "p"),

@@ -24,6 +24,7 @@ from pipeline.stages.histograms import (
     SIDE_EDGES,
     Histograms,
 )
+from pipeline.stages.shard_stats import ShardStats
 
 LABELS = LabelSet("two", ("ground", "thing"))
 PAIRS = st.integers(1, 12).flatmap(
@@ -145,17 +146,17 @@ def test_histograms_add_up_in_any_order(parts: list[list[Any]], random: Any) -> 
     assert whole + Histograms.zero(2) == whole
 
 
-def window(seed: int, images: int, share: float = 0.3, sure: float = 0.9) -> Window:
+def window(seed: int, images: int, share: float = 0.3, sure: float = 0.9) -> ShardStats:
     """Seeded images of 100x100, whose class 1 has about that share."""
     rng = np.random.default_rng(seed)
     pixels = [(10_000 - p, p) for p in rng.binomial(100, share, images) * 100]
     confidences = np.clip(rng.normal(sure, 0.02, images), 0, 1).tolist()
     found = Histograms.count(pixels, confidences, [(100, 100)] * images, 2)
     sums = tuple(int(sum(p[k] for p in pixels)) for k in range(2))
-    return Window(images, sums, math.fsum(confidences), found)
+    return Window(images, sums, math.fsum(confidences), found).stats
 
 
-def drifted(now: Window, before: Window, **changes: Any) -> list[str]:
+def drifted(now: ShardStats, before: ShardStats, **changes: Any) -> list[str]:
     found = compare(now, before, LABELS, DriftConfig(**changes), "before")
     return [drift.quantity for drift in found.drifted]
 
