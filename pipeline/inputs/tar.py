@@ -17,7 +17,7 @@ from fcn_core.errors import FcnError
 from pipeline.errors import SampleError, ShardError
 from pipeline.inputs.listing import LABEL_SUFFIXES, split_suffix
 from pipeline.inputs.range_reader import RangedObject, WalkedFile, read_ranges
-from pipeline.inputs.sample import Encoded
+from pipeline.inputs.sample import EncodedSample
 from pipeline.inputs.shard import Shard
 from pipeline.storage.store import Store
 
@@ -31,7 +31,7 @@ _NOWHERE = -1
 
 _NONE = -2
 
-_REMEDY = "Copy or pack it again; the other shards go on."
+_REMEDY = "Copy or pack it again; the run continues with the other shards."
 
 _TAIL = 2**20
 
@@ -86,7 +86,7 @@ class TarIndex:
         """The tar, and the name of the member."""
         return f"{self.where}#{self.keys[number]}{self._suffixes[number]}"
 
-    def fetch(self, numbers: Sequence[int]) -> Iterator[Encoded | FcnError]:
+    def fetch(self, numbers: Sequence[int]) -> Iterator[EncodedSample | FcnError]:
         """See `Index`: the members of all these samples in as few requests as may be."""
         ranges = []
         for number in numbers:
@@ -249,7 +249,7 @@ def _walk(handle: IO[bytes], where: str) -> _Members:
                 where=where,
                 found=f"{name} data",
                 expected="an uncompressed tar",
-                remedy="Unpack it; the other shards go on.",
+                remedy="Unpack it; the run continues with the other shards.",
             )
     handle.seek(0)
     members, count = _Members(), 0
@@ -295,7 +295,8 @@ def _check_end(handle: IO[bytes], where: str, end: int, count: int) -> None:
                     where=where,
                     found=f"another archive at {end + _BLOCK + start}, behind the end of the first",
                     expected="one archive per object",
-                    remedy="Join tars with `tar --concatenate`, not with cat; the other shards go on.",
+                    remedy="Join tars with `tar --concatenate`, not with cat. "
+                    "The run continues with the other shards.",
                 )
             return
 

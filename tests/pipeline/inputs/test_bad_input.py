@@ -105,7 +105,9 @@ def test_truncated_tar_fails_its_shard_and_no_other(
     out = tmp_path / "out"
     code, _, stderr = fcnseg("run", shards, out, "--weights", weights)
     assert code == 4
-    assert f"failed: {shards}/s1.tar" in stderr and "the other shards go on" in stderr
+    assert (
+        f"failed: {shards}/s1.tar" in stderr and "the run continues with the other shards" in stderr
+    )
     assert sorted(p.name for p in (out / "_commits").iterdir()) == ["s0.json", "s2.json"]
     marker = json.loads((out / "_PARTIAL").read_text())
     assert list(marker["failed_shards"]) == ["s1"]
@@ -181,7 +183,7 @@ def test_missing_and_empty_prefix(weights: Path, tmp_path: Path, fcnseg: Fcnseg)
     for name in ("missing", "empty"):
         code, _, stderr = fcnseg("run", tmp_path / name, tmp_path / "out", "--weights", weights)
         assert code == 1
-        assert f"{tmp_path}/{name}: no such prefix, or nothing in it" in stderr
+        assert f"{tmp_path}/{name}: no objects: the folder or prefix is empty or missing" in stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -317,12 +319,12 @@ def test_store_failure_in_the_middle_exits_1_and_a_rerun_finishes(
 
     def full(self: Store, path: str, data: bytes) -> None:
         if path.startswith("masks/s1"):
-            raise StoreError("disk", "full", "room", "Make room.")
+            raise StoreError("disk", "full", "room", "Free space.")
         original(self, path, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", full)
-        with pytest.raises(StoreError, match="Make room"):
+        with pytest.raises(StoreError, match="Free space"):
             run(config)
     assert run(config).exit_code == 0
 

@@ -363,7 +363,7 @@ def test_an_image_under_two_names_is_refused(
     tmp_path: Path, make: Callable[[], tuple[datasets.Files, ...]]
 ) -> None:
     root = datasets.write(tmp_path / "d", {**make()[0], "mine.txt": b"5001\nimg_5001\n"})
-    with pytest.raises(InputError, match="ids more than once, the first 'img_5001'"):
+    with pytest.raises(InputError, match="ids more than once, the first is 'img_5001'"):
         pack(root, "nyudv2", "mine")
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.driver import plan, run
 from pipeline.errors import OutputError
-from pipeline.inputs.folder import Packing, freeze, pack
+from pipeline.inputs.folder import ShardAssignment, assign_shards, write_index
 from pipeline.inputs.listing import list_input
 from pipeline.inputs.shard import Shard
 from pipeline.paths import VIRTUAL_SHARDS
@@ -40,13 +40,13 @@ class Folder:
         for key in keys:
             self.images.delete(f"{key}.jpg")
 
-    def pack(self, size: int = SIZE) -> Packing:
+    def pack(self, size: int = SIZE) -> ShardAssignment:
         labels = self.labels if self.labels.objects() else None
-        return pack(list_input(self.images, labels), self.output, size)
+        return assign_shards(list_input(self.images, labels), self.output, size)
 
-    def freeze(self, size: int = SIZE) -> dict[str, Shard]:
+    def write_index(self, size: int = SIZE) -> dict[str, Shard]:
         packing = self.pack(size)
-        freeze(packing, self.output)
+        write_index(packing, self.output)
         return {shard.id: shard for shard in packing.shards}
 
 
@@ -89,7 +89,7 @@ def test_freezing_twice_is_freezing_once(folder: Folder) -> None:
 def test_freezing_the_same_packing_again_changes_nothing(folder: Folder) -> None:
     packing = folder.pack()
     for _ in range(2):
-        freeze(packing, folder.output)
+        write_index(packing, folder.output)
         assert folder.pack().shards == packing.shards
     assert len(folder.output.objects()) == 1
 
@@ -166,7 +166,7 @@ def test_keys_of_images_beside_labels_are_without_the_folder(tmp_path: Path) -> 
     source = Store(str(tmp_path / "in"))
     for name in ("images/x/a.jpg", "images/b.png", "labels/x/a.png"):
         source.write(name, b"1")
-    (shard,) = pack(list_input(source, None), Store(str(tmp_path / "out")), SIZE).shards
+    (shard,) = assign_shards(list_input(source, None), Store(str(tmp_path / "out")), SIZE).shards
     assert [(m.key, m.image, m.label) for m in shard.members] == [
         ("b", "images/b.png", None), ("x/a", "images/x/a.jpg", "labels/x/a.png"),
     ]  # fmt: skip
@@ -176,7 +176,7 @@ def test_images_of_one_key_are_both_in_the_index(tmp_path: Path) -> None:
     source = Store(str(tmp_path / "in"))
     for name in ("a.png", "a.jpg"):
         source.write(name, b"1")
-    (shard,) = pack(list_input(source, None), Store(str(tmp_path / "out")), SIZE).shards
+    (shard,) = assign_shards(list_input(source, None), Store(str(tmp_path / "out")), SIZE).shards
     assert [m.image for m in shard.members] == ["a.jpg", "a.png"]
 
 
@@ -255,7 +255,7 @@ def test_a_crash_between_freezing_and_working_is_harmless(weights: Path, tmp_pat
     run(calm)
     todo = plan(config)
     assert todo.packing is not None
-    freeze(todo.packing, Store(str(tmp_path / "out")))
+    write_index(todo.packing, Store(str(tmp_path / "out")))
     assert [shard.id for shard in plan(config).pending] == [shard.id for shard in todo.pending]
     run(config)
     assert world.tree(tmp_path / "out") == world.tree(tmp_path / "calm")
