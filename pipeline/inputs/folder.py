@@ -135,7 +135,7 @@ def _read_index(output: Store) -> tuple[dict[str, _Entry], int]:
                 where=output.location(info.path),
                 found=f"unreadable ({str(error).strip()})",
                 expected="the index of a folder of images",
-                remedy="Restore it, or use a new OUTPUT: only the index has the shard of each image.",
+                remedy="Restore it, or use a new OUTPUT: only the index assigns images to shards.",
             ) from error
     return entries, len(infos)
 

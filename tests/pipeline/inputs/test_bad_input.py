@@ -226,7 +226,7 @@ def test_output_inside_input_is_refused(shards: Path, weights: Path, fcnseg: Fcn
     ("arguments", "message"),
     [
         (("--set", "limits.chunk_image=3"), "known here: max_bad_fraction"),
-        (("--set", "nosection=3"), "no section.field=value"),
+        (("--set", "nosection=3"), "not section.field=value"),
         (("--set", "limits.chunk_images=many"), "config limits.chunk_images: 'many'"),
         (("--masks", "jpeg"), "config output.masks.0: 'jpeg'"),
         (("--label-set", "martian"), "built-in sets are scenes, voc, camvid"),
