@@ -8,7 +8,7 @@ from fcn_core.errors import LabelError
 from pipeline.inputs.sample import Failure
 
 MIN_BAD_IMAGES = 3
-"""A run or shard with fewer bad images is never over a limit: 1 bad image of 10 is no pattern."""
+"""A run or shard with fewer bad images is never over a limit: 1 bad image of 10 may be chance."""
 
 
 def is_over(bad: int, total: int, fraction: float) -> bool:

@@ -13,9 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.errors import OutputError
 from pipeline.formats import read_parquet
 from pipeline.inputs.listing import Listing, split_suffix
@@ -25,10 +22,7 @@ from pipeline.paths import VIRTUAL_SHARDS, virtual_shards_path
 from pipeline.storage.backend import ObjectInfo
 from pipeline.storage.store import Store
 
-_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("shard", "key", "image", "label", "image_etag", "label_etag")]
-    + [("size", pa.int64())]
-)
+_STRINGS = ("shard", "key", "image", "label", "image_etag", "label_etag")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +108,22 @@ def assign_shards(
 
 def write_index(assignment: ShardAssignment, output: Store) -> None:
     """Write the changes of an assignment to the index; only the holder of the lease may call it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     if not assignment.changes:
         return
     rows = [asdict(entry) for entry in assignment.changes]
+    schema = pa.schema([*((name, pa.string()) for name in _STRINGS), ("size", pa.int64())])
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
     output.write(virtual_shards_path(assignment.generation), buffer.getvalue())
 
 
 def _read_index(output: Store) -> tuple[dict[str, _Entry], int]:
     """Return (entry by image, number of index objects); later objects override earlier ones."""
+    import pyarrow as pa
+
     entries: dict[str, _Entry] = {}
     infos = output.objects(VIRTUAL_SHARDS)
     for info in infos:

@@ -109,7 +109,7 @@ class SampleIndex(Protocol):
 
     @property
     def sizes(self) -> Sequence[int]:
-        """EncodedSample bytes of image and label of each sample."""
+        """Encoded bytes of image and label of each sample."""
         ...
 
     def location(self, number: int) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.storage.backend import ObjectInfo
 from pipeline.storage.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # imported in the functions that need it: that takes long
+    from numpy.typing import NDArray
 
 Kind = Literal["tar", "parquet", "folder"]
 
@@ -80,6 +81,8 @@ class ShardList(Sequence[Shard]):
         return len(self._places)
 
     def __iter__(self) -> Iterator[Shard]:
+        import pyarrow as pa
+
         cut = -len(self._kind) - 1
         for start in range(0, len(self), _ROWS):
             rows = self._columns.take(pa.array(self._places[start : start + _ROWS]))
@@ -134,6 +137,9 @@ class ShardListBuilder:
 
     def build(self) -> ShardList:
         """Return all added objects as shards, sorted by id."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         self._flush()
         order = pc.sort_indices(pa.chunked_array(self._ids, pa.string())).to_numpy()
         columns = pa.concat_batches(self._batches)
@@ -141,6 +147,8 @@ class ShardListBuilder:
         return ShardList(self.kind, columns, order.astype(np.int64))
 
     def _flush(self) -> None:
+        import pyarrow as pa
+
         if not self._waiting:
             return
         infos, self._waiting = self._waiting, []
