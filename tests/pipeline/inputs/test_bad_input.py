@@ -271,7 +271,7 @@ def test_a_network_for_other_than_rgb_pictures_is_refused(
     path, picture = tmp_path / "w.safetensors", tmp_path / "p.png"
     path.write_bytes(world.weights_bytes(random_fcn(variant, num_classes=3, width=1 / 32)))
     picture.write_bytes(world.png(world.picture(1)))
-    found = f"weights {path}: {variant} reads {channels} channels; a network for RGB pictures"
+    found = f"weights {path}: {variant} reads {channels} channels; a network for RGB images"
     code, _, stderr = fcnseg("run", shards, tmp_path / "out", "--weights", path)
     assert code == 1 and found in " ".join(stderr.split())
     assert not (tmp_path / "out").exists()
@@ -405,7 +405,7 @@ def test_an_empty_address_is_not_this_folder(
 ) -> None:
     places = ("", tmp_path / "out") if empty == "input" else (shards, "")
     code, _, stderr = fcnseg("run", *places, "--weights", weights)
-    assert code == 2 and "an address: nothing; a path or URL" in stderr
+    assert code == 2 and "an address: an empty string; a path or URL" in stderr
 
 
 def test_a_server_that_nobody_runs_is_no_empty_folder(

@@ -21,7 +21,7 @@ SIZE = 3
 
 
 class Folder:
-    """A folder of images with an output: change it, pack it, freeze it."""
+    """A folder of images with an output: change it, pack it, write its index."""
 
     def __init__(self, root: Path, *keys: str) -> None:
         self.images = Store(str(root / "in"))
@@ -64,7 +64,7 @@ def tags(shards: dict[str, Shard]) -> list[str]:
 
 
 def test_images_are_packed_by_sorted_key(folder: Folder) -> None:
-    shards = folder.freeze()
+    shards = folder.write_index()
     assert list(shards) == ["images-000000", "images-000001", "images-000002"]
     assert keys(shards) == ["abc", "def", "gh"]
     assert [shards[s].size for s in shards] == [1 + 2 + 3, 4 + 5 + 6, 7 + 8]
@@ -77,12 +77,12 @@ def test_packing_writes_nothing(folder: Folder) -> None:
 
 
 def test_freezing_twice_is_freezing_once(folder: Folder) -> None:
-    first = folder.freeze()
+    first = folder.write_index()
     written = folder.output.objects()
     assert [info.path for info in written] == [f"{VIRTUAL_SHARDS}/000000.parquet"]
     again = folder.pack()
     assert (again.changes, again.vanished) == ((), ())
-    assert folder.freeze() == first
+    assert folder.write_index() == first
     assert folder.output.objects() == written
 
 
@@ -95,53 +95,53 @@ def test_freezing_the_same_packing_again_changes_nothing(folder: Folder) -> None
 
 
 def test_new_images_make_new_shards(folder: Folder) -> None:
-    before = folder.freeze()
+    before = folder.write_index()
     folder.put("0", "bb", "z", "zz")
-    after = folder.freeze()
+    after = folder.write_index()
     assert keys(after) == ["abc", "def", "gh", "0bbz", "zz"]
     assert tags(after)[:3] == tags(before)
 
 
 def test_a_changed_image_changes_its_shard_and_no_other(folder: Folder) -> None:
-    before = folder.freeze()
+    before = folder.write_index()
     folder.put("e")
-    after = folder.freeze()
+    after = folder.write_index()
     assert keys(after) == keys(before)
     assert [a == b for a, b in zip(tags(after), tags(before), strict=True)] == [True, False, True]
     assert after["images-000001"].size == before["images-000001"].size - 5 + 9
-    assert folder.freeze() == after
+    assert folder.write_index() == after
 
 
 def test_a_vanished_image_keeps_its_place_and_its_shard_stays_done(folder: Folder) -> None:
-    before = folder.freeze()
+    before = folder.write_index()
     folder.drop("a", "e")
     assert folder.pack().vanished == ("a.jpg", "e.jpg")
-    assert folder.freeze() == before
+    assert folder.write_index() == before
     folder.put("i")  # does not move into a free place
-    assert keys(folder.freeze()) == ["abc", "def", "gh", "i"]
+    assert keys(folder.write_index()) == ["abc", "def", "gh", "i"]
 
 
 def test_a_vanished_image_that_comes_back_goes_to_its_old_place(folder: Folder) -> None:
-    before = folder.freeze()
+    before = folder.write_index()
     folder.drop("e")
-    folder.freeze()
+    folder.write_index()
     folder.put("e")
-    after = folder.freeze()
+    after = folder.write_index()
     assert keys(after) == keys(before) and folder.pack().vanished == ()
     assert tags(after)[1] != tags(before)[1]
 
 
 def test_another_shard_size_holds_for_new_images_only(folder: Folder) -> None:
-    before = folder.freeze()
+    before = folder.write_index()
     folder.put(*"ijkl")
-    after = folder.freeze(size=2)
+    after = folder.write_index(size=2)
     assert keys(after) == ["abc", "def", "gh", "ij", "kl"]
     assert tags(after)[:3] == tags(before)
 
 
 def test_a_label_added_changed_or_removed_changes_its_shard(folder: Folder) -> None:
     folder.labels.write("a.png", b"0")
-    seen = [tags(folder.freeze())]
+    seen = [tags(folder.write_index())]
     changes = (
         lambda: folder.labels.write("e.png", b"1"),
         lambda: folder.labels.write("e.png", b"22"),
@@ -149,7 +149,7 @@ def test_a_label_added_changed_or_removed_changes_its_shard(folder: Folder) -> N
     )
     for change in changes:
         change()
-        seen.append(tags(folder.freeze()))
+        seen.append(tags(folder.write_index()))
         assert [a == b for a, b in zip(seen[-1], seen[-2], strict=True)] == [True, False, True]
     assert seen[-1] == seen[0]
 
@@ -157,7 +157,7 @@ def test_a_label_added_changed_or_removed_changes_its_shard(folder: Folder) -> N
 def test_labels_are_found_by_key(folder: Folder) -> None:
     folder.labels.write("b.PNG", b"12345")
     folder.labels.write("unknown.png", b"1")
-    first = folder.freeze()["images-000000"]
+    first = folder.write_index()["images-000000"]
     assert [m.label for m in first.members] == [None, "b.PNG", None]
     assert first.size == 1 + 2 + 5 + 3
 
@@ -182,7 +182,7 @@ def test_images_of_one_key_are_both_in_the_index(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"<html>", b"PAR1" + bytes(100) + b"PAR1"])
 def test_a_damaged_index_is_refused(folder: Folder, data: bytes) -> None:
-    folder.freeze()
+    folder.write_index()
     folder.output.write(f"{VIRTUAL_SHARDS}/000000.parquet", data)
     with pytest.raises(OutputError, match=r"_index/000000.parquet: unreadable .* a new OUTPUT"):
         folder.pack()
@@ -204,7 +204,7 @@ def test_no_image_ever_moves(
     last: dict[str, Shard] = {}
     for verb, changed in steps:
         getattr(folder, verb)(*sorted(changed))
-        shards = folder.freeze(size)
+        shards = folder.write_index(size)
         found = {m.image: shard.id for shard in shards.values() for m in shard.members}
         assert home.items() <= found.items()
         assert all(len(shard.members) <= size for shard in shards.values())

@@ -106,7 +106,7 @@ def test_nothing_to_label_is_refused(tmp_path: Path) -> None:
 )
 def test_mixed_kinds_are_refused_with_counts(tmp_path: Path, names: list[str], found: str) -> None:
     message = refusal(tmp_path, *names)
-    assert f"{found}; one kind of input per run. Name the prefix" in message
+    assert f"{found}; one kind of input per run. Give the prefix" in message
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])

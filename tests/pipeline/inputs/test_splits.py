@@ -57,9 +57,9 @@ def test_a_name_is_looked_up_and_an_address_is_read(tmp_path: Path) -> None:
     assert read_split(source, "lists", "val", "").ids == ("a", "b")
     assert read_split(source, "lists", str(tmp_path / "mine.txt"), "").ids == ("c",)
     assert read_split(source, "lists", "memory://splits/far.txt", "").ids == ("d",)
-    with pytest.raises(ConfigError, match=r"no list of ids 'train'; here are val\. .* Ask\."):
+    with pytest.raises(ConfigError, match=r"no list of ids 'train'; one of val\. .* Ask\."):
         read_split(source, "lists", "train", "Ask.")
-    with pytest.raises(ConfigError, match="no --split; here are val"):
+    with pytest.raises(ConfigError, match="no --split; one of val"):
         read_split(source, "lists", None, "")
     with pytest.raises(ConfigError, match="no --split; a list of ids; there are none"):
         read_split(source, "elsewhere", None, "")

@@ -339,7 +339,7 @@ def test_the_declared_image_column_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [{"n": [1]}, {"a": [b"A"], "b": [b"B"]}, {"image": ["a.jpg"]}])
 def test_a_table_without_an_image_column_is_refused(tmp_path: Path, columns: dict) -> None:
-    with pytest.raises(ShardError, match=f"columns {', '.join(columns)}; an image column"):
+    with pytest.raises(ShardError, match=f"columns {', '.join(columns)}; a column of images"):
         from_table(tmp_path, columns)
 
 
