@@ -136,14 +136,14 @@ def _bad_url(item: str) -> str:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("input: {url: [", "no YAML (while parsing"),
-        ("a: b: c", "no YAML ("),
-        ("\tinput: 3", "no YAML ("),
+        ("input: {url: [", "not valid YAML (while parsing"),
+        ("a: b: c", "not valid YAML ("),
+        ("\tinput: 3", "not valid YAML ("),
         ("- input", "a list; sections with fields"),
         ("just words", "a str; sections with fields"),
         ("limits: 3", "config limits: 3; Input should be a valid dictionary"),
         ("3: {}", "config 3: "),
-        ("!!python/object/apply:os.getcwd []", "no YAML ("),
+        ("!!python/object/apply:os.getcwd []", "not valid YAML ("),
     ],
 )
 def test_file_that_is_no_configuration(text: str, found: str) -> None:
