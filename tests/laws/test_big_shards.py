@@ -342,7 +342,7 @@ def test_packed_tars_are_named(
 
 def test_an_archive_behind_the_end_of_another_is_refused(limits: ChunkLimits) -> None:
     first, second = world.tar({"a.jpg": b"A"}), world.tar({"b.jpg": b"B"})
-    with pytest.raises(ShardError, match=f"another archive at {len(first)}, behind the end"):
+    with pytest.raises(ShardError, match=f"another archive at {len(first)}, after the end"):
         read(first + second, limits)
 
 
