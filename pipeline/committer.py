@@ -18,7 +18,7 @@ from pipeline import logs
 from pipeline.errors import StoreError
 from pipeline.inputs.sample import Failure
 from pipeline.inputs.shard import Shard
-from pipeline.limits import is_over, what_to_do
+from pipeline.limits import is_over, suggest_remedy
 from pipeline.output.commits import build_commit, with_file, write_commit
 from pipeline.output.quarantine import write_quarantine
 from pipeline.output.shard_table import Entry
@@ -238,6 +238,6 @@ def _over_limit(shard: Shard, bad: Sequence[Failure], total: int, fraction: floa
     reason = (
         f"shard {shard.id}: {len(bad)} of {total} images are bad; at most {fraction:.0%} may be "
         f"(limits.max_bad_fraction_per_shard). First: {first.location}: {first.reason}. "
-        f"Not committed. {what_to_do(bad)}; then run again."
+        f"Not committed. {suggest_remedy(bad)}; then run again."
     )
     return ShardFailure(shard.id, reason, "LimitsError")

@@ -1,7 +1,7 @@
-"""One configuration for every way in: file, then `--set`, then flags; Prefect's form shows it too.
+"""Configuration of a run. Its sources, in increasing priority: a YAML file, `--set`, and flags.
 
-The docstring under a field is its help text everywhere. Credentials are never part of it: they come
-from the environment or from the provider's own chain.
+The docstring under a field is its help text: in the documentation, and in the form of Prefect.
+Credentials are never part of a configuration; see `pipeline.storage.options.StoreOptions`.
 """
 
 from __future__ import annotations
@@ -32,181 +32,194 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """Part of a configuration: frozen, and without unknown keys."""
+    """A section of a configuration: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class InputConfig(Section):
-    """Where the images are and what their labels mean."""
+    """Where the images and labels are, and which of them a run reads."""
 
     url: str
-    """WebDataset tars, Parquet files with an image column, or a folder of images; any URL."""
+    """Path or URL of WebDataset tars, of Parquet files with an image column, or of a folder of
+    images."""
     labels: str | None = None
-    """Folder of label PNGs parallel to a folder of images."""
+    """Folder of label PNGs with the same relative paths as the images of a folder."""
     label_set: str | None = None
-    """Name or YAML file of the label set; by default the one the weights were trained on."""
+    """Name or YAML file of the label set; by default the label set of the weights."""
     layout: Literal["voc"] | None = None
-    """voc: INPUT is a PASCAL VOC development kit; its images are those of the split."""
+    """voc: INPUT is a PASCAL VOC development kit, and the run reads the images of the split."""
     split: str | None = None
-    """With a layout: name of a list in ImageSets/Segmentation, or path or URL of a file of ids."""
+    """Split of a layout: name of a list in ImageSets/Segmentation, or path or URL of a file of
+    ids."""
     shard_size: int = Field(default=256, ge=1)
-    """Images per virtual shard when the input is a folder of loose images."""
+    """Images per virtual shard of a folder of images."""
     limit_shards: int | None = Field(default=None, ge=1)
-    """Label at most this many pending shards, then finish."""
+    """Segment at most this many pending shards, then finish."""
     include: tuple[str, ...] = ()
-    """Globs of shards (of a folder: of images) to look at; none means all."""
+    """Globs of shards to read (in a folder: of images); none means all."""
     exclude: tuple[str, ...] = ()
-    """Globs of shards (of a folder: of images) not to look at; they win over include."""
+    """Globs of shards not to read (in a folder: of images); they have priority over include."""
     since: str | None = None
-    """Look only at what changed since an age (36h, 7d) or a date (2026-11-01), UTC."""
+    """Read only what changed since an age (36h, 7d) or a date (2026-11-01, UTC)."""
     time_zone: str = "UTC"
-    """Of {date} and {yesterday} in the URLs of a scheduled run, for example Europe/Berlin."""
+    """Time zone of {date} and {yesterday} in the URLs of a scheduled run, like Europe/Berlin."""
     store: StoreOptions = StoreOptions()
-    """How the images, their labels, the weights and the label set are reached."""
+    """Connection to the stores of the images, the labels, the weights and the label set."""
 
 
 class ModelConfig(Section):
-    """Which network, and how exactly it computes."""
+    """The network and its precision."""
 
     weights: str | None = None
-    """Weights file (.safetensors; any fsspec URL), or `demo` for the shipped ones."""
+    """Path or URL of a weights file (.safetensors), or `demo` for the included weights."""
     precision: Literal["fp32", "tf32", "bf16", "fp16", "int8"] = "fp32"
-    """Of the convolutions; part of the fingerprint because it changes masks."""
+    """Precision of the convolutions; part of the fingerprint, because it changes masks."""
 
 
 class OutputConfig(Section):
-    """Where the results go, and in which forms."""
+    """Where the results are written, and in which formats."""
 
     url: str
-    """Prefix that belongs to this input and these weights; any fsspec URL."""
+    """Path or URL of the folder for the results; it belongs to one input and one set of weights."""
     masks: tuple[MaskFormatName, ...] = Field(default=("parquet",), min_length=1)
-    """Forms of the masks: parquet, png, tar (WebDataset); and confidence: a grey PNG per image."""
+    """Formats of the masks: parquet, png, tar (WebDataset); confidence adds a gray PNG of
+    confidences per image."""
     store: StoreOptions = StoreOptions()
-    """How the results are reached."""
+    """Connection to the store of the results."""
 
     @field_validator("masks")
     @classmethod
     def _has_masks(cls, masks: tuple[MaskFormatName, ...]) -> tuple[MaskFormatName, ...]:
         if set(masks) == {"confidence"}:
-            raise ValueError("a form of the masks beside the maps: parquet, png or tar")
+            raise ValueError("a format of the masks besides confidence: parquet, png or tar")
         return masks
 
 
 class ComputeConfig(Section):
-    """Who does the work. Only device, threads_per_worker and plain_forward change a result."""
+    """Where the work runs. Only device, threads_per_worker and plain_forward can change masks."""
 
     executor: Literal["auto", "local", "ray"] = "auto"
-    """auto: ray when an address is known or the process is a Ray job, else local."""
+    """auto: ray if an address is known or the process is a Ray job, else local."""
     ray_address: str | None = None
-    """Ray cluster to run on; None with executor ray starts an embedded one."""
+    """Address of a Ray cluster; without one, the executor ray starts a local cluster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where a worker sees a device."""
+    """auto: cuda if a worker sees a CUDA device, else cpu."""
     workers: int | None = Field(default=None, ge=1)
-    """Copies of the network; default: one per GPU, else cores / threads_per_worker."""
+    """Workers, each with a replica of the network; default: one per GPU, or cores divided by
+    threads_per_worker."""
     min_workers: int | None = Field(default=None, ge=1)
-    """On Ray: ask for so many at the start, though there is room for fewer (autoscaling)."""
+    """On Ray: workers to request at the start, even if the cluster has room for fewer
+    (autoscaling)."""
     max_workers: int | None = Field(default=None, ge=1)
-    """On Ray: the pool grows up to here when nodes join; default: GPUs no bound, CPUs no growth."""
+    """On Ray: largest number of workers when nodes join; default: no limit on GPUs, no growth on
+    CPUs."""
     threads_per_worker: int = Field(default=2, ge=1)
-    """CPU threads of one copy; the same number gives the same bytes."""
+    """CPU threads of a worker; the same number gives the same bytes."""
     gpus_per_worker: float | None = Field(default=None, gt=0)
-    """Ray's GPUs of one copy; default 1 where it computes on GPUs. With device cpu: a place."""
+    """On Ray: GPUs that a worker reserves; default 1 if it computes on a GPU. With device cpu, it
+    only reserves them."""
     worker_labels: tuple[str, ...] = ()
-    """On Ray: labels of the nodes for copies of the network, like ray.io/accelerator-type=L4."""
+    """On Ray: labels of the nodes for workers, like ray.io/accelerator-type=L4."""
     io_labels: tuple[str, ...] = ()
     """On Ray: labels of the nodes for reading and writing, like ray.io/market-type=on-demand."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Images of one shape per forward pass; default 1 on a CPU, 8 on a GPU."""
+    """Images of one size per forward pass; default: 1 on a CPU, 8 on a GPU."""
     decoders: int | None = Field(default=None, ge=0)
-    """Threads of one copy that decode ahead of the network; default 0 on a CPU, up to 8 else."""
+    """Threads of a worker that decode images ahead of the network; default: 0 on a CPU, up to 8 on
+    a GPU."""
     plain_forward: bool = False
-    """Compute the whole padded canvas of every picture: slower, equal but for rounding."""
+    """Compute the whole padded canvas of every image: slower, and equal except for rounding."""
 
     @field_validator("worker_labels", "io_labels")
     @classmethod
     def _have_values(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
         if not all("=" in label for label in labels):
-            raise ValueError("key=value each, as in Ray's label selectors (a, !a, in(a,b), !in(a))")
+            raise ValueError(
+                "key=value each, as in the label selectors of Ray (a, !a, in(a,b), !in(a))"
+            )
         return labels
 
     @model_validator(mode="after")
     def _has_one_size(self) -> ComputeConfig:
         least, most = self.min_workers, self.max_workers
         if self.workers is not None and (least or most):
-            raise ValueError("workers, or min_workers and max_workers: not both")
+            raise ValueError("either workers, or min_workers and max_workers")
         if least and most and least > most:
-            raise ValueError("min_workers that is no larger than max_workers")
+            raise ValueError("min_workers that is not larger than max_workers")
         return self
 
 
 class LimitsConfig(Section):
-    """How much may go wrong, and how large a piece of work may be."""
+    """Limits for failures, chunk sizes, memory and time."""
 
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Quarantined share of all images above which the run exits 4 (never for fewer than 3)."""
+    """Fraction of quarantined images above which the run ends with exit code 4; never for fewer
+    than 3 images."""
     max_bad_fraction_per_shard: float = Field(default=0.05, ge=0, le=1)
-    """Quarantined share above which a shard is not committed (never for fewer than 3)."""
+    """Fraction of quarantined images above which a shard is not committed; never for fewer than 3
+    images."""
     chunk_images: int = Field(default=512, ge=1)
-    """A shard with more images is split."""
+    """Images per chunk; a shard with more images is split."""
     chunk_bytes: int = Field(default=64 * 2**20, ge=1)
-    """A shard with more encoded bytes is split."""
+    """Encoded bytes per chunk; a shard with more bytes is split."""
     max_image_pixels: int = Field(default=100_000_000, ge=1)
-    """Larger pictures are quarantined before they are decoded."""
+    """Pixels of an image; larger images are quarantined before they are decoded."""
     stall_seconds: float = Field(default=600, gt=0)
-    """A worker process without progress for so long is restarted, the picture tried alone."""
+    """Seconds without progress after which a worker process is restarted, and its images are tried
+    one by one."""
     memory: ByteSize | None = Field(default=None, ge=2**20)
-    """Most memory of all worker processes on a machine, like 8GiB; default: nine tenths of it."""
+    """Memory of all worker processes on a machine, like 8GiB; default: 90% of its memory."""
     worker_memory: ByteSize | None = Field(default=None, ge=2**20)
-    """Most memory of one worker process, like 8GiB; default: its share of limits.memory."""
+    """Memory of one worker process, like 8GiB; default: its share of limits.memory."""
     max_hours: float | None = Field(default=None, gt=0)
-    """A Prefect flow stops the run after so long; the next one resumes. Default: never."""
+    """Hours after which a Prefect flow stops the run; the next flow run resumes it. Default: no
+    limit."""
 
 
 class DriftConfig(Section):
-    """What a run is compared with when it is done, and what a person is to look at."""
+    """Comparison with earlier runs at the end of a run, and images for review."""
 
     window: int = Field(default=7, ge=0)
-    """Runs before this one, on this output, that it is compared with; 0 compares nothing."""
+    """Number of earlier runs on this output to compare with; 0 compares nothing."""
     reference: str | None = None
-    """OUTPUT of other runs to compare with instead, reached as output.store says."""
+    """OUTPUT of other runs to compare with instead; reached with the options of output.store."""
     moderate: float = Field(default=0.1, gt=0)
-    """Population stability index from which a quantity is said to have moved."""
+    """Population stability index from which a quantity counts as changed."""
     major: float = Field(default=0.25, gt=0)
     """Population stability index from which a run counts as drifted."""
     min_images: int = Field(default=30, ge=1)
-    """Fewer images, now or before, are not compared."""
+    """Fewest images of a run that is compared, now or earlier."""
     false_alarms: float = Field(default=0.01, gt=0, lt=1)
-    """About this share of runs without drift may be taken for drifted by chance."""
+    """Expected fraction of runs without drift that count as drifted by chance."""
     review_images: int = Field(default=16, ge=0, le=256)
-    """Images of a run put into review/ for a person to look at, the worst; small pictures of as
-    many are kept of every chunk."""
+    """Images of a run in its review table, the worst ones; as many previews are kept per chunk."""
 
 
 class MonitoringConfig(Section):
-    """How a run is watched by machines. Nothing here changes a result."""
+    """Logs and metrics for machines. No field changes a result."""
 
     log_format: Literal["text", "json"] = "text"
-    """json: every line on stderr is an object with time, level, logger, message, and ids."""
+    """json: every line on stderr is an object with time, level, logger, message and ids."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Port at which the driver serves metrics to Prometheus while it runs; 0: none."""
+    """Port on which the driver serves metrics for Prometheus during a run; 0: no server."""
     metrics_host: str = "127.0.0.1"
-    """Address that it listens on; 0.0.0.0 lets other machines ask, and they need no password."""
+    """Address of the metrics server; 0.0.0.0 allows other machines, without a password."""
     metrics_file: str | None = None
-    """Local file of metrics, for node_exporter's textfile collector; its name ends in .prom."""
+    """Local file of metrics for the textfile collector of node_exporter; its name ends in .prom."""
     metrics_name: str = "run"
-    """Label `name` of every metric: tells apart what one Prometheus sees of several outputs."""
+    """Label `name` of every metric, which distinguishes several outputs in one Prometheus."""
 
     @field_validator("metrics_file")
     @classmethod
     def _is_collected(cls, path: str | None) -> str | None:
         if path is not None and ("://" in path or not path.endswith(".prom")):
-            raise ValueError("a local path that ends in .prom, or nobody collects it")
+            raise ValueError("a local path that ends in .prom, as node_exporter requires")
         return path
 
 
 class RunConfig(Section):
-    """A labelling run."""
+    """Configuration of a segmentation run."""
 
     input: InputConfig
     output: OutputConfig
@@ -217,31 +230,31 @@ class RunConfig(Section):
     monitoring: MonitoringConfig = MonitoringConfig()
 
     def resolved_executor(self) -> Literal["local", "ray"]:
-        """`local` unless the config, RAY_ADDRESS or a surrounding Ray job says otherwise."""
+        """Return the executor, with "auto" resolved by the Ray address and the environment."""
         if self.compute.executor != "auto":
             return self.compute.executor
-        # RAY_JOB_CONFIG_JSON_ENV_VAR is what `ray job submit` sets for the driver it starts.
+        # `ray job submit` sets RAY_JOB_CONFIG_JSON_ENV_VAR for the driver that it starts.
         hints = (self.ray_address(), os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
         return "ray" if any(hints) else "local"
 
     def ray_address(self) -> str | None:
-        """The cluster to connect to, if one is named."""
+        """Return the address of the Ray cluster, from the configuration or RAY_ADDRESS, or None."""
         return self.compute.ray_address or os.environ.get("RAY_ADDRESS") or None
 
 
 def load_config(
     file_text: str | None, sets: Iterable[str], flags: Mapping[str, Any], where: str = "--config"
 ) -> RunConfig:
-    """The configuration from all its sources; later ones win.
+    """Return the configuration of a run from all its sources; later ones have priority.
 
     Args:
-        file_text: YAML, or None.
-        sets: "section.field=value" each; the value is read as YAML.
-        flags: dotted name to value; None means "not given".
-        where: the file's name, for errors.
+        file_text: YAML text; None without a file.
+        sets: items "section.field=value"; the value is YAML.
+        flags: values by dotted name, "section.field"; None means "not given".
+        where: name of the file, for messages.
 
     Raises:
-        ConfigError: unknown key, missing key or impossible value.
+        ConfigError: an unknown key, a missing key, or an impossible value.
     """
     return validate(merged(file_text, sets, flags, where))
 
@@ -249,10 +262,10 @@ def load_config(
 def merged(
     file_text: str | None, sets: Iterable[str], flags: Mapping[str, Any], where: str = "--config"
 ) -> dict[str, Any]:
-    """The nested mapping of a configuration from all its sources; see `load_config`.
+    """Return the configuration from all its sources as a nested mapping; see `load_config`.
 
     Raises:
-        ConfigError: no YAML, or a `--set` without a section.
+        ConfigError: invalid YAML, or a `--set` that is not "section.field=value".
     """
     tree = parse_yaml(file_text, where) if file_text else {}
     for item in sets:
@@ -260,7 +273,7 @@ def merged(
         if not separator or "." not in name:
             raise ConfigError(
                 where=f"--set {item}",
-                found="no section.field=value",
+                found="not section.field=value",
                 expected="for example limits.chunk_images=64",
             )
         _put(tree, name.strip(), _parse_yaml_value(value, item))
@@ -271,19 +284,19 @@ def merged(
 
 
 def validate(tree: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a run, of a nested mapping.
+    """Return the configuration of a run from a nested mapping.
 
     Raises:
-        ConfigError: with the first problem, naming its field.
+        ConfigError: the first problem, with the name of its field.
     """
     return validate_as(RunConfig, tree)
 
 
 def validate_as(kind: type[Config], tree: Mapping[str, Any]) -> Config:
-    """A configuration of some kind, of a nested mapping.
+    """Return a configuration of a given class from a nested mapping.
 
     Raises:
-        ConfigError: with the first problem, naming its field.
+        ConfigError: the first problem, with the name of its field.
     """
     try:
         return kind.model_validate(tree)
@@ -308,30 +321,34 @@ def validate_as(kind: type[Config], tree: Mapping[str, Any]) -> Config:
 def _field_names(model: type[BaseModel], sections: Iterable[int | str]) -> list[str]:
     for name in sections:
         inner = model.model_fields[str(name)].annotation
-        for choice in (inner, *get_args(inner)):  # a section that may be left out is a union
+        for choice in (inner, *get_args(inner)):  # an optional section is a union with None
             if isinstance(choice, type) and issubclass(choice, BaseModel):
                 model = choice
     return list(model.model_fields)
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """The sections of a YAML file.
+    """Return the sections of a YAML configuration.
+
+    Args:
+        text: YAML text.
+        where: name of the file, for messages.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: invalid YAML, or not a mapping of sections.
     """
     try:
         tree = read_yaml(text) or {}
     except yaml.YAMLError as error:
         detail = " ".join(str(error).split())
         raise ConfigError(
-            where=where, found=f"no YAML ({detail})", expected="a YAML file of sections"
+            where=where, found=f"not valid YAML ({detail})", expected="a YAML file of sections"
         ) from error
     if not isinstance(tree, dict):
         raise ConfigError(
             where=where, found=f"a {type(tree).__name__}", expected="sections with fields, as YAML"
         )
-    # A section whose fields are all commented out is null in YAML.
+    # A section with all fields commented out is null in YAML.
     return {name: section for name, section in tree.items() if section is not None}
 
 
@@ -340,7 +357,7 @@ def _parse_yaml_value(text: str, item: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(
-            where=f"--set {item}", found="an unreadable value", expected="a YAML value"
+            where=f"--set {item}", found="an invalid value", expected="a YAML value"
         ) from error
 
 

@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.executors.hooks import ExecutorHooks
 from pipeline.executors.ray_connection import check_reachable
 from pipeline.finish import Session, find_reference, finish_run, open_output
-from pipeline.inputs.folder import freeze
+from pipeline.inputs.folder import write_index
 from pipeline.inputs.shard import Shard
 from pipeline.manifest import check_output
 from pipeline.monitoring.progress import Progress
@@ -103,14 +103,14 @@ def run(
 
 
 def _plan_run(spec: RunSpec, found: Survey, retry_list: RetryList | None) -> tuple[Plan, RunSpec]:
-    """Decide what is pending, freeze new virtual shards, and give the run its name."""
+    """Decide what is pending, write_index new virtual shards, and give the run its name."""
     output = spec.output
     if retry_list is not None:
         write_retry_list(output, {**read_retry_list(output), **retry_list.commits})
         spec = replace(spec, only=retry_list.shards)
     todo = subtract(found, spec)
     if todo.packing is not None:
-        freeze(todo.packing, output)
+        write_index(todo.packing, output)
     name = opened_run(output) or (begin_run(output) if todo.pending else "")
     # A commit names all objects of its shard: one that is replaced must not lose any.
     masks = tuple(sorted({*spec.masks, *todo.outdated_masks}))

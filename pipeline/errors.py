@@ -1,21 +1,21 @@
-"""The errors of the factory; `fcn_core.errors` draws the rest of the tree.
+"""Errors of the pipeline. `fcn_core.errors` defines the other subclasses of `FcnError`.
 
     FcnError
     ├── ConfigError          an unknown key, an impossible value, flags that contradict (exit 2)
     ├── OutputError          an output that belongs to another input, weights or format (exit 2)
     ├── StoreError           an object or prefix that cannot be read or written
-    │   └── MissingError     …because it does not exist
-    ├── InputError           an input that holds nothing to label, or two shards of one name
-    ├── ShardError           a shard that cannot be read as a whole; the run goes on without it
-    ├── SampleError          a sample without image, with an impossible or repeated key
-    ├── PoisonError          a sample that crashes, hangs or starves the process that works on it
-    ├── WorkerError          a worker process that cannot start, or a fault of its own code
-    ├── ClusterError         a Ray cluster that cannot be reached, refuses, or lost a job
+    │   └── MissingError     an object or prefix that does not exist
+    ├── InputError           an input without images, or with two shards of the same name
+    ├── ShardError           a shard that cannot be read; the run continues without it
+    ├── SampleError          a sample without image, or with an invalid or repeated key
+    ├── PoisonError          a sample that crashes, hangs or starves its worker process
+    ├── WorkerError          a worker process that cannot start, or fails by its own fault
+    ├── ClusterError         a Ray cluster that is unreachable, refuses a request, or lost a job
     ├── LeaseError           another driver works on this output (exit 75)
     ├── LimitsError          more failures than the limits allow (exit 4)
     └── VerifyError          objects that differ from their commit
 
-All of them have the four parts of `FcnError`.
+Every error has the four parts of `FcnError`: where, found, expected, remedy.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MissingError(StoreError):
 
 
 class InputError(FcnError):
-    """An input that holds nothing to label, or two shards of one name."""
+    """An input without images, or with two shards of the same name."""
 
 
 class ShardError(FcnError):
@@ -52,7 +52,7 @@ class ShardError(FcnError):
 
 
 class SampleError(FcnError):
-    """A sample without an image, or with an impossible or repeated key."""
+    """A sample without an image, or with an invalid or repeated key."""
 
 
 class PoisonError(FcnError):
@@ -60,11 +60,11 @@ class PoisonError(FcnError):
 
 
 class WorkerError(FcnError):
-    """A worker process that cannot start, or that fails through a fault of its own."""
+    """A worker process that cannot start, or that fails by its own fault."""
 
 
 class ClusterError(FcnError):
-    """A Ray cluster that cannot be reached, refuses what it is asked, or lost a job."""
+    """A Ray cluster that is unreachable, refuses a request, or lost a job."""
 
 
 class LeaseError(FcnError):

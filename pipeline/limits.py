@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Limits for bad images: when a share of failures is too large, and what the user can do."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from collections.abc import Sequence
 from fcn_core.errors import LabelError
 from pipeline.inputs.sample import Failure
 
-NEVER_FEWER = 3
-"""A bad fraction counts from this many images on: one bad image of ten breaks no dataset."""
+MIN_BAD_IMAGES = 3
+"""A run or shard with fewer bad images is never over a limit: 1 bad image of 10 may be chance."""
 
 
 def is_over(bad: int, total: int, fraction: float) -> bool:
-    """Whether `bad` of `total` images are too many.
+    """Return whether `bad` of `total` images exceed a limit, a fraction of 0 to 1.
 
     >>> is_over(2, 4, 0.05), is_over(3, 40, 0.05), is_over(3, 60, 0.05)
     (False, True, False)
     """
-    return bad >= NEVER_FEWER and bad > fraction * total
+    return bad >= MIN_BAD_IMAGES and bad > fraction * total
 
 
-def what_to_do(bad: Sequence[Failure]) -> str:
-    """About too many bad images: labels that all mean something else were not made one by one."""
+def suggest_remedy(bad: Sequence[Failure]) -> str:
+    """Return what to do about too many bad images, as a sentence for a message.
+
+    If every failure is a label with values outside the label set, the label set is probably wrong.
+    """
     usual = "fix or drop them, or raise the limit"
     if all(one.error == LabelError.__name__ and "label set" in one.reason for one in bad):
         return (
-            "All of them have labels with values outside the label set: name the one that they "
-            f"were made with (--label-set), {usual}"
+            "All of them have labels with values outside the label set: name the label set that "
+            f"the labels were made with (--label-set), {usual}"
         )
     return usual.capitalize()

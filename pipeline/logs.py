@@ -1,6 +1,6 @@
-"""Logs for machines: one JSON object per line on stderr, with the ids of run, shard and chunk.
+"""Logging of a process to stderr: as text, or as one JSON object per line for log collectors.
 
-Text is for people and stays as it is; which of the two it is to be says `monitoring.log_format`.
+JSON lines carry the ids of run, shard and chunk. `monitoring.log_format` chooses the format.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from pipeline.redact import masked
 LOGGER = "fcnseg"
 
 
-_ids: ContextVar[dict[str, str | int]] = ContextVar("ids", default={})  # noqa: B039  never changed
+_ids: ContextVar[dict[str, str | int]] = ContextVar("ids", default={})  # noqa: B039  not mutated
 
 _run = ""
-"""Of the process, not of a context: the threads of a run do not inherit contexts."""
+"""Name of the run; one per process, because threads do not inherit context variables."""
 
 
 _text_last_resort = logging.lastResort
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON, ASCII alone, without the credentials of URLs."""
+    """Formats a log record as one line of ASCII JSON, with masked credentials."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Time in UTC (RFC 3339), level, logger, message; ids and traceback where there are any."""
+        """Return time (UTC, RFC 3339), level, logger, message, ids and traceback as JSON."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {
             "time": moment.replace("+00:00", "Z"),
@@ -49,18 +49,22 @@ class JsonLines(logging.Formatter):
 
 
 def use_json() -> None:
-    """From now on this process logs JSON to stderr: our loggers from INFO on, others WARNING."""
+    """Log JSON to stderr: our loggers from level INFO, other loggers from WARNING."""
     ours, others = _handler(logging.NOTSET), _handler(logging.WARNING)
     logger = logging.getLogger(LOGGER)
     logger.handlers = [ours]
     logger.propagate = False
     logger.setLevel(logging.INFO)
-    logging.lastResort = others  # of all loggers that nobody has set up
+    logging.lastResort = others  # for every logger without a handler
     sys.excepthook = _log_fault
 
 
 def use_text(handler: logging.Handler) -> None:
-    """Our warnings to this handler, as text."""
+    """Log text: send our warnings to a handler, and end JSON logging if it is on.
+
+    Args:
+        handler: prints the warnings, for example on the console.
+    """
     logger = logging.getLogger(LOGGER)
     logger.handlers = [handler]
     logger.propagate = False
@@ -71,7 +75,7 @@ def use_text(handler: logging.Handler) -> None:
 
 
 def is_json() -> bool:
-    """Whether this process logs JSON."""
+    """Return whether this process logs JSON."""
     handlers = logging.getLogger(LOGGER).handlers
     return any(isinstance(handler.formatter, JsonLines) for handler in handlers)
 
@@ -79,20 +83,26 @@ def is_json() -> bool:
 def _log_fault(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """A traceback is one line, too."""
+    """Log an uncaught exception with its traceback as one line of JSON."""
     logging.getLogger(LOGGER).critical(
-        "a fault of the program, please report it: %r", error, exc_info=(kind, error, trace)
+        "internal error, please report it: %r", error, exc_info=(kind, error, trace)
     )
 
 
 def event(level: int, text: str, *values: object) -> None:
-    """What only machines are told: where logs are text, people hear of it in other words."""
+    """Log an event, only if logs are JSON: in text mode the console prints such events itself.
+
+    Args:
+        level: of `logging`.
+        text: message with %-placeholders.
+        values: for the placeholders.
+    """
     if is_json():
         logging.getLogger(LOGGER).log(level, text, *values)
 
 
-def words(text: str) -> bytes:
-    """What a signal handler may write to stderr at once: a text, or a warning as JSON."""
+def encode_warning(text: str) -> bytes:
+    """Return a warning as bytes for stderr, in the format of the logs, for a signal handler."""
     if not is_json():
         return f"\n{text}\n".encode()
     record = logging.LogRecord(LOGGER, logging.WARNING, "", 0, text, None, None)
@@ -107,14 +117,14 @@ def _handler(level: int) -> logging.StreamHandler[Any]:
 
 
 def set_run(run: str) -> None:
-    """All that this process logs from now on belongs to a run."""
+    """Add the name of a run to everything that this process logs from now on."""
     global _run
     _run = run
 
 
 @contextmanager
 def of_run(run: str) -> Iterator[None]:
-    """All that this process logs meanwhile belongs to a run."""
+    """Add the name of a run to everything that this process logs inside the block."""
     before = _run
     set_run(run)
     try:
@@ -125,7 +135,7 @@ def of_run(run: str) -> Iterator[None]:
 
 @contextmanager
 def about(**ids: str | int) -> Iterator[None]:
-    """What this thread logs meanwhile is about a shard, or a chunk of one.
+    """Add ids, such as shard and chunk, to everything that this thread logs inside the block.
 
     >>> with about(shard="a", chunk=0):
     ...     sorted(_ids.get())

@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fsspec.utils import get_protocol
-
 from fcn_core.labels import LABEL_SETS, LabelSet
 from fcn_core.weights.weights_file import DEMO_WEIGHTS, WeightsFile
 from pipeline.config import RunConfig, Section
@@ -23,7 +21,7 @@ from pipeline.errors import MissingError, OutputError
 from pipeline.inputs.shard import ChunkLimits
 from pipeline.paths import COMMITS, MANIFEST, VIRTUAL_SHARDS
 from pipeline.redact import masked
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, get_protocol
 from pipeline.text import first_difference
 
 OUTPUT_FORMAT = 2

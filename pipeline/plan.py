@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, MissingError, ShardError
-from pipeline.inputs.folder import Packing, left_out, pack
+from pipeline.inputs.folder import ShardAssignment, assign_shards, find_excluded_images
 from pipeline.inputs.listing import Listing, list_input
-from pipeline.inputs.parquet import columns_passed_over
+from pipeline.inputs.parquet import list_ignored_columns
 from pipeline.inputs.shard import Shard, ShardList, Sources
 from pipeline.inputs.voc import list_devkit
 from pipeline.output.commit_index import Bools, CommitIndex, hashes, read_commit_index
@@ -89,7 +89,7 @@ class Plan:
     ledger: CommitIndex
     vanished: int
     vanished_names: tuple[str, ...]
-    packing: Packing | None
+    packing: ShardAssignment | None
     passed_over: tuple[str, ...]
     layout: str
     sources: Sources
@@ -159,7 +159,7 @@ def survey(spec: PlanSpec) -> Survey:
     if any(MASK_FORMATS[name].is_per_image for name in spec.config.output.masks):
         _refuse_nested(listing.where, shards)
     if not isinstance(shards, ShardList):
-        return Survey(listing, np.zeros(0, np.bool_), left_out(listing, selection))
+        return Survey(listing, np.zeros(0, np.bool_), find_excluded_images(listing, selection))
     selected = np.ones(len(shards), np.bool_)
     if not selection.is_all:
         named = np.fromiter((selection.names(s.path, s.id) for s in shards), np.bool_, len(shards))
@@ -188,7 +188,7 @@ def subtract(found: Survey, spec: PlanSpec) -> Plan:
     listing, packing = found.listing, None
     shards, selected = listing.shards, found.selected
     if listing.kind == "folder":
-        packing = pack(listing, spec.output, spec.config.input.shard_size, found.left_out)
+        packing = assign_shards(listing, spec.output, spec.config.input.shard_size, found.left_out)
         shards = packing.shards
         selected = np.array([shard.id in packing.selected for shard in shards], np.bool_)
         if not found.left_out:  # a shard that lost all its images may be pending as well
@@ -236,7 +236,7 @@ def _left_columns(listing: Listing, images: Store) -> list[str]:
     """Return the ignored columns of the first file; all files are taken to have the same."""
     if listing.kind != "parquet":
         return []
-    return columns_passed_over(listing.shards[0], images)
+    return list_ignored_columns(listing.shards[0], images)
 
 
 def _list(spec: PlanSpec) -> Listing:

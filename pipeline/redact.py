@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Credentials in URLs: find them, and mask them in messages, logs and reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PARAMETER = re.compile(
 
 
 def has_secret(url: str) -> bool:
-    """Whether a URL carries credentials.
+    """Return whether a URL contains credentials.
 
     >>> has_secret("s3://key:secret@bucket/a"), has_secret("s3://bucket/a@b:c")
     (True, False)
@@ -22,7 +22,7 @@ def has_secret(url: str) -> bool:
 
 
 def masked(text: str) -> str:
-    """Text without the credentials of the URLs in it.
+    """Return a text with the credentials of every URL in it replaced by "***".
 
     >>> masked("http://me:word@host/a?sig=abc&x=1: refused")
     'http://***@host/a?sig=***&x=1: refused'

@@ -1,6 +1,7 @@
-"""Ctrl-C while a run labels: once finishes what is under way, twice stops at once.
+"""Signals during a run: Ctrl-C finishes the work in progress, a second Ctrl-C stops at once.
 
-SIGTERM beside Ray: `ray.init` installs a handler of its own, which knows of no lease.
+SIGTERM: `ray.init` installs its own handler, which would end the process without releasing the
+lease of the output. `own_sigterm_handler` keeps ours.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from contextlib import contextmanager
 
 from pipeline import logs
 
-_WORDS = "stopping: what is being labelled is finished first; Ctrl-C again stops at once"
+_STOPPING = "stopping after the chunks in progress; Ctrl-C again stops at once"
 
 
 @contextmanager
 def finish_on_ctrl_c(*, wanted: bool) -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed, as a question; pressed again, it raises KeyboardInterrupt.
+    """Yield a function that returns whether Ctrl-C was pressed; a second Ctrl-C interrupts.
 
-    Where nobody can press it (in other threads than the main one, in background jobs of shells), or
-    where somebody else handles it, nothing is changed and the answer is no.
+    The handler of Ctrl-C stays as it is, and the function returns False, outside the main thread,
+    in background jobs of a shell, and if other code already handles Ctrl-C.
 
     Args:
-        wanted: False to leave Ctrl-C as it is.
+        wanted: False to leave the handler as it is.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed twice.
     """
     pressed = threading.Event()
     in_main = threading.current_thread() is threading.main_thread()
@@ -36,8 +40,8 @@ def finish_on_ctrl_c(*, wanted: bool) -> Iterator[Callable[[], bool]]:
         del frame
         pressed.set()
         signal.signal(signum, signal.default_int_handler)
-        # Not through Python's buffers, which this may have interrupted.
-        os.write(2, logs.words(_WORDS))
+        # Unbuffered: this handler may have interrupted a write to Python's own buffers.
+        os.write(2, logs.encode_warning(_STOPPING))
 
     signal.signal(signal.SIGINT, press)
     try:
@@ -50,10 +54,10 @@ def finish_on_ctrl_c(*, wanted: bool) -> Iterator[Callable[[], bool]]:
 def own_sigterm_handler() -> Iterator[None]:
     """Keep this process's SIGTERM handler across a `ray.init`.
 
-    Ray's handler, in force until it returns, ends the process with 15; one that strikes in between
-    is passed on to ours, which ends it with 143.
+    While `ray.init` runs, Ray's handler answers SIGTERM with SystemExit(15). Such a signal is
+    passed on to our handler, which ends the process with exit code 143.
     """
-    if threading.current_thread() is not threading.main_thread():  # Ray does nothing there either
+    if threading.current_thread() is not threading.main_thread():  # Ray sets no handler here
         yield
         return
     previous = signal.getsignal(signal.SIGTERM)

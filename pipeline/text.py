@@ -50,7 +50,7 @@ _VALUE_LIMIT = 60
 
 
 def show_value(value: Any) -> str:
-    """Return a JSON value as shortened text; a string stands without quotation marks."""
+    """Return a JSON value as shortened text; strings have no quotation marks."""
     return shorten(value if isinstance(value, str) else json.dumps(value), _VALUE_LIMIT)
 
 

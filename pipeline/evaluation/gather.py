@@ -15,7 +15,7 @@ from pipeline.config import LimitsConfig
 from pipeline.errors import InputError
 from pipeline.evaluation.result import Evaluation, EvaluationRequest, ShardCounts
 from pipeline.inputs.sample import Failure
-from pipeline.limits import is_over, what_to_do
+from pipeline.limits import is_over, suggest_remedy
 from pipeline.monitoring.progress import Progress
 from pipeline.plan import Plan
 from pipeline.stages.spec import ShardFailure
@@ -132,7 +132,7 @@ class EvaluationAccumulator:
             reason = (
                 f"shard {shard}: {bad} of {partial.images + bad} images are bad; at most "
                 f"{fraction:.0%} may be (limits.max_bad_fraction_per_shard). Not part of the "
-                f"scores. {what_to_do(partial.failures)}."
+                f"scores. {suggest_remedy(partial.failures)}."
             )
             self.failed[shard] = ShardFailure(shard, reason, "LimitsError")
             return

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fcn_core.images import decode_label
 from pipeline.concurrency import map_ordered
 from pipeline.errors import InputError, MissingError, OutputError, VerifyError
-from pipeline.inputs.folder import pack
+from pipeline.inputs.folder import assign_shards
 from pipeline.inputs.shard import Member, Shard, Sources
 from pipeline.manifest import Manifest
 from pipeline.output.commit_index import read_commits
@@ -143,7 +143,7 @@ class ImageSource(MaskSource):
             )
         self.shards: Sequence[Shard] = listing.shards
         if listing.kind == "folder":
-            self.shards = pack(listing, output, plan.config.input.shard_size).shards
+            self.shards = assign_shards(listing, output, plan.config.input.shard_size).shards
 
     def pieces(self) -> Iterator[MaskGroup]:
         """See above; shards that changed since they were labelled are left out.

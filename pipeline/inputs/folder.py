@@ -1,8 +1,8 @@
-"""Virtual shards: which loose image belongs to which shard, frozen in `_index/` of the output.
+"""Virtual shards: a fixed assignment of loose images to shards, kept in `_index/` of the output.
 
-New images make new shards, a changed image changes its shard's tag, nothing shifts: the shards of
-an earlier run stay done. A vanished image keeps its place and its last known tag, so that its shard
-stays done as well.
+Assigned images never move, so that the shards of an earlier run stay committed. New images get new
+shards. A changed image changes the tag of its shard. A deleted image keeps its place and its last
+known tag, so that its shard stays committed as well.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.errors import OutputError
 from pipeline.formats import read_parquet
 from pipeline.inputs.listing import Listing, split_suffix
@@ -25,15 +22,12 @@ from pipeline.paths import VIRTUAL_SHARDS, virtual_shards_path
 from pipeline.storage.backend import ObjectInfo
 from pipeline.storage.store import Store
 
-_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("shard", "key", "image", "label", "image_etag", "label_etag")]
-    + [("size", pa.int64())]
-)
+_STRINGS = ("shard", "key", "image", "label", "image_etag", "label_etag")
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One row of the index: an image and the shard it was given to."""
+    """A row of the index: an image and its shard; the tags are those of image and label."""
 
     shard: str
     key: str
@@ -45,16 +39,16 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class Packing:
-    """The virtual shards of a folder, and what is new about them.
+class ShardAssignment:
+    """The virtual shards of a folder, and the changes since the index was written.
 
     Attributes:
-        shards: all of them, frozen and new, by id.
-        changes: rows that `freeze` has to write; empty when the index is up to date.
-        generation: number of the index object they go to.
-        vanished: images of the index that the folder no longer holds, sorted.
-        unpacked: how many images are in no shard, because they are left out.
-        selected: shards that hold an image that is not left out.
+        shards: indexed and new shards, sorted by id.
+        changes: rows that `write_index` has to write; empty if the index is up to date.
+        generation: number of the index object for the changes.
+        vanished: indexed images that the folder no longer contains, sorted.
+        unpacked: number of images without a shard, because the run excludes them.
+        selected: ids of the shards with at least one image that the run does not exclude.
     """
 
     shards: tuple[Shard, ...]
@@ -65,63 +59,71 @@ class Packing:
     selected: frozenset[str]
 
 
-def pack(
-    listing: Listing, output: Store, shard_size: int, without: frozenset[str] = frozenset()
-) -> Packing:
-    """Give every image of a folder its shard, honouring the frozen index. Writes nothing.
+def assign_shards(
+    listing: Listing, output: Store, shard_size: int, excluded: frozenset[str] = frozenset()
+) -> ShardAssignment:
+    """Return which image of a folder is in which shard, honoring the index. Writes nothing.
 
-    What is left out stays as it is: in its shard with its last known tag if it is frozen, in no
-    shard if it is new.
+    An excluded image does not change: if it is indexed, it keeps its shard and its last known tag;
+    if it is new, it gets no shard.
 
     Args:
-        listing: of kind "folder".
-        output: whose `_index/` is honoured.
+        listing: listing of kind "folder".
+        output: store with the index, in `_index/`.
         shard_size: images per new shard.
-        without: images that this run leaves out; see `left_out`.
+        excluded: paths of the images that this run excludes; see `find_excluded_images`.
 
     Raises:
         OutputError: the index is damaged.
     """
-    frozen, generations = _read_index(output)
-    current = _current(listing)
-    others = {image for image in without if image in current}
+    indexed, generations = _read_index(output)
+    current = _entries_of(listing)
+    others = {image for image in excluded if image in current}
     for image in others:
         del current[image]
     changes = []
     for image, entry in current.items():
-        known = frozen.get(image)
+        known = indexed.get(image)
         if known is not None and replace(known, shard="") != entry:
             changes.append(replace(entry, shard=known.shard))
     # By (key, path): an order that does not depend on the store's listing.
-    new = sorted((e for i, e in current.items() if i not in frozen), key=lambda e: (e.key, e.image))
-    first = len({entry.shard for entry in frozen.values()})
+    new = sorted(
+        (e for i, e in current.items() if i not in indexed), key=lambda e: (e.key, e.image)
+    )
+    first = len({entry.shard for entry in indexed.values()})
     changes.extend(
         replace(entry, shard=f"images-{first + index // shard_size:06d}")
         for index, entry in enumerate(new)
     )
-    entries = {**frozen, **{entry.image: entry for entry in changes}}
-    return Packing(
+    entries = {**indexed, **{entry.image: entry for entry in changes}}
+    return ShardAssignment(
         shards=_shards(entries.values()),
         changes=tuple(changes),
         generation=generations,
-        vanished=tuple(sorted(frozen.keys() - current.keys() - others)),
-        unpacked=len(others - frozen.keys()),
+        vanished=tuple(sorted(indexed.keys() - current.keys() - others)),
+        unpacked=len(others - indexed.keys()),
         selected=frozenset(entries[image].shard for image in current),
     )
 
 
-def freeze(packing: Packing, output: Store) -> None:
-    """Write what is new to the index. Only the holder of the lease may call this."""
-    if not packing.changes:
+def write_index(assignment: ShardAssignment, output: Store) -> None:
+    """Write the changes of an assignment to the index; only the holder of the lease may call it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not assignment.changes:
         return
-    rows = [asdict(entry) for entry in packing.changes]
+    rows = [asdict(entry) for entry in assignment.changes]
+    schema = pa.schema([*((name, pa.string()) for name in _STRINGS), ("size", pa.int64())])
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer)
-    output.write(virtual_shards_path(packing.generation), buffer.getvalue())
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
+    output.write(virtual_shards_path(assignment.generation), buffer.getvalue())
 
 
 def _read_index(output: Store) -> tuple[dict[str, _Entry], int]:
-    """(entry of each image, number of index objects): later objects override earlier ones."""
+    """Return (entry by image, number of index objects); later objects override earlier ones."""
+    import pyarrow as pa
+
     entries: dict[str, _Entry] = {}
     infos = output.objects(VIRTUAL_SHARDS)
     for info in infos:
@@ -133,16 +135,19 @@ def _read_index(output: Store) -> tuple[dict[str, _Entry], int]:
                 where=output.location(info.path),
                 found=f"unreadable ({str(error).strip()})",
                 expected="the index of a folder of images",
-                remedy="Restore it, or use a new OUTPUT: only it knows which image is in which shard.",
+                remedy="Restore it, or use a new OUTPUT: only the index assigns images to shards.",
             ) from error
     return entries, len(infos)
 
 
-def left_out(listing: Listing, selection: Selection) -> frozenset[str]:
-    """The images of a folder that a selection does not mean, by path or key, or by their age.
+def find_excluded_images(listing: Listing, selection: Selection) -> frozenset[str]:
+    """Return the paths of the images of a folder that a selection excludes.
+
+    Globs match the path or the key of an image. The modification time of a sample is the later one
+    of image and label.
 
     Raises:
-        InputError: no image matches.
+        InputError: the globs select no image.
         ConfigError: see `Selection.is_recent`.
     """
     labels = listing.labels or {}
@@ -157,12 +162,12 @@ def left_out(listing: Listing, selection: Selection) -> frozenset[str]:
     return frozenset(others)
 
 
-def _current(listing: Listing) -> dict[str, _Entry]:
+def _entries_of(listing: Listing) -> dict[str, _Entry]:
     labels = listing.labels or {}
     entries = {}
     for info in listing.images:
         split = split_suffix(info.path[len(listing.image_root) :])
-        if split is None:  # ".jpg" alone: a name without a key
+        if split is None:  # a name without a key, such as ".jpg"
             continue
         label = labels.get(split[0])
         entries[info.path] = _Entry(
@@ -178,7 +183,7 @@ def _current(listing: Listing) -> dict[str, _Entry]:
 
 
 def _modified(image: ObjectInfo, label: ObjectInfo | None) -> float | None:
-    """When a sample was last changed; None if that is unknown of either."""
+    """Return the modification time of a sample; None if unknown for image or label."""
     moments = [info.modified for info in (image, label) if info is not None]
     known = [moment for moment in moments if moment is not None]
     return max(known) if len(known) == len(moments) else None

@@ -1,7 +1,7 @@
-"""Shards: what INPUT holds, cut into the units of commit and of statistics.
+"""Listing of an input: its kind and its shards, or the images of a folder.
 
-Three kinds of input, told apart by what is there: WebDataset tars, Parquet files, or loose images
-(packed into virtual shards; `pipeline.inputs.folder` freezes which image is in which).
+An input has one of three kinds, which its objects determine: WebDataset tars, Parquet files, or
+single images. `pipeline.inputs.folder` groups single images into virtual shards.
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ LABEL_SUFFIXES = (".seg.png", ".mask.png")
 
 
 MAX_PART = 240
-"""Longest part of a key, bytes: file systems allow 255, and masks add an extension."""
+"""Longest part of a key in bytes: file systems allow 255, and masks add an extension."""
 
 
 MAX_KEY = 800
-"""Longest key, bytes: S3 allows 1024 for a whole object name, and OUTPUT and shard come first."""
+"""Longest key in bytes: S3 allows 1024 for an object name, which starts with OUTPUT and shard."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What an input turned out to hold.
+    """Contents of an input.
 
     Attributes:
-        kind: of all its shards.
-        where: the input's URL.
-        shards: of tar and Parquet inputs, by id.
-        images: of a folder of images, by path.
-        labels: of a folder of images: label objects by key.
-        image_root: "images" for a folder that holds `images/` and `labels/`, else "".
-        passed_over: objects that are no part of the input: "3 .tif", most frequent first, then
-            those with hidden names: "2 named _…".
-        split: which of the images a dataset's split names; "" for all there are.
+        kind: kind of all shards.
+        where: URL of the input.
+        shards: shards of an input of tars or Parquet files, sorted by id.
+        images: images of a folder, sorted by path.
+        labels: labels of a folder by key; None without labels.
+        image_root: "images/" for a folder with `images/` and `labels/`; else "", or the folder of
+            the images of a dataset.
+        passed_over: numbers of ignored objects: "3 .tif", most frequent first, then objects with
+            hidden names: "2 named _…".
+        split: description of the split of a dataset; "" for all images.
     """
 
     kind: Kind
@@ -60,44 +61,48 @@ class Listing:
 
     @property
     def layout(self) -> str:
-        """How the input is laid out, as `Identity` keeps it."""
+        """Kind, image folder and split as one string, for the manifest of an output."""
         return f"{self.kind} {self.image_root} {self.split}".strip()
 
 
 def list_input(source: Store, labels: Store | None) -> Listing:
-    """Look at an input and say what it is.
+    """List an input and determine its kind.
+
+    Args:
+        source: INPUT.
+        labels: folder of labels for a folder of images; None if not given.
 
     Raises:
-        InputError: nothing to label, several kinds in one place, or colliding shard ids.
+        InputError: no images, several kinds in one place, or colliding shard ids.
         StoreError: the input cannot be listed.
     """
-    found, hidden = _Found(), Counter[str]()
+    objects, hidden = _ObjectsByKind(), Counter[str]()
     for info in _visible(source, hidden):
-        found.add(info)
-    kind = _only_kind(source.url, found.kinds(), found.suffixes)
+        objects.add(info)
+    kind = _only_kind(source.url, objects.kinds(), objects.suffixes)
     taken = IMAGE_SUFFIXES if kind == "folder" else (f".{kind}",)
     passed_over = tuple(
         f"{count} {suffix or 'without extension'}"
-        for suffix, count in found.suffixes.most_common()
+        for suffix, count in objects.suffixes.most_common()
         if suffix not in taken
     ) + tuple(f"{count} named {first}…" for first, count in hidden.most_common())
     if kind == "folder":
-        return replace(_folder(source, labels, found.images), passed_over=passed_over)
+        return replace(_folder(source, labels, objects.images), passed_over=passed_over)
     if labels is not None:
         raise InputError(
             where=labels.url,
-            found=f"--labels for an input of {_WORDS[kind]}",
-            expected="a label folder goes with a folder of images",
-            remedy="Put the labels into the shards (fcnseg shard), or leave --labels out.",
+            found=f"--labels for an input of {_NOUNS[kind]}",
+            expected="--labels only for a folder of images",
+            remedy="Pack the labels into the shards (fcnseg shard), or omit --labels.",
         )
-    builder = found.tars if kind == "tar" else found.tables
+    builder = objects.tars if kind == "tar" else objects.tables
     shards = _checked(source.url, builder.build())
     return Listing(builder.kind, source.url, shards, passed_over=passed_over)
 
 
 @dataclass
-class _Found:
-    """What a listing held, by kind. Only one kind will be used; which, only its end tells."""
+class _ObjectsByKind:
+    """Objects of a listing by kind. Which kind is used is known only at the end of the listing."""
 
     suffixes: Counter[str] = field(default_factory=Counter)
     tars: ShardListBuilder = field(default_factory=lambda: ShardListBuilder("tar"))
@@ -125,32 +130,34 @@ def _only_kind(where: str, kinds: Mapping[str, int], suffixes: Counter[str]) -> 
         seen = ", ".join(f"{n} {s or 'without extension'}" for s, n in suffixes.most_common(4))
         raise InputError(
             where=where,
-            found=f"{total} objects ({seen})" if total else "no such prefix, or nothing in it",
+            found=f"{total} objects ({seen})"
+            if total
+            else "no objects: the folder or prefix is empty or missing",
             expected="a folder or prefix of tars, Parquet files or images (jpg, jpeg, png, webp)",
-            remedy="Check the address; names beginning with '_' or '.' are not looked at. For one file, "
-            "name its folder and --include it.",
+            remedy="Check the address. Names that begin with '_' or '.' are ignored. For one file, "
+            "give its folder and --include.",
         )
     if len(present) > 1:
-        counts = " and ".join(f"{kinds[kind]} {_WORDS[kind]}" for kind in present)
+        counts = " and ".join(f"{kinds[kind]} {_NOUNS[kind]}" for kind in present)
         raise InputError(
             where=where,
             found=counts,
             expected="one kind of input per run",
-            remedy="Name the prefix of one of them.",
+            remedy="Give the prefix of one of them.",
         )
     return present[0]
 
 
-_WORDS = {"tar": "tars", "parquet": "Parquet files", "folder": "loose images"}
+_NOUNS = {"tar": "tars", "parquet": "Parquet files", "folder": "loose images"}
 
 
 def is_visible(path: str) -> bool:
-    """Names with a part that begins with `_` or `.` are no data (as in Ray, Spark and Arrow)."""
+    """Return whether no part of a path begins with `_` or `.`; Ray, Spark and Arrow do the same."""
     return not any(part.startswith(("_", ".")) for part in path.split("/"))
 
 
 def check_key(key: str) -> str | None:
-    """What is wrong with a key that is to become part of an object's path, or None."""
+    """Return why a key cannot be part of an object's path, or None if it can."""
     parts = key.split("/")
     if key.startswith("/"):
         return "the key is an absolute path"
@@ -161,7 +168,7 @@ def check_key(key: str) -> str | None:
     if any(ord(character) < 32 or character == "\\" for character in key):
         return "the key has a control character or a backslash"
     if not is_text(key):
-        return "the key is no UTF-8"
+        return "the key is not valid UTF-8"
     if any(len(part.encode()) > MAX_PART for part in parts):
         return f"a part of the key is longer than {MAX_PART} bytes"
     if len(key.encode()) > MAX_KEY:
@@ -170,24 +177,24 @@ def check_key(key: str) -> str | None:
 
 
 def check_names(source: Store) -> None:
-    """Go through all names of an input; where they are files of this machine they may be no text.
+    """Refuse a local input that has a file name which is not valid UTF-8.
 
     Raises:
-        InputError: naming one that no input may have.
+        InputError: the first such name.
         StoreError: the input cannot be listed.
     """
-    if source.is_local:  # other stores have names in UTF-8 alone, and perhaps millions
+    if source.is_local:  # object stores have only UTF-8 names, and perhaps millions of them
         for _ in _visible(source):
             pass
 
 
 def is_text(name: str) -> bool:
-    """Whether a name has a UTF-8 form, as tables need it; the name of a file may have none."""
+    """Return whether a name is valid UTF-8, as tables require; names of local files may not be."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def split_suffix(name: str) -> tuple[str, str] | None:
-    """(key, lower-case suffix) of a file that belongs to a sample, or None.
+    """Return (key, lower-case suffix) of an image or label file, or None for other files.
 
     >>> split_suffix("a/b.v2.seg.png")
     ('a/b.v2', '.seg.png')
@@ -200,7 +207,7 @@ def split_suffix(name: str) -> tuple[str, str] | None:
 
 
 def _visible(source: Store, hidden: Counter[str] | None = None) -> Iterator[ObjectInfo]:
-    """Objects that may be data; the others are counted by the character that hides them."""
+    """Yield the visible objects; count hidden ones by the first character of the hidden part."""
     for info in source.listing():
         if not is_visible(info.path):
             if hidden is not None:
@@ -213,24 +220,24 @@ def _visible(source: Store, hidden: Counter[str] | None = None) -> Iterator[Obje
                 where=source.url,
                 found=f"a file named {name}",
                 expected="names in UTF-8",
-                remedy="Rename it (convmv does).",
+                remedy="Rename it, for example with convmv.",
             )
         yield info
 
 
 def _checked(where: str, shards: ShardList) -> ShardList:
-    """Refuse two shards of one id, and a shard that is named like a chunk of another one.
+    """Refuse two shards with the same id, and a shard with the name of a chunk of another shard.
 
     Raises:
-        InputError: naming both.
+        InputError: the two shards.
     """
     last, stems = None, dict[str, str]()
-    for shard in shards:  # by id: equal ones are neighbours
+    for shard in shards:  # sorted by id: equal ids are neighbors
         if shard.id == last:
             raise InputError(
                 where=where,
                 found=f"two shards with the id {shard.id!r}",
-                expected="names must differ in more than the extension's case",
+                expected="names that differ in more than the case of the extension",
                 remedy="Rename one of them.",
             )
         last = shard.id
@@ -242,7 +249,7 @@ def _checked(where: str, shards: ShardList) -> ShardList:
             raise InputError(
                 where=where,
                 found=f"shards {shard.id!r} and {stems[shard.id]!r}",
-                expected=f"{shard.id!r} may be split into chunks of the second name",
+                expected=f"other names: {shard.id!r} may be split into chunks with such names",
                 remedy="Rename one of them.",
             )
     return shards
@@ -258,8 +265,8 @@ def _folder(source: Store, labels: Store | None, images: Sequence[ObjectInfo]) -
         if not by_key:
             raise InputError(
                 where=labels.url,
-                found="no PNG there",
-                expected="label PNGs parallel to the images",
+                found="no PNG files",
+                expected="label PNGs with the same relative paths as the images",
                 remedy="Check --labels.",
             )
         return Listing("folder", source.url, images=tuple(images), labels=by_key)
@@ -276,7 +283,7 @@ def _folder(source: Store, labels: Store | None, images: Sequence[ObjectInfo]) -
 
 
 def _refuse_devkit(source: Store, images: Sequence[ObjectInfo]) -> None:
-    """Without its split, the labels of a development kit would be labelled as images."""
+    """Refuse a VOC development kit without a split: its labels would be segmented as images."""
     if all(
         any(folder in f"/{info.path}" for info in images)
         for folder in ("/JPEGImages/", "/SegmentationClass/")
@@ -284,14 +291,14 @@ def _refuse_devkit(source: Store, images: Sequence[ObjectInfo]) -> None:
         raise InputError(
             where=source.url,
             found="JPEGImages and SegmentationClass: a PASCAL VOC development kit",
-            expected="the split whose images are meant",
-            remedy="Add --layout voc --split val (or another one).",
+            expected="a split of the development kit",
+            remedy="Add --layout voc --split val (or another split).",
         )
 
 
-def _labels_by_key(found: Iterable[ObjectInfo], root: str) -> dict[str, ObjectInfo]:
+def _labels_by_key(objects: Iterable[ObjectInfo], root: str) -> dict[str, ObjectInfo]:
     return {
         info.path[len(root) : -len(".png")]: info
-        for info in found
+        for info in objects
         if info.path.startswith(root) and info.path.lower().endswith(".png")
     }

@@ -1,4 +1,4 @@
-"""`fcnseg shard`: images and labels into WebDataset tars, the same bytes every time."""
+"""Packing of images and labels into WebDataset tars (`fcnseg shard`), with repeatable bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written, and what was left out: (path, reason) each."""
+    """Result of packing.
+
+    Attributes:
+        shards: number of tars.
+        images: number of packed images.
+        labeled_images: number of packed images with a label.
+        left_out: (path, reason) of every image that was not packed.
+    """
 
     shards: int
     images: int
@@ -24,21 +31,28 @@ class Packed:
 
 
 def pack_folder(images: Store, labels: Store | None, output: Store, shard_size: int) -> Packed:
-    """Write `shard-000000.tar`, … with `shard_size` samples each, by sorted key.
+    """Write the images of a folder as `shard-000000.tar`, …, sorted by key.
 
-    Bytes are copied as they are: nothing is decoded, so nothing is lost.
+    The encoded bytes are copied; nothing is decoded.
+
+    Args:
+        images: folder of images.
+        labels: folder of label PNGs; None if there are none, or they are in `labels/` of the same
+            folder.
+        output: folder of the tars.
+        shard_size: samples per tar.
 
     Raises:
-        InputError: no folder of images.
-        OutputError: the output already holds other objects.
+        InputError: not a folder of images.
+        OutputError: the output already contains other objects.
     """
     listing = list_input(images, labels)
     if listing.kind != "folder":
         raise InputError(
             where=images.url,
-            found=f"{listing.kind} shards already",
+            found=f"{listing.kind} shards",
             expected="a folder of loose images",
-            remedy="Use it as it is.",
+            remedy="Use these shards as INPUT without packing.",
         )
     chosen, left_out = _samples(listing)
     label_store = labels or images
@@ -48,13 +62,13 @@ def pack_folder(images: Store, labels: Store | None, output: Store, shard_size: 
 
 @dataclass(frozen=True)
 class TarSample:
-    """A sample that is to go into a tar, and is read only then.
+    """A sample for a tar; its bytes are read when the tar is written.
 
     Attributes:
-        key: of the sample.
-        suffix: of the image, lower case, with its dot.
-        image: reads the image's bytes.
-        label: reads the label's bytes, a PNG; None for a sample without one.
+        key: key of the sample.
+        suffix: suffix of the image, in lower case, with its dot.
+        image: returns the bytes of the image.
+        label: returns the bytes of the label, a PNG; None for a sample without a label.
     """
 
     key: str
@@ -64,28 +78,30 @@ class TarSample:
 
 
 def write_tars(samples: Sequence[TarSample], output: Store, shard_size: int) -> Packed:
-    """Write `shard-000000.tar`, … with `shard_size` samples each, in their order.
+    """Write samples as `shard-000000.tar`, …, `shard_size` samples each, in the given order.
+
+    One tar at a time is in memory.
 
     Raises:
-        OutputError: the output already holds other objects.
+        OutputError: the output already contains other objects.
     """
     names = [f"shard-{i:06d}.tar" for i in range((len(samples) + shard_size - 1) // shard_size)]
-    there = {info.path for info in output.objects()}
-    others = sorted(there - set(names))
+    existing = {info.path for info in output.objects()}
+    others = sorted(existing - set(names))
     if others:
         raise OutputError(
             where=output.url,
             found=f"{others[0]} and {len(others) - 1} other objects",
-            expected="an empty place",
-            remedy="Choose another OUTPUT: old and new shards would mix.",
+            expected="an empty folder",
+            remedy="Choose another OUTPUT, so that old and new shards do not mix.",
         )
     for index, name in enumerate(names):
         data = encode_tar(_members(samples[index * shard_size : (index + 1) * shard_size]))
-        if name in there and output.read(name) != data:
+        if name in existing and output.read(name) != data:
             raise OutputError(
                 where=output.url,
                 found=f"another {name}",
-                expected="an empty place, or the same data packed before",
+                expected="an empty folder, or the same data packed before",
                 remedy="Nothing was overwritten. Choose another OUTPUT.",
             )
         output.write(name, data)
@@ -103,9 +119,9 @@ def _samples(listing: Listing) -> tuple[list[_Triple], list[tuple[str, str]]]:
     for info in listing.images:
         split = split_suffix(info.path[len(listing.image_root) :])
         key = split[0] if split else ""
-        problem = check_key(key) if key else "a name without a key"
+        problem = check_key(key) if key else "the name has no key"
         if key in samples:
-            problem = f"the key {key!r} is taken by {samples[key][1].path}"
+            problem = f"{samples[key][1].path} has the same key {key!r}"
         if problem:
             left_out.append((info.path, problem))
         else:
@@ -131,7 +147,7 @@ def _members(samples: Sequence[TarSample]) -> Iterator[tuple[str, bytes]]:
 
 
 def _label_name(key: str, suffix: str) -> str:
-    # Beside a PNG image, `key.png` would be a second image; after the key `a.seg`, it would be the
-    # label of `a`.
+    # `key.png` would be a second image beside a PNG image, and with the key `a.seg` it would be the
+    # label of the key `a`.
     plain = suffix != ".png" and split_suffix(f"{key}.png") == (key, ".png")
     return f"{key}.png" if plain else f"{key}.seg.png"

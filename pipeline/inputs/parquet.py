@@ -1,4 +1,4 @@
-"""Samples of a Parquet file with a Hugging Face image column, or one of plain bytes."""
+"""Samples of a Parquet file with an image column: of Hugging Face, or of plain bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from fcn_core.errors import FcnError
 from pipeline.errors import MissingError, SampleError, ShardError
 from pipeline.formats import hub_image_columns
-from pipeline.inputs.sample import Encoded
+from pipeline.inputs.sample import EncodedSample
 from pipeline.inputs.shard import Shard
 from pipeline.storage.store import Store
 
@@ -26,7 +26,7 @@ KEY_COLUMNS = ("key", "__key__", "id", "image_id", "file_name", "filename")
 
 
 _BUFFER = 8 * 2**20
-"""Bytes of one request, and of the rows of one batch."""
+"""Bytes per request, and bytes of the rows of a batch."""
 
 
 _BATCH_ROWS = 256
@@ -34,36 +34,41 @@ _BATCH_ROWS = 256
 
 @contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """Turn what pyarrow raises for damaged files into our error."""
+    """Turn errors of pyarrow about damaged files inside the block into `ShardError`."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is no UTF-8
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: a string that is not UTF-8
         raise ShardError(
             where=where,
-            found=f"not a whole Parquet file ({str(error).strip()})",
+            found=f"not a complete Parquet file ({str(error).strip()})",
             expected="a Parquet file with an image column",
-            remedy="Copy or write it again; the other shards go on.",
+            remedy="Copy or write it again; the run continues with the other shards.",
         ) from error
 
 
 class ParquetIndex:
-    """The rows of a Parquet file, in order, fetched a batch at a time.
+    """Index of the rows of a Parquet file, which are fetched in order, one batch at a time.
 
-    The image column is the one of `IMAGE_COLUMNS` that holds bytes or struct<bytes, path>; else the
-    only such column. The label column is found by name likewise, and is optional. The key is the
-    string column of `KEY_COLUMNS`, else the image's path without extension, else the row number.
+    The image column is the first of `IMAGE_COLUMNS` that holds bytes or struct<bytes, path>, or
+    else the only column of such a type. The optional label column is the first of `LABEL_COLUMNS`
+    of such a type. The key is the first string column of `KEY_COLUMNS`, or else the path of the
+    image without extension, or else the row number.
 
-    Pages are read as they are needed, so that a row group may be larger than the memory.
+    Pages are read on demand, so a row group may be larger than the memory.
 
     Args:
-        shard: of kind "parquet".
+        shard: a shard of kind "parquet".
         source: INPUT.
-        files: closes what is opened here.
+        files: exit stack that closes the file.
         in_memory: fetch the whole file at once instead of ranges.
 
     Raises:
-        ShardError: no Parquet file, or no image column in it.
-        StoreError: the store fails.
+        ShardError: not a complete Parquet file, or no image column.
+        StoreError: the store failed.
     """
 
     def __init__(self, shard: Shard, source: Store, files: ExitStack, *, in_memory: bool) -> None:
@@ -87,25 +92,28 @@ class ParquetIndex:
         self._rows = self._read()
 
     def location(self, number: int) -> str:
-        """The file, and the number of the row."""
+        """Return the address of the file and the number of the row."""
         return f"{self.where}#row={number}"
 
-    def fetch(self, numbers: Sequence[int]) -> Iterator[Encoded | FcnError]:
-        """See `Index`. Rows are read in order; going back begins anew."""
+    def fetch(self, numbers: Sequence[int]) -> Iterator[EncodedSample | FcnError]:
+        """Yield the images and labels of some rows; see `SampleIndex`.
+
+        Rows are read in order. A row before the last one restarts from the first row.
+        """
         for number in numbers:
             if number < self._next:
                 self._next, self._rows = 0, self._read()
             with _explained(self.where):
                 row = next(islice(self._rows, number - self._next, None), None)
                 if row is None:
-                    raise ValueError(f"{len(self.keys)} rows promised, row {number} is not there")
+                    raise ValueError(f"{len(self.keys)} rows announced, row {number} is missing")
             self._next = number + 1
             image = _bytes(row[self.image])
             if image is None:
                 yield SampleError(
                     where=self.location(number),
                     found="a null image, or a path without bytes",
-                    expected="the image's bytes in the row",
+                    expected="the bytes of the image in the row",
                     remedy="Embed the images in the Parquet file.",
                 )
             else:
@@ -145,7 +153,12 @@ class ParquetIndex:
 
 
 class _Group:
-    """A row group: its rows, and the mean encoded bytes of those of its columns that are used."""
+    """A row group.
+
+    Attributes:
+        rows: number of rows.
+        mean: mean encoded bytes of a row in the columns that are used.
+    """
 
     def __init__(self, metadata: Any, columns: Sequence[str]) -> None:
         self.rows: int = metadata.num_rows
@@ -155,28 +168,28 @@ class _Group:
 
 
 def _columns(schema: pa.Schema, where: str) -> tuple[str, str | None]:
-    """The names of the image column and of the label column."""
-    pictures = [f.name for f in schema if _holds_bytes(f.type)]
-    image = _choose(pictures, IMAGE_COLUMNS, hub_image_columns(schema))
+    """Return the names of the image column and of the label column."""
+    candidates = [f.name for f in schema if _holds_bytes(f.type)]
+    image = _choose(candidates, IMAGE_COLUMNS, hub_image_columns(schema))
     if image is None:
         raise ShardError(
             where=where,
             found=f"columns {', '.join(schema.names)}",
-            expected=f"an image column (bytes, or struct<bytes, path>) named like {IMAGE_COLUMNS[0]}",
-            remedy="Rename the column.",
+            expected=f"a column of images named {IMAGE_COLUMNS[0]}: bytes, or struct<bytes, path>",
+            remedy="Rename the column of images.",
         )
-    labels = [name for name in pictures if name != image and name in LABEL_COLUMNS]
+    labels = [name for name in candidates if name != image and name in LABEL_COLUMNS]
     return image, labels[0] if labels else None
 
 
-def columns_passed_over(shard: Shard, source: Store) -> list[str]:
-    """Columns called like labels that hold no pictures, or like keys that hold no text.
+def list_ignored_columns(shard: Shard, source: Store) -> list[str]:
+    """Return the columns that have the name of a label or key column, but the wrong type.
 
-    As "column label (int64)". Empty for a file that cannot be read: that is told when its turn
-    comes.
+    Each is described like "column label (int64)". The list is empty for a damaged file: the run
+    reports it when it reads the shard.
 
     Raises:
-        StoreError: the store fails.
+        StoreError: the store failed.
     """
     try:
         with source.open(shard.path) as handle, _explained(shard.path):
@@ -193,11 +206,11 @@ def columns_passed_over(shard: Shard, source: Store) -> list[str]:
     ]
 
 
-def _choose(pictures: list[str], names: tuple[str, ...], declared: list[str]) -> str | None:
+def _choose(candidates: list[str], names: tuple[str, ...], declared: list[str]) -> str | None:
     for name in (*names, *(d for d in declared if d not in LABEL_COLUMNS)):
-        if name in pictures:
+        if name in candidates:
             return name
-    others = [name for name in pictures if name not in LABEL_COLUMNS]
+    others = [name for name in candidates if name not in LABEL_COLUMNS]
     return others[0] if len(others) == 1 else None
 
 

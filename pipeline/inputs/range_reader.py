@@ -1,9 +1,9 @@
-"""Parts of a large object: a file to walk through, and many ranges at once, in few requests.
+"""Reading parts of a large object in few requests: a file to walk through, or many ranges.
 
-A request to an object store costs some 30 ms before the first byte, and one stream brings about
-100 MB/s. So ranges that lie close together are fetched as one, several requests are under way at
-once, and whoever walks from header to header reads on instead of jumping when the jumps are short.
-`benchmarks/tar_index.py` measures where that pays.
+A request to an object store takes about 30 ms before the first byte, and one stream delivers about
+100 MB/s. Therefore neighboring ranges are fetched in one request, several requests run in parallel,
+and a reader that makes short jumps reads sequentially instead. `benchmarks/tar_index.py` measures
+where that is faster.
 """
 
 from __future__ import annotations
@@ -19,41 +19,50 @@ from pipeline.errors import ShardError
 from pipeline.storage.store import Store
 
 STREAMS = 4
-"""Requests under way at once, for one object."""
+"""Parallel requests for one object."""
 
 
 HOP = 64 * 2**10
-"""Bytes fetched at the end of a jump: a header, and often a small file and the next header."""
+"""Bytes per request after a jump: a header, and often a small file and the next header."""
 
 
 AHEAD = 8 * 2**20
-"""Bytes of one request when reading on."""
+"""Bytes per request in sequential reading."""
 
 
 BREAK_EVEN = 2**20
-"""Jumps that are shorter on average are not worth their round trips."""
+"""Mean length of jumps, in bytes, below which sequential reading is faster."""
 
 
-_SEEN = 32
+_JUMPS = 32
+"""Latest jumps of which the mean length is computed."""
 
-_ENOUGH = 4
+MIN_JUMPS = 4
+"""Jumps before sequential reading can begin."""
 
 
 _GAP = 256 * 2**10
+"""Largest gap in bytes between two ranges of one request."""
 
 _SPAN = 16 * 2**20
+"""Largest request in bytes for several ranges."""
 
 
 _MOST = 64 * 2**20
-"""No header is as long: a single read of more is a damaged length."""
+"""Largest single read in bytes: no header is longer, so the length is damaged."""
 
 
 class RangedObject:
-    """One version of an object of the input, whose parts are fetched.
+    """One version of an object of the input, read in ranges.
+
+    Args:
+        store: INPUT.
+        path: path of the object.
+        size: bytes, as listed.
 
     Raises (on reading):
-        StoreError: the store fails.
-        ShardError: the object was replaced, or is shorter than it was when it was listed.
+        StoreError: the store failed.
+        ShardError: the object was replaced, or is shorter than listed.
     """
 
     def __init__(self, store: Store, path: str, size: int) -> None:
@@ -63,7 +72,7 @@ class RangedObject:
         self._tag: str | None = None
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes in [start, end), cut at the object's end."""
+        """Return the bytes in [start, end), at most up to the end of the object."""
         end = min(end, self.size)
         data, tag = self._store.read_tagged(self._path, start, end)
         self._tag = self._tag or tag
@@ -74,19 +83,19 @@ class RangedObject:
             where=self._store.location(self._path),
             found=replaced if tag != self._tag else f"it ends at {start + len(data)}",
             expected=f"the {self.size} bytes that were listed",
-            remedy="Leave the input as it is during a run, and run again.",
+            remedy="Do not change the input during a run. Run again.",
         )
 
 
 class WalkedFile(io.RawIOBase):
-    """An object as a file for readers that go forwards from place to place.
+    """An object as a file for a reader that jumps forward from header to header.
 
-    It measures how far apart the places are. Up to `BREAK_EVEN` bytes on average it fetches the
-    object from there on, `STREAMS` pieces at once; beyond, only what is asked for. At most
-    `STREAMS` + 1 pieces are held.
+    The file measures the jumps. If their mean is below `BREAK_EVEN` bytes, it reads sequentially,
+    with `STREAMS` pieces of `AHEAD` bytes fetched in parallel. Otherwise it fetches only what is
+    requested. Memory holds at most `STREAMS` + 1 pieces.
 
     Raises (on reading):
-        ValueError: more than 64 MiB are asked for at once.
+        ValueError: a single read of more than 64 MiB.
         StoreError, ShardError: see `RangedObject`.
     """
 
@@ -95,31 +104,31 @@ class WalkedFile(io.RawIOBase):
         self._size = whole.size
         self._position = 0
         self._start, self._data = 0, b""
-        self._jumps: deque[int] = deque(maxlen=_SEEN)
+        self._jumps: deque[int] = deque(maxlen=_JUMPS)
         self._place = 0
         self._coming: deque[tuple[int, Future[bytes]]] = deque()
         self._pool = ThreadPoolExecutor(STREAMS)
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """The present position."""
+        """Return the position in bytes from the start."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Move; nothing is fetched."""
+        """Move to a position and return it; nothing is fetched."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = base + offset
         return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """That many bytes, fewer only at the end."""
+        """Return `size` bytes, or fewer at the end of the object; by default all that remain."""
         whole = size is None or size < 0
         end = self._size if whole or size is None else min(self._position + size, self._size)
         if end - self._position > _MOST:
@@ -136,22 +145,22 @@ class WalkedFile(io.RawIOBase):
         return b"".join(parts)
 
     def close(self) -> None:
-        """Give up what is under way."""
+        """Cancel the requests that have not started, and close the file."""
         self._pool.shutdown(cancel_futures=True)
         super().close()
 
     def _measure(self) -> None:
-        """Note a jump whenever what is read lies beyond what a jump to the last place brought."""
+        """Record a jump if a request after the last jump does not contain the position."""
         if not 0 <= self._position - self._place < HOP:
             self._jumps.append(abs(self._position - self._place))
             self._place = self._position
 
-    def _reads_on(self) -> bool:
+    def _is_sequential(self) -> bool:
         jumps = self._jumps
-        return len(jumps) >= _ENOUGH and sum(jumps) < BREAK_EVEN * len(jumps)
+        return len(jumps) >= MIN_JUMPS and sum(jumps) < BREAK_EVEN * len(jumps)
 
     def _piece(self, end: int) -> tuple[int, bytes]:
-        """(start, bytes) of a piece that holds the present position."""
+        """Return (start, bytes) of a piece that contains the current position."""
         while self._coming:
             start, future = self._coming.popleft()
             if start <= self._position < start + AHEAD:
@@ -159,28 +168,28 @@ class WalkedFile(io.RawIOBase):
                 return start, future.result()
             future.cancel()
         start = self._position
-        if not self._reads_on():
+        if not self._is_sequential():
             return start, self._object.read(start, max(end, start + HOP))
         self._read_ahead(start)
         return start, self._object.read(start, start + AHEAD)
 
     def _read_ahead(self, last: int) -> None:
-        """Have the pieces behind the one that begins at `last` fetched."""
-        while self._reads_on() and len(self._coming) < STREAMS and last + AHEAD < self._size:
+        """Start requests for the pieces after the one that begins at `last`."""
+        while self._is_sequential() and len(self._coming) < STREAMS and last + AHEAD < self._size:
             last += AHEAD
             self._coming.append((last, self._pool.submit(self._object.read, last, last + AHEAD)))
 
 
 def read_ranges(whole: RangedObject, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """The bytes of many (offset, size) ranges of an object, in the order they are named.
+    """Return the bytes of many (offset, size) ranges of an object, in the given order.
 
-    Neighbours are fetched in one request, up to 256 KiB that nobody wants between two; requests
-    are of at most 16 MiB, but for a single range that is larger.
+    Ranges with gaps of at most 256 KiB share a request of at most 16 MiB; a single larger range is
+    one request.
 
     Raises:
         StoreError, ShardError: see `RangedObject`.
     """
-    found = [b""] * len(ranges)
+    parts = [b""] * len(ranges)
 
     def read(span: list[int]) -> tuple[list[int], int, bytes]:
         start = ranges[span[0]][0]
@@ -190,12 +199,12 @@ def read_ranges(whole: RangedObject, ranges: Sequence[tuple[int, int]]) -> list[
     for span, start, data in map_ordered(read, _spans(ranges), STREAMS):
         for index in span:
             offset, size = ranges[index]
-            found[index] = data[offset - start : offset - start + size]
-    return found
+            parts[index] = data[offset - start : offset - start + size]
+    return parts
 
 
 def _spans(ranges: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Indices of the ranges that are fetched together. Empty ranges are not fetched at all."""
+    """Return lists of indices of ranges that share a request; empty ranges are in none."""
     spans: list[list[int]] = []
     start = end = 0
     wanted = [index for index, (_, size) in enumerate(ranges) if size]

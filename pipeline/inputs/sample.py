@@ -1,4 +1,4 @@
-"""Samples: what a shard holds, before and after it is fetched, and what failed."""
+"""Samples of a shard, their index before they are fetched, and failed samples."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from fcn_core.errors import FcnError
 from fcn_core.images import decode_label
 from fcn_core.labels import LabelSet
 
-Encoded = tuple[bytes, bytes | None]
-"""An encoded image and perhaps its encoded label."""
+EncodedSample = tuple[bytes, bytes | None]
+"""(encoded image, encoded label or None)."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A key with its encoded image and perhaps its encoded label.
+    """An image of the input, with its label if it has one.
 
-    `location` says where the image's bytes are in the input, for people.
+    Attributes:
+        key: key of the sample, unique in its shard.
+        image: bytes of the encoded image.
+        label: bytes of the encoded label; None without a label.
+        location: address of the image in the input, for messages.
     """
 
     key: str
@@ -31,16 +35,22 @@ class Sample:
 
     @property
     def label_location(self) -> str:
-        """Where the label is, for people."""
+        """Address of the label in the input, for messages."""
         return f"{self.location}, label of {self.key}"
 
 
 def decode_truth(data: bytes, where: str, labels: LabelSet, max_pixels: int) -> NDArray[np.uint8]:
-    """(H, W) class indices, 255 = void, of an encoded label.
+    """Return the class indices of an encoded label, (H, W), 255 = void.
+
+    Args:
+        data: bytes of the label.
+        where: address of the label, for messages.
+        labels: meaning of the values.
+        max_pixels: larger labels are refused before they are decoded.
 
     Raises:
-        ImageError: it does not decode.
-        LabelError: it holds values outside the label set.
+        ImageError: the label cannot be decoded.
+        LabelError: the label has values outside the label set.
     """
     raw = decode_label(data, where, max_pixels, colours=bool(labels.colours))
     return labels.encode(raw, where)
@@ -69,7 +79,14 @@ def check_label_size(
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that went to quarantine: a row of the quarantine table."""
+    """A quarantined sample: a row of the quarantine table.
+
+    Attributes:
+        key: key of the sample.
+        reason: message of the error without its location.
+        error: class name of the error.
+        location: address of the sample in the input.
+    """
 
     key: str
     reason: str
@@ -78,37 +95,35 @@ class Failure:
 
     @classmethod
     def of(cls, key: str, error: FcnError, location: str) -> Failure:
-        """From the error that stopped the sample."""
+        """Return the failure of a sample from its error."""
         return cls(key, error.reason, type(error).__name__, location)
 
 
-class Index(Protocol):
-    """The samples of a shard, known but not fetched. Small: a shard may have millions.
-
-    Attributes:
-        keys: as found, not yet checked; a key may occur twice.
-        sizes: encoded bytes of image and label.
-    """
+class SampleIndex(Protocol):
+    """The samples of a shard before their bytes are fetched; small even for millions of samples."""
 
     @property
     def keys(self) -> Sequence[str]:
-        """See above."""
+        """Keys in the order of the shard; not validated, and a key may occur twice."""
         ...
 
     @property
     def sizes(self) -> Sequence[int]:
-        """See above."""
+        """Encoded bytes of image and label of each sample."""
         ...
 
     def location(self, number: int) -> str:
-        """Where the image of a sample is, for people."""
+        """Return the address of a sample's image, for messages."""
         ...
 
-    def fetch(self, numbers: Sequence[int]) -> Iterator[Encoded | FcnError]:
-        """The bytes of some samples, in this (rising) order, or why one cannot be had.
+    def fetch(self, numbers: Sequence[int]) -> Iterator[EncodedSample | FcnError]:
+        """Yield the bytes of some samples, or the error of a sample that cannot be read.
+
+        Args:
+            numbers: positions in `keys`, in increasing order.
 
         Raises:
-            ShardError: the shard as a whole cannot be read any further.
-            StoreError: the store fails.
+            ShardError: the rest of the shard cannot be read.
+            StoreError: the store failed.
         """
         ...

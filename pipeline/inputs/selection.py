@@ -1,4 +1,4 @@
-"""Which part of an input a run looks at: globs on names, and how long ago something changed."""
+"""Selection of a part of an input: globs on paths, and a minimum modification time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 @dataclass(frozen=True)
 class Selection:
-    """A part of an input.
+    """The part of an input that a run reads.
 
     Attributes:
-        include: globs; with none, everything is included.
-        exclude: globs; they win.
-        since: seconds since the epoch; what was changed earlier is not looked at.
+        include: globs of paths to read; empty for all.
+        exclude: globs of paths not to read; they have priority over `include`.
+        since: earliest modification time in seconds since the epoch; None for any.
     """
 
     include: tuple[str, ...] = ()
@@ -30,13 +30,14 @@ class Selection:
 
     @property
     def is_all(self) -> bool:
-        """Whether nothing is left out."""
+        """Whether the whole input is selected."""
         return not (self.include or self.exclude) and self.since is None
 
     def names(self, *names: str) -> bool:
-        """Whether something of these names (its path, its id) is meant.
+        """Return whether the globs select an object by any of its names, such as path and id.
 
-        As `fnmatch.fnmatchcase`: `*` matches any characters, `/` too; `?` one; `[ab]` one of them.
+        Globs match as in `fnmatch.fnmatchcase`: `*` any characters including `/`, `?` any one
+        character, `[ab]` one of the characters.
 
         >>> selection = Selection(include=("train/*",), exclude=("*-7",))
         >>> selection.names("train/x/a-7.tar", "train/x/a-7"), selection.names("train/a-8.tar")
@@ -46,27 +47,36 @@ class Selection:
         return included and not (self.exclude and any(map(self._exclude.fullmatch, names)))
 
     def is_recent(self, modified: float | None, where: str) -> bool:
-        """Whether something that was changed at that time is meant.
+        """Return whether an object with this modification time is selected.
+
+        Args:
+            modified: seconds since the epoch; None or NaN if unknown.
+            where: path of the object, for messages.
 
         Raises:
-            ConfigError: `since` is asked for and the store knows no time.
+            ConfigError: `since` is set and the modification time is unknown.
         """
         if self.since is None:
             return True
         if modified is None or modified != modified:
             raise ConfigError(
                 where=f"--since, {where}",
-                found="a store that does not tell when its objects were changed",
+                found="a store without modification times",
                 expected="modification times",
-                remedy="Leave --since out: what is done already is never read again anyway.",
+                remedy="Omit --since: a run never reads shards again that are already committed.",
             )
         return modified >= self.since
 
     def refuse_none(self, where: str, matching: int, of: str) -> None:
-        """Refuse globs that leave nothing of an input: most likely they are mistyped.
+        """Refuse globs that select nothing, which are probably mistyped.
+
+        Args:
+            where: URL of the input.
+            matching: number of selected objects.
+            of: what was searched, like "12 shards".
 
         Raises:
-            InputError: `matching` is 0.
+            InputError: `matching` is 0 and there are globs.
         """
         if matching or not (self.include or self.exclude):
             return
@@ -74,9 +84,9 @@ class Selection:
         globs += [f"--exclude {glob!r}" for glob in self.exclude]
         raise InputError(
             where=where,
-            found=f"nothing matches: none of {of}",
-            expected=f"something for {' '.join(globs)}",
-            remedy="Globs are of whole paths below INPUT; * matches / as well.",
+            found=f"no match among {of}",
+            expected=f"at least one match of {' '.join(globs)}",
+            remedy="Globs match whole paths below INPUT; * also matches /.",
         )
 
     @cached_property
@@ -92,7 +102,7 @@ EVERYTHING = Selection()
 
 
 def seconds_of(text: str) -> float | None:
-    """Seconds of a duration such as "90m", "36h", "7d" or "2w"; None of anything else.
+    """Return the seconds of a duration like "90m", "36h", "7d" or "2w", or None if it is not one.
 
     >>> seconds_of("1.5h"), seconds_of("0s"), seconds_of("24")
     (5400.0, 0.0, None)
@@ -102,15 +112,15 @@ def seconds_of(text: str) -> float | None:
 
 
 def parse_since(text: str, now: float) -> float:
-    """The moment that `--since` names, as seconds since the epoch.
+    """Return the time that `--since` names, in seconds since the epoch.
 
     Args:
-        text: an age (`90m`, `36h`, `7d`, `2w`), or an ISO date or date and time; UTC unless it
-            says otherwise.
-        now: seconds since the epoch.
+        text: an age (`90m`, `36h`, `7d`, `2w`), or an ISO date with or without time; UTC unless
+            the text names a time zone.
+        now: current time in seconds since the epoch.
 
     Raises:
-        ConfigError: neither, or a moment that is still to come.
+        ConfigError: neither an age nor a date, or a time in the future.
 
     >>> parse_since("36h", 1_000_000.0), parse_since("1970-01-02", 1_000_000.0)
     (870400.0, 86400.0)
@@ -124,16 +134,16 @@ def parse_since(text: str, now: float) -> float:
     except (ValueError, OverflowError):
         raise ConfigError(
             where=f"--since {text}",
-            found="no time",
+            found="neither an age nor a date",
             expected="an age (90m, 36h, 7d, 2w) or a date (2026-11-01, 2026-11-01T06:00)",
-            remedy="Correct it.",
+            remedy="Correct --since.",
         ) from None
     if since > now:
         raise ConfigError(
             where=f"--since {text}",
-            found="a moment that is still to come (UTC, unless a zone is given)",
+            found="a time in the future (UTC, unless a time zone is given)",
             expected="an age (90m, 36h, 7d, 2w) or a date in the past",
-            remedy="Correct it.",
+            remedy="Correct --since.",
         )
     return since
 

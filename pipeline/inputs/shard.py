@@ -1,18 +1,19 @@
-"""Shards, and many of them in little memory: a `Shard` is made when it is looked at."""
+"""Shards, the units of commit, and `ShardList`, which holds millions of them in little memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.storage.backend import ObjectInfo
 from pipeline.storage.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # imported in the functions that need it: that takes long
+    from numpy.typing import NDArray
 
 Kind = Literal["tar", "parquet", "folder"]
 
@@ -21,7 +22,13 @@ _ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One image of a virtual shard: its key and the paths of its files below INPUT and LABELS."""
+    """One image of a virtual shard.
+
+    Attributes:
+        key: key of the sample.
+        image: path of the image below INPUT.
+        label: path of the label below the store of labels; None without a label.
+    """
 
     key: str
     image: str
@@ -30,15 +37,17 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A unit of commit.
+    """A part of an input that is segmented and committed as a whole.
+
+    A shard is one object, or a virtual shard: a fixed group of images in a folder.
 
     Attributes:
         id: path below INPUT without the extension, or the name of a virtual shard.
-        kind: how its bytes are laid out.
-        path: the object below INPUT (empty for a virtual shard).
-        size: bytes; of a virtual shard, those of all its images and labels.
-        etag: changes when the content does.
-        members: of a virtual shard.
+        kind: file format: "tar", "parquet", or "folder" for a virtual shard.
+        path: path of the object below INPUT; "" for a virtual shard.
+        size: bytes of the object, or of all images and labels of a virtual shard.
+        etag: tag that changes with the content.
+        members: images of a virtual shard; empty for an object.
     """
 
     id: str
@@ -50,7 +59,16 @@ class Shard:
 
 
 class ShardList(Sequence[Shard]):
-    """Objects that are a shard each, by id: about a hundred bytes for one, shared by selections."""
+    """Shards of one object each, sorted by id, as an immutable sequence.
+
+    Arrow columns hold about 100 bytes per shard. A `Shard` is created on access. Slices and
+    selections share the columns of the whole list.
+
+    Args:
+        kind: kind of all shards.
+        columns: path, size, etag and modified of each object, in any order.
+        places: rows of `columns` that are in this list, in the order of the list.
+    """
 
     def __init__(
         self, kind: Literal["tar", "parquet"], columns: pa.RecordBatch, places: NDArray[np.int64]
@@ -63,6 +81,8 @@ class ShardList(Sequence[Shard]):
         return len(self._places)
 
     def __iter__(self) -> Iterator[Shard]:
+        import pyarrow as pa
+
         cut = -len(self._kind) - 1
         for start in range(0, len(self), _ROWS):
             rows = self._columns.take(pa.array(self._places[start : start + _ROWS]))
@@ -82,17 +102,21 @@ class ShardList(Sequence[Shard]):
 
     @property
     def modified(self) -> NDArray[np.float64]:
-        """When each object was last changed, seconds since the epoch; NaN where unknown."""
-        found: NDArray[np.float64] = self._columns["modified"].to_numpy()[self._places]
-        return found
+        """Modification time of each object in seconds since the epoch, (N,); NaN if unknown."""
+        modified: NDArray[np.float64] = self._columns["modified"].to_numpy()[self._places]
+        return modified
 
     def where(self, mask: NDArray[np.bool_]) -> ShardList:
-        """Some of them."""
+        """Return the shards for which a mask, (N,), is True."""
         return ShardList(self._kind, self._columns, self._places[mask])
 
 
 class ShardListBuilder:
-    """Takes objects one by one."""
+    """Builds a `ShardList` from objects that are added one by one.
+
+    Args:
+        kind: kind of the shards; also the extension of the objects.
+    """
 
     def __init__(self, kind: Literal["tar", "parquet"]) -> None:
         self.kind = kind
@@ -105,14 +129,17 @@ class ShardListBuilder:
         return self._count
 
     def add(self, info: ObjectInfo) -> None:
-        """One more."""
+        """Add an object."""
         self._count += 1
         self._waiting.append(info)
         if len(self._waiting) == _ROWS:
             self._flush()
 
     def build(self) -> ShardList:
-        """All of them, sorted by id."""
+        """Return all added objects as shards, sorted by id."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         self._flush()
         order = pc.sort_indices(pa.chunked_array(self._ids, pa.string())).to_numpy()
         columns = pa.concat_batches(self._batches)
@@ -120,6 +147,8 @@ class ShardListBuilder:
         return ShardList(self.kind, columns, order.astype(np.int64))
 
     def _flush(self) -> None:
+        import pyarrow as pa
+
         if not self._waiting:
             return
         infos, self._waiting = self._waiting, []
@@ -136,7 +165,12 @@ class ShardListBuilder:
 
 @dataclass(frozen=True)
 class ChunkLimits:
-    """A shard over either number is split; the split depends on nothing else."""
+    """Largest chunk. A shard above either limit is split; the split depends only on the limits.
+
+    Attributes:
+        images: images per chunk.
+        bytes: encoded bytes per chunk.
+    """
 
     images: int
     bytes: int
@@ -144,7 +178,12 @@ class ChunkLimits:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the bytes of a run come from: INPUT and, for a folder of images, its labels."""
+    """Stores that a run reads samples from.
+
+    Attributes:
+        images: INPUT.
+        labels: store of the labels of a folder of images; else INPUT.
+    """
 
     images: Store
     labels: Store

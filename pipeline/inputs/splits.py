@@ -1,4 +1,4 @@
-"""Which images a dataset's split names: text files with one id per line."""
+"""Splits of datasets: text files with one image id per line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.inputs.listing import IMAGE_SUFFIXES, check_key
 from pipeline.storage.store import Store, read_url
 
 _NAMED = 3
-"""Missing ids that a message names; the rest it counts."""
+"""Missing ids that a message names; it counts the others."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Split:
     """The ids of a split, in the order of their file.
 
     Attributes:
-        name: as it was asked for: "val", or the address of a file.
-        where: the file, for people.
-        ids: of the images.
+        name: name or address that the user gave: "val", or the path or URL of a file.
+        where: address of the file, for messages.
+        ids: ids of the images, without folder and suffix.
 
     Raises:
-        InputError: an id twice.
+        InputError: an id occurs twice.
     """
 
     name: str
@@ -36,56 +36,56 @@ class Split:
     def __post_init__(self) -> None:
         twice = [name for name, count in Counter(self.ids).items() if count > 1]
         if twice:
-            found = f"{len(twice)} ids more than once, the first {twice[0]!r}"
-            raise _no_list(self.where, found)
+            found = f"{len(twice)} ids more than once, the first is {twice[0]!r}"
+            raise _invalid_list(self.where, found)
 
     @property
     def description(self) -> str:
-        """Name, number and digest: what tells two splits apart in an output's `_run.json`."""
+        """Name, number of ids, and digest of the ids, for the `_run.json` of an output."""
         digest = hashlib.sha256("\n".join(sorted(self.ids)).encode()).hexdigest()[:12]
         return f"split {posixpath.basename(self.name)} ({len(self.ids)} ids, {digest})"
 
-    def refuse_missing(self, have: Iterable[str], what: str, remedy: str) -> None:
-        """Refuse ids that something is missing for.
+    def refuse_missing(self, present: Iterable[str], what: str, remedy: str) -> None:
+        """Refuse a split with ids that lack an image or a label.
 
         Args:
-            have: ids for which it is there.
-            what: what is missing, with its place: "image JPEGImages/<id>.jpg".
-            remedy: what to do.
+            present: ids that have the image or the label.
+            what: kind and path of the file, like "image JPEGImages/<id>.jpg".
+            remedy: what the user can do.
 
         Raises:
-            InputError: naming the first ids, and how many there are.
+            InputError: the number of incomplete ids, and the first of them.
         """
-        known = set(have)
-        missing = [name for name in self.ids if name not in known]
+        complete = set(present)
+        missing = [name for name in self.ids if name not in complete]
         if missing:
             more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
             raise InputError(
                 where=self.where,
                 found=f"{len(missing)} of {len(self.ids)} ids without {what}: "
                 f"{', '.join(missing[:_NAMED])}{more}",
-                expected="one for every id of the split",
+                expected="a file for every id of the split",
                 remedy=remedy,
             )
 
 
 def is_address(split: str) -> bool:
-    """Whether a split is the path or URL of a file of ids, and not the name of one."""
+    """Return whether a split is given as the path or URL of a file, instead of by name."""
     return "/" in split or split.lower().endswith(".txt")
 
 
 def read_split(source: Store, folder: str, split: str | None, remedy: str) -> Split:
-    """The ids of a split.
+    """Return the ids of a split.
 
     Args:
         source: the dataset.
-        folder: where its lists of ids lie, below the source; "" for the source itself.
-        split: name of a list there, or path or URL of a file of ids anywhere.
-        remedy: where to get the lists, for the error.
+        folder: folder of the lists of ids below the source; "" for the source itself.
+        split: name of a list in this folder, or path or URL of any file of ids.
+        remedy: where the user can get the lists, for the message.
 
     Raises:
-        ConfigError: no such split.
-        InputError: a file that is no list of ids.
+        ConfigError: no split is named, or it does not exist.
+        InputError: the file is not a list of ids.
     """
     if split is not None and is_address(split):
         try:
@@ -110,40 +110,53 @@ def read_split(source: Store, folder: str, split: str | None, remedy: str) -> Sp
 
 
 def unknown_split(where: str, split: str | None, names: Sequence[str], remedy: str) -> ConfigError:
-    """The error of a split that is not there, or was not named."""
+    """Return the error for a split that does not exist, or that the user did not name.
+
+    Args:
+        where: address of the lists.
+        split: the name that the user gave; None without a name.
+        names: names of the existing lists.
+        remedy: where the user can get other lists; "" if unknown.
+    """
     return ConfigError(
         where=where,
         found=f"no list of ids {split!r}" if split else "no --split",
-        expected=f"here are {', '.join(sorted(names))}" if names else "here are no lists of ids",
-        remedy=f"Name one with --split, or the path or URL of a file of ids. {remedy}".rstrip(),
+        expected=f"one of {', '.join(sorted(names))}" if names else "a list of ids; there are none",
+        remedy=f"Give --split a name, or the path or URL of a file of ids. {remedy}".rstrip(),
     )
 
 
 def parse_split(name: str, where: str, data: bytes) -> Split:
-    """The ids of a file: the first word of each line, without folders and picture suffix.
+    """Return the ids of a file: the first word of each line, without folder and image suffix.
 
-    A second word is taken for the path of the label, as SegNet's lists have it, if both are paths.
+    A second word is allowed if both words are paths: in the lists of SegNet, the second word is the
+    path of the label.
+
+    Args:
+        name: name of the split.
+        where: address of the file, for messages.
+        data: bytes of the file.
 
     Raises:
-        InputError: no text, no ids, a line of other words, an id twice.
+        InputError: not valid UTF-8, no ids, a line with other words, an invalid id, or an id twice.
     """
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise _no_list(where, "bytes that are no UTF-8") from error
+        raise _invalid_list(where, "bytes that are not valid UTF-8") from error
     ids = []
     for number, line in enumerate(lines, 1):
         words = line.replace("\\", "/").split()
         if not words:
             continue
         if len(words) > 2 or (len(words) == 2 and not all("/" in word for word in words)):
-            raise _no_list(where, f"line {number} is {line.strip()[:60]!r}")
+            raise _invalid_list(where, f"line {number} is {line.strip()[:60]!r}")
         ids.append(_id(words[0]))
         problem = check_key(ids[-1])
         if problem:
-            raise _no_list(where, f"line {number}: {problem}")
+            raise _invalid_list(where, f"line {number}: {problem}")
     if not ids:
-        raise _no_list(where, "no ids")
+        raise _invalid_list(where, "no ids")
     return Split(name, where, tuple(ids))
 
 
@@ -153,7 +166,7 @@ def _id(word: str) -> str:
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
-def _no_list(where: str, found: str) -> InputError:
+def _invalid_list(where: str, found: str) -> InputError:
     return InputError(
         where=where,
         found=found,
@@ -162,15 +175,15 @@ def _no_list(where: str, found: str) -> InputError:
     )
 
 
-def by_id(paths: Iterable[str], folder: str, suffixes: Sequence[str]) -> Mapping[str, str]:
-    """Path by id of the files that lie in a folder (not below it) and have one of the suffixes.
+def paths_by_id(paths: Iterable[str], folder: str, suffixes: Sequence[str]) -> Mapping[str, str]:
+    """Return path by id for the files directly in a folder that have one of the suffixes.
 
-    >>> by_id(["a/1.jpg", "a/b/2.jpg", "c/3.jpg", "a/4.png"], "a/", [".jpg"])
+    >>> paths_by_id(["a/1.jpg", "a/b/2.jpg", "c/3.jpg", "a/4.png"], "a/", [".jpg"])
     {'1': 'a/1.jpg'}
     """
-    found = {}
+    by_id = {}
     for path in paths:
         stem, suffix = posixpath.splitext(path[len(folder) :])
         if path.startswith(folder) and suffix.lower() in suffixes and "/" not in stem:
-            found[stem] = path
-    return found
+            by_id[stem] = path
+    return by_id

@@ -1,4 +1,4 @@
-"""Samples of a WebDataset tar: members grouped by key, fetched by their offsets."""
+"""Samples of a WebDataset tar: members are grouped by key and fetched by their offsets."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from fcn_core.errors import FcnError
 from pipeline.errors import SampleError, ShardError
 from pipeline.inputs.listing import LABEL_SUFFIXES, split_suffix
 from pipeline.inputs.range_reader import RangedObject, WalkedFile, read_ranges
-from pipeline.inputs.sample import Encoded
+from pipeline.inputs.sample import EncodedSample
 from pipeline.inputs.shard import Shard
 from pipeline.storage.store import Store
 
 MAX_MEMBER = 2 * 2**30
-"""Larger members (or sparse ones that unfold to more) are no pictures; bytes."""
+"""Largest member in bytes, after unfolding of a sparse file: larger ones are not images."""
 
 
 _BLOCK = 512
 
 _NOWHERE = -1
+"""Offset of a link whose target is not in the tar."""
 
 _NONE = -2
+"""Offset of the label of a sample without a label."""
 
-_REMEDY = "Copy or pack it again; the other shards go on."
+_REMEDY = "Copy or pack it again; the run continues with the other shards."
 
 _TAIL = 2**20
 
@@ -45,20 +47,20 @@ _PACKED = {
 
 
 class TarIndex:
-    """The samples of a tar, in the order of their first member.
+    """Index of the samples of a tar, in the order of their first member.
 
-    A `.png` is the label of its key when the key has a jpg, jpeg or webp too, else its image.
-    Members of other kinds (json, txt, cls, …) are passed over, and so are the `._…` files that
-    macOS adds. A sample takes about 200 bytes here, whatever its size.
+    A `.png` is the label of its key if the key also has a jpg, jpeg or webp; else it is the image.
+    Members of other types (json, txt, cls, …) and the `._…` files of macOS are ignored. A sample
+    takes about 200 bytes of memory, whatever its size.
 
     Args:
-        shard: of kind "tar".
+        shard: a shard of kind "tar".
         source: INPUT.
         in_memory: fetch the whole tar at once instead of ranges.
 
     Raises:
         ShardError: not a tar, truncated, or damaged between two members.
-        StoreError: the store fails.
+        StoreError: the store failed.
     """
 
     def __init__(self, shard: Shard, source: Store, *, in_memory: bool) -> None:
@@ -83,11 +85,11 @@ class TarIndex:
         self._sparse = members.sparse
 
     def location(self, number: int) -> str:
-        """The tar, and the name of the member."""
+        """Return the address of the tar and the name of the member."""
         return f"{self.where}#{self.keys[number]}{self._suffixes[number]}"
 
-    def fetch(self, numbers: Sequence[int]) -> Iterator[Encoded | FcnError]:
-        """See `Index`: the members of all these samples in as few requests as may be."""
+    def fetch(self, numbers: Sequence[int]) -> Iterator[EncodedSample | FcnError]:
+        """Yield the images and labels of some samples in few requests; see `SampleIndex`."""
         ranges = []
         for number in numbers:
             for part in ("image", "label"):
@@ -96,7 +98,7 @@ class TarIndex:
             parts = read_ranges(self._object, ranges)
         else:
             parts = [self._whole[offset : offset + size] for offset, size in ranges]
-        parts.reverse()  # popped from the end, so that nothing is held twice
+        parts.reverse()  # popped from the end, so that each part is freed once it is yielded
         for number in numbers:
             image, label = parts.pop(), parts.pop()
             problem = self._problem(number)
@@ -120,12 +122,12 @@ class TarIndex:
             return self._errors[number]
         places = {part: values[number] for part, values in self._places.items()}
         if _NOWHERE in (places["image"], places["label"]):
-            found, expected = "a link to nothing in this tar", "a file"
+            found, expected = "a link whose target is not in this tar", "a file"
             return SampleError(
                 where=self.location(number),
                 found=found,
                 expected=expected,
-                remedy="Pack the file itself.",
+                remedy="Pack the file instead of the link.",
             )
         if max(places["image size"], places["label size"]) > MAX_MEMBER:
             found = f"{max(places['image size'], places['label size'])} bytes"
@@ -139,7 +141,7 @@ class TarIndex:
         return None
 
     def _unfold(self, part: str, number: int, data: bytes) -> bytes:
-        """The bytes of a sparse member with its holes; of any other as they are."""
+        """Return the bytes of a member; a sparse one is filled with zeros at its holes."""
         pieces = self._sparse.get(self._places[part][number])
         if pieces is None:
             return data
@@ -179,10 +181,19 @@ class TarIndex:
 
 
 class _Members:
-    """The members of a tar that belong to samples, as columns."""
+    """The members of a tar that belong to samples, as columns of packed arrays.
+
+    Attributes:
+        numbers: number of each sample by key, in the order of first members.
+        samples: sample number of each member.
+        suffixes: suffix of each member, from the first dot after the key.
+        offsets: offset of the bytes of each member; `_NOWHERE` for a broken link.
+        sizes: bytes of each member; of a sparse member, with its holes.
+        sparse: (offset, size) of the stored pieces of a sparse member, by offset of its bytes.
+    """
 
     def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}  # of samples, by key
+        self.numbers: dict[str, int] = {}
         self.samples = array("q")
         self.suffixes: list[str] = []
         self.offsets = array("q")
@@ -195,7 +206,7 @@ class _Members:
         return (_NONE, 0) if member is None else (self.offsets[member], self.sizes[member])
 
     def add(self, member: tarfile.TarInfo) -> None:
-        """Note a regular file, or a link to one: packing hard-linked files makes such."""
+        """Add a regular file or a link; tar stores the second name of a file as a link."""
         is_link = member.islnk() or member.issym()
         if not (member.isfile() or is_link):
             return
@@ -203,7 +214,7 @@ class _Members:
         split = None if posixpath.basename(name).startswith("._") else split_suffix(name)
         place = (_NOWHERE, 0) if is_link else (member.offset_data, member.size)
         if member.issparse():
-            pieces: Any = member.sparse  # (offset, size) each; typeshed says bytes
+            pieces: Any = member.sparse  # (offset, size) each; the annotation in typeshed is wrong
             self.sparse[member.offset_data] = list(pieces)
         if split is None:
             if not is_link:
@@ -220,7 +231,7 @@ class _Members:
         self.sizes.append(place[1])
 
     def by_key(self) -> Iterator[tuple[str, list[int]]]:
-        """The members of each key, in order; links stand for what they lead to."""
+        """Yield each key with its members, in order; links get the place of their target."""
         if self._links:
             self._follow()
         self._others.clear()
@@ -241,7 +252,7 @@ class _Members:
 
 
 def _walk(handle: IO[bytes], where: str) -> _Members:
-    """Read all headers."""
+    """Return the members of a tar by reading all headers."""
     start = handle.read(6)
     for magic, name in _PACKED.items():
         if start.startswith(magic):
@@ -249,7 +260,7 @@ def _walk(handle: IO[bytes], where: str) -> _Members:
                 where=where,
                 found=f"{name} data",
                 expected="an uncompressed tar",
-                remedy="Unpack it; the other shards go on.",
+                remedy="Decompress it; the run continues with the other shards.",
             )
     handle.seek(0)
     members, count = _Members(), 0
@@ -257,13 +268,13 @@ def _walk(handle: IO[bytes], where: str) -> _Members:
         with tarfile.open(fileobj=handle, mode="r:", encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
                 members.add(member)
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every member in memory
                 count += 1
             end = tar.offset
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise ShardError(
             where=where,
-            found=f"not a whole tar ({error})",
+            found=f"not a complete tar ({error})",
             expected="an uncompressed tar",
             remedy=_REMEDY,
         ) from error
@@ -272,20 +283,20 @@ def _walk(handle: IO[bytes], where: str) -> _Members:
 
 
 def _check_end(handle: IO[bytes], where: str, end: int, count: int) -> None:
-    # tarfile ends silently at whatever is no header: only the end-of-archive marker, a block of
-    # zeros, tells a whole tar from one cut between two members.
+    # tarfile stops silently at any block that is not a header. Only the end-of-archive marker, a
+    # block of zeros, distinguishes a complete tar from one cut between two members.
     handle.seek(end)
     block = handle.read(_BLOCK)
     if block != bytes(_BLOCK):
-        found = "the file ends" if not block else "bytes that are no member"
+        found = "the file ends" if not block else "bytes that are not a member"
         raise ShardError(
             where=where,
             found=f"{found} at {end} after {count} members",
             expected="an end-of-archive marker",
             remedy="It is truncated or damaged. " + _REMEDY,
         )
-    # What follows is padding, or what some program appended, and no reader looks at it; but
-    # `cat a.tar b.tar` must not lose b.
+    # Readers ignore what follows: padding, or data that a program appended. But the samples of b in
+    # `cat a.tar b.tar` must not be lost silently.
     rest = handle.read(_TAIL)
     for start in range(0, len(rest) - _BLOCK + 1, _BLOCK):
         block = rest[start : start + _BLOCK]
@@ -293,9 +304,10 @@ def _check_end(handle: IO[bytes], where: str, end: int, count: int) -> None:
             if _is_header(block):
                 raise ShardError(
                     where=where,
-                    found=f"another archive at {end + _BLOCK + start}, behind the end of the first",
+                    found=f"another archive at {end + _BLOCK + start}, after the end of the first",
                     expected="one archive per object",
-                    remedy="Join tars with `tar --concatenate`, not with cat; the other shards go on.",
+                    remedy="Join tars with `tar --concatenate`, not with cat. "
+                    "The run continues with the other shards.",
                 )
             return
 
@@ -309,6 +321,9 @@ def _is_header(block: bytes) -> bool:
 
 
 def _name(member: tarfile.TarInfo) -> str:
-    """The name below the tar's root; what is no UTF-8 in it with backslashes, as no key has."""
+    r"""Return the name of a member below the root; bytes that are not UTF-8 become \xNN.
+
+    Keys with a backslash are refused later, so such a member becomes a failed sample.
+    """
     name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return name.removeprefix("./")

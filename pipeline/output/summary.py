@@ -29,11 +29,11 @@ from pipeline.stages.shard_stats import ShardStats
 from pipeline.storage.store import Store
 
 MOST_NAMED = 50
-"""Shards that are saved_config of each kind: the worst, those with failures, those between."""
+"""Shards of each kind that are kept: the worst, those with failures, those between."""
 
 
 MOST_SHORTLISTED = 12
-"""Shards of each kind, with labels and without, that are saved_config for their worst image."""
+"""Shards of each kind, with labels and without, that are kept for their worst image."""
 
 
 @dataclass

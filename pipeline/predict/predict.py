@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from fsspec.utils import get_protocol
 from numpy.typing import NDArray
 
 from fcn_core.errors import FcnError, WeightsError
@@ -17,7 +16,7 @@ from fcn_core.weights.weights_file import WeightsFile
 from pipeline.concurrency import map_ordered
 from pipeline.errors import InputError
 from pipeline.predict.find_images import InputImage, address_of, refuse_irregular
-from pipeline.storage.store import Store, read_url
+from pipeline.storage.store import Store, get_protocol, read_url
 
 _READERS = 2
 """Pictures that are read and decoded while the network works."""

@@ -17,7 +17,7 @@ from pipeline.errors import MissingError, SampleError
 from pipeline.inputs.listing import check_key
 from pipeline.inputs.parquet import ParquetIndex
 from pipeline.inputs.range_reader import STREAMS
-from pipeline.inputs.sample import Encoded, Failure, Index, Sample
+from pipeline.inputs.sample import EncodedSample, Failure, Sample, SampleIndex
 from pipeline.inputs.shard import ChunkLimits, Shard, Sources
 from pipeline.inputs.tar import TarIndex
 from pipeline.storage import retry as retries
@@ -82,7 +82,7 @@ def split(sizes: Sequence[int], limits: ChunkLimits) -> list[range]:
 
 
 def _read_piece(
-    empty: Chunk, index: Index, piece: range, refuse: _Refusals, started: float
+    empty: Chunk, index: SampleIndex, piece: range, refuse: _Refusals, started: float
 ) -> Chunk:
     problems = {number: refuse.problem(number) for number in piece}
     fetched = index.fetch([number for number, problem in problems.items() if problem is None])
@@ -107,7 +107,7 @@ def _read_piece(
 class _Refusals:
     """Samples whose keys cannot become names: those that collide, and those that are no paths."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: SampleIndex) -> None:
         self.index = index
         self.first: dict[str, int] = {}
         for number, key in enumerate(index.keys):
@@ -145,7 +145,7 @@ class _Refusals:
         )
 
 
-def _index(shard: Shard, sources: Sources, limits: ChunkLimits, files: ExitStack) -> Index:
+def _index(shard: Shard, sources: Sources, limits: ChunkLimits, files: ExitStack) -> SampleIndex:
     in_memory = shard.size <= limits.bytes
     if shard.kind == "tar":
         return TarIndex(shard, sources.images, in_memory=in_memory)
@@ -166,10 +166,10 @@ class _FolderIndex:
     def location(self, number: int) -> str:
         return self.sources.images.location(self.members[number].image)
 
-    def fetch(self, numbers: Sequence[int]) -> Iterator[Encoded | FcnError]:
+    def fetch(self, numbers: Sequence[int]) -> Iterator[EncodedSample | FcnError]:
         return map_ordered(self._read, numbers, STREAMS)
 
-    def _read(self, number: int) -> Encoded | FcnError:
+    def _read(self, number: int) -> EncodedSample | FcnError:
         member, sources = self.members[number], self.sources
         try:
             label = sources.labels.read(member.label) if member.label is not None else None

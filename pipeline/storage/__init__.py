@@ -1,1 +1,1 @@
-"""Object stores: one interface, one backend for each kind of store, one retry loop."""
+"""Object stores: one interface (`Store`), one backend per kind of store, one retry loop."""

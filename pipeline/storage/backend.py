@@ -1,4 +1,4 @@
-"""What every kind of store must be able to do. `pipeline.storage.store` adds retries and explanations."""
+"""The interface of storage backends. `pipeline.storage.store` adds retries and error messages."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ T = TypeVar("T")
 
 
 class Attempt(Protocol):
-    """Runs one request, again while its failures may pass."""
+    """A function that runs one request and repeats it after temporary failures."""
 
     def __call__(self, call: Callable[[], T]) -> T:
-        """What the request gives."""
+        """Return the result of the request."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class ObjectInfo:
-    """An object: its path below the store's URL, its size, a tag that changes with its content.
+    """An object of a store, as a listing describes it.
 
-    The tag is the store's ETag without quotes, or size and modification time where there is none.
-    `modified` is in seconds since the epoch, None where the store does not tell.
+    Attributes:
+        path: path below the URL of the store.
+        size: bytes.
+        etag: tag that changes with the content: the ETag of the store without quotes, or size and
+            modification time in stores without ETags.
+        modified: seconds since the epoch; None if the store has no modification times.
     """
 
     path: str
@@ -33,7 +37,14 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """What a writer left unfinished: where, bytes, seconds since the epoch, the store's handle."""
+    """An unfinished write: a temporary file, or a multipart upload.
+
+    Attributes:
+        path: path below the URL of the store.
+        size: bytes; 0 if unknown.
+        modified: time of the last change, or of the start of the upload; seconds since the epoch.
+        handle: id of the multipart upload; "" for a file.
+    """
 
     path: str
     size: int
@@ -41,57 +52,63 @@ class Leftover:
     handle: str = ""
 
 
-class Objects(Protocol):
-    """The verbs on one kind of store, one attempt each; they raise what the library raises.
+class Backend(Protocol):
+    """The operations of one kind of store: each call is one attempt, with the library's errors.
 
     Attributes:
-        atomic_create: whether exactly one of several creators wins.
-        atomic_replace: whether exactly one of several replacers of one version wins.
+        atomic_create: True if exactly one of several concurrent `create` calls succeeds.
+        atomic_replace: True if exactly one of several concurrent `replace` calls of the same
+            version succeeds.
     """
 
     atomic_create: bool
     atomic_replace: bool
 
     def listing(self, prefix: str, attempt: Attempt) -> Iterator[ObjectInfo]:
-        """All objects below a folder in byte order; `attempt` runs one request with retries."""
+        """Yield all objects below a folder in byte order of their paths.
+
+        Args:
+            prefix: path of the folder below the store; "" for the whole store.
+            attempt: runs one request, such as one page of the listing, with retries.
+        """
 
     def stat(self, path: str) -> ObjectInfo:
-        """Size and tag."""
+        """Return size, tag and modification time of an object."""
 
     def read(self, path: str, start: int | None, end: int | None) -> tuple[bytes, str]:
-        """Bytes in [start, end) as Python slices them, and the tag of the object they are from.
+        """Return the bytes in [start, end), as a Python slice, and the tag of the version read.
 
         Raises:
-            TruncatedError: fewer bytes came than the store announced.
+            TruncatedError: the store sent fewer bytes than it announced.
         """
 
     def open(self, path: str) -> IO[bytes] | None:
-        """A file of this machine; None where there is none, and ranges are to be read."""
+        """Return an open file if the object is a local file, or None: the caller reads ranges."""
 
     def write(self, path: str, data: bytes) -> str:
-        """Put whole or not at all; the new tag."""
+        """Write an object atomically and return its new tag."""
 
     def upload(self, path: str, source: Path) -> None:
-        """Put a local file whole or not at all, in little memory."""
+        """Write a local file as an object, atomically, without holding it in memory."""
 
     def create(self, path: str, data: bytes) -> str | None:
-        """Put if there is nothing; None if there is."""
+        """Write a new object and return its tag, or None if the object exists."""
 
     def replace(self, path: str, data: bytes, tag: str) -> str | None:
-        """Put if the object there has this tag; None if it has another, or there is none."""
+        """Write over the version with this tag; return the new tag, or None if it is missing."""
 
     def delete(self, path: str, tag: str | None) -> None:
-        """Remove, if there and of this tag (None: any)."""
+        """Delete an object if it exists and has this tag (None: any tag)."""
 
     def sweep(self) -> None:
-        """Remove what killed writers left half-written."""
+        """Delete temporary files of writers of this project that were killed."""
 
     def leftovers(self, attempt: Attempt) -> Iterator[Leftover]:
-        """What killed writers, of whatever program, left half-written."""
+        """Yield the unfinished writes of any program."""
 
     def discard(self, leftover: Leftover) -> None:
-        """Remove one of them; gone is no error."""
+        """Delete an unfinished write; a missing one is not an error."""
 
 
 class TruncatedError(OSError):
-    """An answer ended before the announced length."""
+    """A response ended before the announced number of bytes."""

@@ -1,4 +1,4 @@
-"""What filesystems and their clients raise, as our errors: once, here, and without credentials."""
+"""Errors of file systems and store clients, translated into `StoreError`; secrets are masked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pipeline.errors import MissingError, StoreError
 from pipeline.redact import masked
-from pipeline.storage.retry import GaveUpError, behind, response_of
+from pipeline.storage.retry import GaveUpError, hidden_cause, response_of
 
 _KEYS = (
     "Check the credentials in the environment (for S3: AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
@@ -21,40 +21,52 @@ _RIGHTS_HERE = "Check the owner and the mode of the file and of its folders (ls 
 
 _AGAIN = "Run the same command again when it works."
 
-_ROOM = "Make room or raise the quota. Run the same command again."
+_SPACE = "Free space or raise the quota. Run the same command again."
 
 _NEW_KEYS = "Get new credentials and run the same command again."
 
-_REGION = "Name the bucket's own region and endpoint (store.region, store.endpoint_url)."
+_REGION = "Set store.region and store.endpoint_url to those of the bucket."
 
 
-# By the code in a store's answer: found, expected, remedy.
+# (found, expected, remedy) by the error code in a response of the store.
 _CODES = {
-    "InvalidAccessKeyId": ("an access key that the store does not know", "a known key", _KEYS),
+    "InvalidAccessKeyId": ("an access key unknown to the store", "a known key", _KEYS),
     "SignatureDoesNotMatch": (
-        "a secret key that does not fit the access key",
-        "a matching pair",
+        "a secret key that does not match the access key",
+        "a matching pair of keys",
         _KEYS,
     ),
     "ExpiredToken": ("the session token has expired", "valid credentials", _NEW_KEYS),
     "RequestExpired": ("the session has expired", "valid credentials", _NEW_KEYS),
     "TokenRefreshRequired": ("the session token has expired", "valid credentials", _NEW_KEYS),
-    "InvalidToken": ("a session token that the store refuses", "a valid token", _NEW_KEYS),
-    "AccessDenied": ("permission denied (AccessDenied)", "the right to do this", _RIGHTS),
+    "InvalidToken": ("a session token refused by the store", "a valid token", _NEW_KEYS),
+    "AccessDenied": ("permission denied (AccessDenied)", "permission for this operation", _RIGHTS),
     "RequestTimeTooSkewed": (
-        "the clock of this machine and the store's differ",
-        "clocks within minutes of each other",
+        "the clocks of this machine and of the store differ",
+        "clocks that differ by less than 15 minutes",
         "Set this machine's clock.",
     ),
-    "PermanentRedirect": ("the bucket lives elsewhere", "its own endpoint", _REGION),
-    "IllegalLocationConstraintException": ("a bucket of another region", "its own", _REGION),
-    "AuthorizationHeaderMalformed": ("a request signed for another region", "its own", _REGION),
-    "InvalidBucketName": ("a name that no bucket can have", "a bucket's name", "Check the URL."),
-    "QuotaExceeded": ("the store's quota is used up", "room for the object", _ROOM),
-    "InsufficientStorage": ("the store is full", "room for the object", _ROOM),
+    "PermanentRedirect": (
+        "the bucket is at another endpoint",
+        "the endpoint of the bucket",
+        _REGION,
+    ),
+    "IllegalLocationConstraintException": (
+        "a bucket in another region",
+        "the region of the bucket",
+        _REGION,
+    ),
+    "AuthorizationHeaderMalformed": (
+        "a request signed for another region",
+        "the region of the bucket",
+        _REGION,
+    ),
+    "InvalidBucketName": ("an invalid bucket name", "a valid bucket name", "Check the URL."),
+    "QuotaExceeded": ("the store's quota is used up", "space for the object", _SPACE),
+    "InsufficientStorage": ("the store is full", "space for the object", _SPACE),
     "EntityTooLarge": (
-        "an object larger than the store takes in one piece",
-        "a smaller one",
+        "an object larger than the store accepts in one request",
+        "a smaller object",
         "Lower limits.chunk_bytes in a new OUTPUT.",
     ),
 }
@@ -62,11 +74,15 @@ _CODES = {
 _STATUSES = {401: _CODES["AccessDenied"], 403: _CODES["AccessDenied"], 507: _CODES["QuotaExceeded"]}
 
 
-# By the class of an error without an answer.
+# (found, expected, remedy) by the class of an error without a response.
 _CLASSES = {
     "NoCredentialsError": ("no credentials", "credentials in the environment", _KEYS),
-    "PartialCredentialsError": ("half of the credentials", "key and secret", _KEYS),
-    "CredentialRetrievalError": ("credentials that cannot be had", "valid credentials", _KEYS),
+    "PartialCredentialsError": ("incomplete credentials", "access key and secret key", _KEYS),
+    "CredentialRetrievalError": (
+        "credentials that cannot be retrieved",
+        "valid credentials",
+        _KEYS,
+    ),
     "ProfileNotFound": (
         "a profile that does not exist",
         "a profile of the AWS configuration",
@@ -75,7 +91,7 @@ _CLASSES = {
     "SSLError": (
         "a certificate that is not trusted",
         "a trusted certificate",
-        "Name the authority's file (store.ca_bundle).",
+        "Set store.ca_bundle to the PEM file of the certificate authority.",
     ),
     "EndpointConnectionError": (
         "no connection",
@@ -94,15 +110,15 @@ _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "azure", "google", "gcsfs", "a
 
 @contextlib.contextmanager
 def explained(where: str, *, writes: bool = False) -> Iterator[None]:
-    """Turn what filesystems raise into our errors.
+    """Turn errors of file systems and store clients inside the block into `StoreError`.
 
     Args:
-        where: the object's address.
-        writes: it is to be written, or removed.
+        where: address of the object; credentials in it are masked.
+        writes: True if the block writes or deletes the object.
 
     Raises:
         MissingError: the object, prefix or bucket does not exist.
-        StoreError: anything else that a store refuses, or that does not reach it.
+        StoreError: the store is unreachable, refuses the request, or fails.
     """
     try:
         yield
@@ -110,7 +126,9 @@ def explained(where: str, *, writes: bool = False) -> Iterator[None]:
         cause = error.__cause__ or error
         found = explain(masked(where), cause, writes=writes) or _failed(masked(where), cause)
         tries = f"{found.found}; gave up after {error.attempts} tries in {error.seconds:.0f} s"
-        raise type(found)(found.where, tries, found.expected, found.remedy) from cause
+        raise type(found)(
+            where=found.where, found=tries, expected=found.expected, remedy=found.remedy
+        ) from cause
     except Exception as error:
         explanation = explain(masked(where), error, writes=writes)
         if explanation is None:
@@ -119,14 +137,14 @@ def explained(where: str, *, writes: bool = False) -> Iterator[None]:
 
 
 def explain(where: str, error: BaseException, *, writes: bool = False) -> StoreError | None:
-    """Our error for one of a store; None if it is none of a store."""
+    """Return the `StoreError` for an error of a store, or None for any other error."""
     status, code = response_of(error)
     if code == "NoSuchBucket":
         return MissingError(
             where=where,
             found="no such bucket",
             expected="an existing bucket",
-            remedy="Check its name.",
+            remedy="Check the name of the bucket.",
         )
     known = _CODES.get(code) or _STATUSES.get(status or 0)
     if known is None:
@@ -137,7 +155,7 @@ def explain(where: str, error: BaseException, *, writes: bool = False) -> StoreE
         detail = f" ({_text(error)})" if status is None else ""
         return StoreError(where=where, found=f"{found}{detail}", expected=expected, remedy=remedy)
     if isinstance(error, FileNotFoundError):
-        hidden = behind(error)
+        hidden = hidden_cause(error)
         if hidden is not error:
             return explain(where, hidden, writes=writes)
         return _explain_missing(where, error, writes=writes)
@@ -150,7 +168,7 @@ def explain(where: str, error: BaseException, *, writes: bool = False) -> StoreE
             expected="the filesystem package for this protocol",
             remedy="Install it: pip install 'fcn-pipeline[gcs]' or 'fcn-pipeline[azure]'.",
         )
-    # Clients' own errors share no base class with OSError.
+    # Errors of the client libraries are not subclasses of OSError.
     return _failed(where, error) if type(error).__module__.split(".")[0] in _CLIENTS else None
 
 
@@ -162,12 +180,12 @@ def _explain_missing(where: str, error: FileNotFoundError, *, writes: bool) -> S
             expected="an existing object",
             remedy="Check the spelling and the bucket.",
         )
-    if writes:  # folders are made on the way, but not everywhere: /proc has none of ours
+    if writes:  # writing creates missing folders, which fails in places like /proc
         return StoreError(
             where=where,
-            found=f"its folder cannot be written ({_text(error)})",
-            expected="a folder that can be made and written",
-            remedy="Name another folder.",
+            found=f"its folder is not writable ({_text(error)})",
+            expected="a folder that can be created and written",
+            remedy="Choose another folder.",
         )
     return MissingError(
         where=where, found="nothing there", expected="an existing file", remedy="Check the path."
@@ -175,7 +193,6 @@ def _explain_missing(where: str, error: FileNotFoundError, *, writes: bool) -> S
 
 
 def _is_path(where: str) -> bool:
-    """Whether an address is one of this machine."""
     return "://" not in where
 
 
@@ -185,35 +202,35 @@ def _explain_os_error(where: str, error: OSError) -> StoreError:
             where=where,
             found="a folder",
             expected="a file",
-            remedy="Name a file: one in this folder, or another.",
+            remedy="Name a file, for example one in this folder.",
         )
     if isinstance(error, NotADirectoryError | FileExistsError):
         return StoreError(
             where=where,
-            found=f"a file where a folder is needed, or the other way round ({_text(error)})",
+            found=f"a file instead of a folder, or a folder instead of a file ({_text(error)})",
             expected="a path of the right kind",
-            remedy="Name another place.",
+            remedy="Choose another path.",
         )
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return StoreError(
             where=where,
             found=f"permission denied ({_text(error)})",
-            expected="the right to do this",
+            expected="permission for this operation",
             remedy=_RIGHTS_HERE if _is_path(where) else _RIGHTS,
         )
     if error.errno == errno.ELOOP:
         return StoreError(
             where=where,
-            found="links that lead in a circle",
+            found="symbolic links that form a cycle",
             expected="a file or folder",
-            remedy="Mend the link.",
+            remedy="Correct the link.",
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StoreError(
             where=where,
             found=f"the store is full ({_text(error)})",
-            expected="room for the object",
-            remedy=_ROOM,
+            expected="space for the object",
+            remedy=_SPACE,
         )
     return _failed(where, error)
 

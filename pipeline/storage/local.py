@@ -1,4 +1,4 @@
-"""Objects as files of this machine: hard links for create-only, locks for compare-and-swap."""
+"""Local files as objects: hard links for create-only, locks for compare-and-swap."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TEMPORARY = ".fcnseg-tmp-"
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-class LocalObjects:
-    """Files below a folder."""
+class LocalBackend:
+    """Backend for the files below a folder."""
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
@@ -28,21 +28,21 @@ class LocalObjects:
         self.atomic_replace = True
 
     def listing(self, prefix: str, attempt: Attempt) -> Iterator[ObjectInfo]:
-        """Files below a folder in byte order, links followed.
+        """Yield the files below a folder in byte order of their paths; symbolic links are followed.
 
-        Holds the names of the folders it is in, no more. Not `fs.find`, which knows no links and
-        takes a folder that it may not read for an empty one.
+        Memory holds only the names in the folders on the current path. `find` of fsspec is not
+        used: it ignores symbolic links and takes an unreadable folder for an empty one.
         """
-        del attempt  # a file system that fails once fails again
+        del attempt  # errors of a local file system are not temporary
         folder = f"{self.root}/{prefix}".rstrip("/") or "/"
         yield from _walk(os.fsencode(folder), len(os.fsencode(self.root)) + 1, ())
 
     def stat(self, path: str) -> ObjectInfo:
-        """Size and tag."""
+        """Return size, tag and modification time of a file."""
         return _info(path, os.stat(self._at(path)))
 
     def read(self, path: str, start: int | None, end: int | None) -> tuple[bytes, str]:
-        """Bytes in [start, end) and the tag of the very file they are from."""
+        """Return the bytes in [start, end) and the tag of the open file, even if it is replaced."""
         with open(self._at(path), "rb") as handle:
             status = os.fstat(handle.fileno())
             first, last, _ = slice(start, end).indices(status.st_size)
@@ -52,24 +52,24 @@ class LocalObjects:
             return handle.read() if whole else handle.read(max(0, last - first)), _tag(status)
 
     def open(self, path: str) -> IO[bytes]:
-        """The file."""
+        """Open the file for reading."""
         return open(self._at(path), "rb")
 
     def write(self, path: str, data: bytes) -> str:
-        """Write beside the file and rename."""
+        """Write a temporary file in the same folder and rename it."""
         target = Path(self._at(path))
         with _temporary(target, data) as (temporary, tag):
             os.replace(temporary, target)
         return tag
 
     def upload(self, path: str, source: Path) -> None:
-        """Copy beside the file and rename."""
+        """Copy to a temporary file in the same folder and rename it."""
         target = Path(self._at(path))
         with _temporary(target, source) as (temporary, _):
             os.replace(temporary, target)
 
     def create(self, path: str, data: bytes) -> str | None:
-        """Write beside the file and link: a link is made only where nothing is."""
+        """Write a temporary file and hard-link it to the path, which fails if the path exists."""
         target = Path(self._at(path))
         with _temporary(target, data) as (temporary, tag):
             try:
@@ -85,9 +85,10 @@ class LocalObjects:
         return tag
 
     def replace(self, path: str, data: bytes, tag: str) -> str | None:
-        """Compare and rename under a lock on the old file, which all who replace it must take.
+        """Compare and rename under a lock on the old file, which every replacing process takes.
 
-        The rename frees the path from the locked file: who waited for the lock sees that.
+        After the rename, the path no longer names the locked file. A process that waited for the
+        lock detects that and does not replace the new file.
         """
         target = Path(self._at(path))
         with _temporary(target, data) as (temporary, new), contextlib.ExitStack() as files:
@@ -102,7 +103,7 @@ class LocalObjects:
         return new
 
     def delete(self, path: str, tag: str | None) -> None:
-        """Remove the file; of one tag only under the lock that `replace` takes."""
+        """Delete the file; compare its tag under the lock that `replace` takes."""
         target = Path(self._at(path))
         with contextlib.suppress(FileNotFoundError):
             if tag is None:
@@ -114,12 +115,12 @@ class LocalObjects:
                     os.remove(target)
 
     def sweep(self) -> None:
-        """Remove what killed writers left."""
+        """Delete all temporary files below the folder."""
         for leftover in Path(self.root or "/").rglob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
 
     def leftovers(self, attempt: Attempt) -> Iterator[Leftover]:
-        """Temporary files."""
+        """Yield the temporary files of killed writers."""
         del attempt
         for found in Path(self.root or "/").rglob(f"{TEMPORARY}*"):
             with contextlib.suppress(FileNotFoundError):
@@ -128,21 +129,24 @@ class LocalObjects:
                 yield Leftover(path, status.st_size, status.st_mtime)
 
     def discard(self, leftover: Leftover) -> None:
-        """Remove the file."""
+        """Delete a temporary file."""
         Path(self._at(leftover.path)).unlink(missing_ok=True)
 
     def _at(self, path: str) -> str:
         return f"{self.root}/{path}"
 
     def _lacks_links(self, target: Path) -> bool:
-        """True, and saved_config: the file system has no hard links (EPERM may mean other things)."""
+        """Note that creating is not atomic; return False if the cause is a read-only folder.
+
+        EPERM means that the file system has no hard links, or that the folder is not writable.
+        """
         self.atomic_create = False
         return os.access(target.parent, os.W_OK)
 
 
 def _walk(folder: bytes, cut: int, above: tuple[bytes, ...]) -> Iterator[ObjectInfo]:
     real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that it is in
+    if real in above:  # a link to a folder that contains it
         return
     for name in _sorted_names(folder):
         path = os.path.join(folder, name)
@@ -154,7 +158,10 @@ def _walk(folder: bytes, cut: int, above: tuple[bytes, ...]) -> Iterator[ObjectI
 
 
 def _sorted_names(folder: bytes) -> list[bytes]:
-    """Files, and folders with a slash: so sorted, paths come in byte order (`a.b` before `a/b`)."""
+    """Return the names in a folder in the byte order of full paths.
+
+    Folders end with a slash, so that `a.b` comes before `a/b`.
+    """
     names = []
     try:
         with os.scandir(folder) as entries:
@@ -163,7 +170,7 @@ def _sorted_names(folder: bytes) -> list[bytes]:
                     names.append(entry.name + b"/")
                 elif entry.is_file() and not entry.name.startswith(TEMPORARY.encode()):
                     names.append(entry.name)
-    except (FileNotFoundError, NotADirectoryError):  # none, or just removed
+    except (FileNotFoundError, NotADirectoryError):  # missing, or deleted by another process
         return []
     return sorted(names)
 
@@ -177,7 +184,7 @@ def _tag(status: os.stat_result) -> str:
 
 
 def _is_still(old: IO[bytes], target: Path, tag: str) -> bool:
-    """Whether the locked file is the one at the path, and has the tag."""
+    """Return whether the locked file is still at the path and has this tag."""
     locked = os.fstat(old.fileno())
     try:
         there = os.stat(target)
@@ -188,9 +195,9 @@ def _is_still(old: IO[bytes], target: Path, tag: str) -> bool:
 
 @contextlib.contextmanager
 def _temporary(target: Path, data: bytes | Path) -> Iterator[tuple[Path, str]]:
-    """A complete file beside the target, gone afterwards, and the tag it has."""
+    """Write a temporary file beside the target, yield it with its tag, and delete it after."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The name does not grow with the target's: a key may be as long as a file name can be.
+    # A name of fixed length: the target's name may have the maximum length of a file name.
     temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         with open(temporary, "xb") as handle:

@@ -1,4 +1,4 @@
-"""How a store is reached. Never who reaches it: credentials stay where providers look for them."""
+"""Options of the connection to a store. Credentials are not options: see `StoreOptions`."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from pipeline.redact import has_secret
 
 
 class StoreOptions(BaseModel):
-    """How a store is reached; what only S3 knows does nothing elsewhere.
+    """Options of the connection to a store; the options of S3 have no effect on other stores.
 
-    Credentials come from the environment, the profile, or the machine's role, by botocore's own
-    chain (Google's and Microsoft's libraries have theirs).
+    Credentials come from the environment, the profile, or the role of the machine, in the order of
+    botocore. The libraries for Google Cloud and Azure have their own order.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     endpoint_url: str | None = None
-    """Address of an S3 server that is not Amazon's; by default AWS_ENDPOINT_URL."""
+    """Address of an S3 server other than Amazon's; by default AWS_ENDPOINT_URL."""
     region: str | None = None
     """Region of the bucket; by default AWS_DEFAULT_REGION or the profile's."""
     addressing: Literal["auto", "path", "virtual"] = "auto"
-    """Where the bucket's name goes: path (host/bucket) or virtual (bucket.host); auto: path for a
-    named endpoint."""
+    """Position of the bucket name: path (host/bucket) or virtual (bucket.host). auto: path if an
+    endpoint other than Amazon's is set, else virtual."""
     verify_tls: bool = True
-    """Whether the server's certificate is checked."""
+    """Check the certificate of the server."""
     ca_bundle: str | None = None
-    """PEM file of the authorities to trust; by default AWS_CA_BUNDLE or the system's."""
+    """PEM file of trusted certificate authorities; by default AWS_CA_BUNDLE or the system's."""
     profile: str | None = None
-    """Profile of the shared AWS files to take credentials from; by default AWS_PROFILE."""
+    """Profile in the AWS configuration files that has the credentials; by default AWS_PROFILE."""
     anonymous: bool = False
-    """Sign nothing: for public buckets."""
+    """Send requests without credentials, for public buckets."""
     connect_timeout: float = Field(default=10.0, gt=0)
     """Seconds to wait for a connection."""
     read_timeout: float = Field(default=60.0, gt=0)
-    """Seconds to wait for the next bytes of an answer."""
+    """Seconds to wait for the next bytes of a response."""
     attempts: int = Field(default=10, ge=1)
-    """Times a request is tried in all when it fails in a way that may pass."""
+    """Attempts in all for a request that fails with a temporary error."""
     retry_seconds: float = Field(default=120.0, ge=0)
-    """Seconds after which a failing request is not tried again."""
+    """Seconds after which a failing request is not repeated."""
 
     @field_validator("endpoint_url")
     @classmethod
@@ -65,7 +65,7 @@ class StoreOptions(BaseModel):
 
     @property
     def resolved_addressing(self) -> str:
-        """`path` or `virtual`; `auto` is path-style for every endpoint that is not Amazon's."""
+        """Addressing style of S3 requests, "path" or "virtual"; "auto" is resolved."""
         if self.addressing != "auto":
             return self.addressing
         named = self.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3")

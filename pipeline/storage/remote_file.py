@@ -1,4 +1,4 @@
-"""A remote object as a seekable file: ranges are fetched as they are asked for, with some ahead."""
+"""A remote object as a seekable file that fetches ranges on demand and reads ahead."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pipeline.storage.backend import ObjectInfo
 from pipeline.storage.errors import explained
 
 AHEAD = 4 * 2**20
-"""Bytes fetched at once where reading goes on behind the last read."""
+"""Bytes per request during sequential reading."""
 
 
 class RangeReader(io.RawIOBase):
-    """One version of an object as a file.
+    """One version of an object as a read-only file.
 
     Args:
-        where: its address, for errors.
-        info: its size and tag; another tag while reading is an error.
-        fetch: the bytes of [start, end) and their tag.
-        handle: the file itself where the object is one of this machine.
+        where: address of the object, for messages.
+        info: size and tag of the version; another tag during reading is an error.
+        fetch: returns the bytes in [start, end) and the tag of their version.
+        handle: open file of a local object; None for a remote one.
 
     Raises (every method):
-        MissingError: it vanished.
-        StoreError: the store fails, or the object was replaced.
+        MissingError: the object was deleted.
+        StoreError: the store failed, or the object was replaced.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class RangeReader(io.RawIOBase):
         self._buffer = b""
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """At most this many bytes, all that are left by default; none at the end."""
+        """Return at most `size` bytes, by default all remaining ones; b"" at the end."""
         wanted = -1 if size is None else size
         if self._handle is not None:
             with explained(self._where):
@@ -65,17 +65,17 @@ class RangeReader(io.RawIOBase):
         return data
 
     def readall(self) -> bytes:
-        """All that is left."""
+        """Return all remaining bytes."""
         return self.read()
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill a buffer as far as there is something."""
+        """Fill a buffer with the next bytes and return their number."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Go to a place."""
+        """Move to a position and return it, in bytes from the start."""
         if self._handle is not None:
             return self._handle.seek(offset, whence)
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._info.size}
@@ -83,11 +83,11 @@ class RangeReader(io.RawIOBase):
         return self._position
 
     def tell(self) -> int:
-        """The place."""
+        """Return the position in bytes from the start."""
         return self._position if self._handle is None else self._handle.tell()
 
     def close(self) -> None:
-        """Let go of file and buffer."""
+        """Close the local file, if any, and free the buffer."""
         self._buffer = b""
         if self._handle is not None:
             self._handle.close()
@@ -99,15 +99,15 @@ class RangeReader(io.RawIOBase):
             return self._buffer[begin : begin + size]
         if not size:
             return b""
-        # Ahead only of who reads on: who jumps about wants just what he asks for.
-        reads_on = self._position == self._start + len(self._buffer)
-        end = self._position + (max(size, AHEAD) if reads_on else size)
+        # Read ahead only in sequential reading; after a jump, fetch exactly the requested bytes.
+        is_sequential = self._position == self._start + len(self._buffer)
+        end = self._position + (max(size, AHEAD) if is_sequential else size)
         data, tag = self._fetch(self._position, min(end, self._info.size))
         if tag != self._info.etag:
             raise StoreError(
                 where=self._where,
                 found="the object was replaced while it was read",
-                expected="inputs that stay as they are during a run",
+                expected="inputs that do not change during a run",
                 remedy="Run the same command again.",
             )
         self._start, self._buffer = self._position, data

@@ -1,6 +1,6 @@
-"""The one retry loop of all stores: exponential backoff with full jitter, bounded and counted.
+"""The retry loop of all stores: exponential backoff with full jitter, limited and counted.
 
-The libraries' own loops are off, because they are neither bounded in time nor counted.
+The retry loops of the client libraries are off: they have no time limit and are not counted.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ log = logging.getLogger("fcnseg")
 
 _STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
-# What S3 answers with status 400, though the request was damaged or cut off on its way.
+# Codes that S3 sends with status 400 although the request was damaged on the network.
 _CODES = frozenset(
     {"RequestTimeout", "SlowDown", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 )
 
-# Errors without an answer, by name: their packages load only where they are used.
+# Errors without a response, by class name: importing the classes would load their packages.
 _TRANSIENT = frozenset(
     {
         "HTTPClientError",  # botocore: closed connections, timeouts
-        "ConnectionError",  # botocore's and Python's: nobody listens, no route, no such name
+        "ConnectionError",  # botocore and Python: refused, no route, unknown host name
         "ResponseStreamingError",
         "IncompleteReadError",
-        "ResponseParserError",  # throttling proxies answer with broken XML
+        "ResponseParserError",  # throttling proxies send broken XML
         "ClientPayloadError",  # aiohttp
         "ClientConnectionError",
         "ServerDisconnectedError",
@@ -55,7 +55,15 @@ _FIRST_CONTACT_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """At most `attempts` tries within `seconds`; pauses grow from `first` to `ceiling` seconds."""
+    """Limits of a retry loop.
+
+    Attributes:
+        attempts: attempts in all, at least 1.
+        seconds: time after which no further attempt starts.
+        first: base of the pauses in seconds; the pause after attempt n is random, from 0 to
+            `first` * 2**n.
+        ceiling: longest pause in seconds.
+    """
 
     attempts: int
     seconds: float
@@ -64,9 +72,9 @@ class RetryPolicy:
 
 
 class GaveUpError(Exception):
-    """A request failed in a way that may pass, as often and as long as the policy allows.
+    """A request failed with temporary errors until the limits of the policy were reached.
 
-    The last failure is the cause.
+    The last failure is the cause of this exception.
     """
 
     def __init__(self, attempts: int, seconds: float) -> None:
@@ -82,18 +90,18 @@ def with_retries(
     reached: bool = True,
     before: Callable[[], None] | None = None,
 ) -> T:
-    """The result of an action that is tried again while its failures may pass.
+    """Return the result of an action, repeated after temporary failures.
 
     Args:
-        action: one try.
-        policy: the bounds.
-        reached: whether this store ever answered: if not, a wrong address is likelier than an
-            outage, and a refused connection is tried a few times only.
-        before: called before every try; what it raises is passed on.
+        action: one attempt.
+        policy: limits of attempts and time.
+        reached: True if this store has answered this process before. If False, a wrong address is
+            more likely than an outage, and a refused connection is tried only 3 times.
+        before: called before every attempt; its exceptions end the loop.
 
     Raises:
-        GaveUpError: the bounds were reached; from the last failure.
-        Exception: what the action raised, if it cannot get better.
+        GaveUpError: the limits were reached; the last failure is its cause.
+        Exception: the failure of an attempt, if it is not temporary.
     """
     started = time.monotonic()
     number = 0
@@ -109,7 +117,7 @@ def with_retries(
             wait = _pause(policy, number, error)
             waited = time.monotonic() - started
             attempts = policy.attempts
-            if not reached and _names(behind(error)) & _UNREACHABLE and not _was_reset(error):
+            if not reached and _names(hidden_cause(error)) & _UNREACHABLE and not _was_reset(error):
                 attempts = min(attempts, _FIRST_CONTACT_ATTEMPTS)
             if number >= attempts or waited + wait > policy.seconds:
                 raise GaveUpError(number, waited) from error
@@ -119,7 +127,10 @@ def with_retries(
 
 
 def _was_reset(error: BaseException | None) -> bool:
-    """Whether somebody was there, and hung up: botocore has one name for that and for nobody."""
+    """Return whether a server accepted the connection and then closed it.
+
+    botocore raises the same class of error for that and for an unreachable address.
+    """
     while error is not None:
         if isinstance(error, ConnectionResetError):
             return True
@@ -128,21 +139,22 @@ def _was_reset(error: BaseException | None) -> bool:
 
 
 def drain() -> int:
-    """How many tries this process has repeated since the last call of this function."""
+    """Return the number of retries of this process since the last call, and reset it to 0."""
     return _COUNTER.drain()
 
 
 def count() -> int:
-    """How many since then; the next `drain` says them all the same."""
+    """Return the number of retries since the last `drain`, without resetting it."""
     return _COUNTER.count()
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: throttling, resets, timeouts, 5xx, truncation.
+    """Return whether the same request may succeed later.
 
-    Never what cannot get better: 403, 404, 412, wrong configuration, a local file system.
+    True for throttling, closed connections, timeouts, status 5xx, and truncated responses. False
+    for 403, 404, 412, a wrong configuration, and errors of the local file system.
     """
-    error = behind(error)
+    error = hidden_cause(error)
     status, code = response_of(error)
     if status is not None:
         return status in _STATUSES or code in _CODES
@@ -152,10 +164,10 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, TruncatedError | TimeoutError) or bool(names & _TRANSIENT)
 
 
-def behind(error: BaseException) -> BaseException:
-    """What kept a client from an object that it calls missing; else the error itself.
+def hidden_cause(error: BaseException) -> BaseException:
+    """Return the real cause of a FileNotFoundError of fsspec over HTTP, else the error itself.
 
-    fsspec's HTTP raises FileNotFoundError from whatever happened, a refused connection too.
+    fsspec raises FileNotFoundError for every failure over HTTP, including refused connections.
     """
     cause = error.__cause__
     if not isinstance(error, FileNotFoundError) or cause is None:
@@ -165,17 +177,17 @@ def behind(error: BaseException) -> BaseException:
 
 
 def response_of(error: BaseException | None) -> tuple[int | None, str]:
-    """(HTTP status, the store's code) behind an error; (None, "") where no answer came.
+    """Return (HTTP status, error code of the store) of an error; (None, "") without a response.
 
-    s3fs maps one status to several classes, and some statuses to none: the cause tells.
+    s3fs translates some responses into other exceptions; their causes have the response.
     """
-    for name in ("status_code", "code", "status"):  # Azure's, gcsfs's, aiohttp's
+    for name in ("status_code", "code", "status"):  # of Azure, gcsfs, aiohttp
         status = getattr(error, name, None)
         if isinstance(status, int) and 400 <= status < 600:
             return status, ""
     while error is not None:
         response = getattr(error, "response", None)
-        if isinstance(response, dict):  # botocore's ClientError
+        if isinstance(response, dict):  # ClientError of botocore
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return (int(status) if status else None), str(response.get("Error", {}).get("Code", ""))
         error = error.__cause__
@@ -188,7 +200,7 @@ def _pause(policy: RetryPolicy, number: int, error: BaseException) -> float:
 
 
 def _retry_after(error: BaseException | None) -> float:
-    """Seconds the store asks to be left alone for."""
+    """Return the seconds that the store asks clients to wait (Retry-After), or 0."""
     while error is not None:
         response: Any = getattr(error, "response", None)
         if isinstance(response, dict):

@@ -1,7 +1,8 @@
-"""Objects of S3 and of what speaks its protocol, through s3fs's client. A write is one request.
+"""Objects of S3 and compatible servers, through the client of s3fs. A write is one request.
 
-Neither s3fs nor botocore retries here (`pipeline.storage.retry` does). No write is a multipart
-upload: Ceph ignores the condition on one, and a broken one leaves parts behind that cost money.
+Neither s3fs nor botocore retries: `pipeline.storage.retry` does. No write is a multipart upload,
+because Ceph ignores conditions on these and a broken one leaves parts that cost money. The
+exception is `upload` of a large file.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ _PART = 16 * 2**20
 
 
 class _SingleTry(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has no types
-    """s3fs without its own retry loop, which tells nobody, and not whether a put was repeated."""
+    """s3fs without its own retry loop, which does not report whether a request was repeated."""
 
     retries = 1
 
 
-class S3Objects:
-    """Objects below a bucket or a prefix of one."""
+class S3Backend:
+    """Backend for the objects in a bucket, or below a prefix of a bucket."""
 
     def __init__(self, url: str, options: StoreOptions) -> None:
         self.fs = _client(options)
@@ -40,17 +41,17 @@ class S3Objects:
         self.root = f"{root.strip('/')}/" if root.strip("/") else ""
         self.atomic_create = True
         self.atomic_replace = True
-        # How this server wants a tag written: RFC 9110 has quotes, Ceph 16 matches none with them.
+        # Form of a tag in If-Match: with quotes by RFC 9110, but Ceph 16 only matches without.
         self._tag_form = '"{}"'
 
     def listing(self, prefix: str, attempt: Attempt) -> Iterator[ObjectInfo]:
-        """Page by page, each as long as the server likes."""
+        """Yield the objects below a folder in byte order, one page of the server at a time."""
         folder = f"{self.root}{prefix}/" if prefix else self.root
         arguments = {"Bucket": self.bucket, "Prefix": folder}
         while True:
             page = attempt(lambda: self.fs.call_s3("list_objects_v2", **arguments))
             for found in page.get("Contents", ()):
-                # `a/` is what consoles put to show an empty folder.
+                # Consoles create an empty object `a/` to show an empty folder.
                 if not found["Key"].endswith("/"):
                     tag = str(found["ETag"]).strip('"')
                     path, changed = found["Key"][len(self.root) :], found["LastModified"]
@@ -60,13 +61,13 @@ class S3Objects:
             arguments["ContinuationToken"] = page["NextContinuationToken"]
 
     def stat(self, path: str) -> ObjectInfo:
-        """Size and tag."""
+        """Return size, tag and modification time of an object."""
         head = self._call("head_object", path)
         changed = head["LastModified"].timestamp()
         return ObjectInfo(path, int(head["ContentLength"]), _tag(head), changed)
 
     def read(self, path: str, start: int | None, end: int | None) -> tuple[bytes, str]:
-        """Bytes in [start, end) and their object's tag, as many as the server announced."""
+        """Return the bytes in [start, end) and the tag of the object, complete or not at all."""
         if start is not None and start < 0 and end is not None:
             size = self.stat(path).size
             start, end, _ = slice(start, end).indices(size)
@@ -77,23 +78,23 @@ class S3Objects:
         try:
             found = sync(self.fs.loop, self._get, path, arguments)
         except OSError as error:
-            if response_of(error)[0] != 416:  # a range behind the end
+            if response_of(error)[0] != 416:  # a range that starts after the end
                 raise
             return b"", self.stat(path).etag
         return found  # type: ignore[no-any-return]
 
     def open(self, path: str) -> None:
-        """Ranges are read."""
+        """Return None: S3 objects are read in ranges."""
 
     def write(self, path: str, data: bytes) -> str:
-        """One PutObject."""
+        """Write an object with one PutObject request and return its tag."""
         return self._put(path, data)
 
     def upload(self, path: str, source: Path) -> None:
-        """One request for a small file; parts, of which the server makes one object, for another.
+        """Write a local file: one request up to 16 MiB, a multipart upload above.
 
-        Whoever is killed in between leaves parts that no listing shows; a lifecycle rule
-        (AbortIncompleteMultipartUpload) removes them.
+        A process that is killed during a multipart upload leaves parts that no listing shows. The
+        lifecycle rule AbortIncompleteMultipartUpload of a bucket deletes them.
         """
         if source.stat().st_size <= _PART:
             self._put(path, source.read_bytes())
@@ -102,7 +103,7 @@ class S3Objects:
         self.fs.put_file(str(source), where, chunksize=_PART, max_concurrency=2)
 
     def create(self, path: str, data: bytes) -> str | None:
-        """One PutObject with `If-None-Match: *`."""
+        """Write a new object with `If-None-Match: *`; return its tag, or None if it exists."""
         if self.atomic_create:
             try:
                 return self._put(path, data, IfNoneMatch="*")
@@ -112,11 +113,11 @@ class S3Objects:
                     return None
                 if status != 501:
                     raise
-            self.atomic_create = False  # the server knows no such condition
+            self.atomic_create = False  # the server does not support the condition
         return self._put(path, data) if self._tag_of(path) is None else None
 
     def replace(self, path: str, data: bytes, tag: str) -> str | None:
-        """One PutObject with `If-Match`; another one where the server wants tags otherwise."""
+        """Write over one version with `If-Match`, trying both forms of tags that servers accept."""
         for form in (self._tag_form, "{}", '"{}"') if self.atomic_replace else ():
             try:
                 new = self._put(path, data, IfMatch=form.format(tag))
@@ -130,14 +131,14 @@ class S3Objects:
                     return None
                 if status == 501:
                     break
-                continue  # it has this very tag: the form is wrong
+                continue  # the object has this tag, so the form was wrong
             self._tag_form = form
             return new
         self.atomic_replace = False
         return self._put(path, data) if self._tag_of(path) == tag else None
 
     def delete(self, path: str, tag: str | None) -> None:
-        """Compare, then remove: two steps, because few servers know a condition here."""
+        """Compare the tag, then delete: few servers support a condition on a delete."""
         try:
             if tag is None or self._tag_of(path) == tag:
                 self._call("delete_object", path)
@@ -145,10 +146,10 @@ class S3Objects:
             return
 
     def sweep(self) -> None:
-        """Nothing is ever half-written."""
+        """Do nothing: S3 has no temporary files."""
 
     def leftovers(self, attempt: Attempt) -> Iterator[Leftover]:
-        """Multipart uploads that were begun (by other programs: we do none) and not ended."""
+        """Yield the multipart uploads, of any program, that were started and not finished."""
         arguments = {"Bucket": self.bucket, "Prefix": self.root}
         while True:
             page = attempt(lambda: self.fs.call_s3("list_multipart_uploads", **arguments))
@@ -161,7 +162,7 @@ class S3Objects:
             arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
 
     def discard(self, leftover: Leftover) -> None:
-        """Abort the upload."""
+        """Abort a multipart upload."""
         try:
             self._call("abort_multipart_upload", leftover.path, UploadId=leftover.handle)
         except OSError as error:
@@ -175,11 +176,11 @@ class S3Objects:
 
     def _put(self, path: str, data: bytes, **condition: str) -> str:
         digest = hashlib.md5(data, usedforsecurity=False).digest()
-        md5 = base64.b64encode(digest).decode()  # the server refuses what was damaged on its way
+        md5 = base64.b64encode(digest).decode()  # lets the server refuse damaged data
         return _tag(self._call("put_object", path, Body=data, ContentMD5=md5, **condition))
 
     async def _get(self, path: str, arguments: dict[str, str]) -> tuple[bytes, str]:
-        # The body can only be read where the client lives, in s3fs's loop.
+        # The body must be read in the event loop of s3fs, to which the client belongs.
         key = f"{self.root}{path}"
         found = await self.fs._call_s3("get_object", Bucket=self.bucket, Key=key, **arguments)
         try:
@@ -187,7 +188,7 @@ class S3Objects:
         finally:
             found["Body"].close()
         if len(data) != found["ContentLength"]:
-            raise TruncatedError(f"{len(data)} of {found['ContentLength']} bytes came")
+            raise TruncatedError(f"received {len(data)} of {found['ContentLength']} bytes")
         return data, _tag(found)
 
     def _tag_of(self, path: str) -> str | None:
@@ -198,11 +199,11 @@ class S3Objects:
 
 
 _CLIENTS: dict[object, _SingleTry] = {}
-"""One client, with its connections, for all stores of a process that are reached alike."""
+"""Clients by process, options and AWS environment: equal stores share connections."""
 
 
 def _client(options: StoreOptions) -> _SingleTry:
-    # Not fsspec's own cache: it keeps a client whose credentials the environment has replaced.
+    # fsspec's own cache would keep a client after its credentials in the environment changed.
     environment = frozenset(item for item in os.environ.items() if item[0].startswith("AWS_"))
     key = (os.getpid(), options, environment)
     if key not in _CLIENTS:
@@ -215,7 +216,7 @@ def _tag(answer: dict[str, Any]) -> str:
 
 
 def _range(start: int | None, end: int | None) -> str:
-    """The header for a slice.
+    """Return the HTTP Range header of a slice; "" for the whole object.
 
     >>> _range(None, 7), _range(3, None), _range(-5, None), _range(2, 4), _range(None, None)
     ('bytes=0-6', 'bytes=3-', 'bytes=-5', 'bytes=2-3', '')
@@ -228,7 +229,10 @@ def _range(start: int | None, end: int | None) -> str:
 
 
 def _arguments(options: StoreOptions) -> dict[str, Any]:
-    """What s3fs and botocore call our options; what is left out they take from the environment."""
+    """Return our options under the names of s3fs and botocore.
+
+    Options that are left out come from the environment.
+    """
     client: dict[str, Any] = {}
     if options.region:
         client["region_name"] = options.region
@@ -244,7 +248,7 @@ def _arguments(options: StoreOptions) -> dict[str, Any]:
             "max_pool_connections": _CONNECTIONS,
             "retries": {"total_max_attempts": 1, "mode": "standard"},
             "s3": {"addressing_style": options.resolved_addressing},
-            # Older servers do not know the newer checksums; Content-MD5 is sent instead.
+            # Older servers do not support the newer checksums; Content-MD5 is sent instead.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         },

@@ -1,9 +1,10 @@
-"""Objects under one URL: list, read, write, create, delete. All modules speak only these verbs.
+"""`Store`: the objects below one URL, with retries and error messages.
 
-A store is a URL and options; the client behind it is made in the process that uses it, so that
-stores travel to Ray workers. No listing is cached: what another process wrote is seen.
+All modules list, read, write, create and delete objects through this class. A `Store` holds a URL
+and options only. Each process creates its own client on first use, so that stores can be sent to
+Ray workers. Nothing is cached: a listing shows what other processes have written.
 
-Before a run writes anything: what does the store of its output really hold?
+`preflight` checks before a run which guarantees the store of an output gives.
 """
 
 from __future__ import annotations
@@ -11,19 +12,17 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-import fsspec
-from fsspec.utils import get_protocol
-
 from pipeline.errors import ConfigError, StoreError
 from pipeline.paths import PROBE
 from pipeline.redact import has_secret, masked
-from pipeline.storage.backend import Leftover, ObjectInfo, Objects
+from pipeline.storage.backend import Backend, Leftover, ObjectInfo
 from pipeline.storage.errors import explained
 from pipeline.storage.options import StoreOptions
 from pipeline.storage.remote_file import RangeReader
@@ -34,14 +33,16 @@ __all__ = ["Guarantees", "ObjectInfo", "Store", "StoreOptions", "read_url", "wri
 
 T = TypeVar("T")
 
+log = logging.getLogger("fcnseg")
+
 
 @dataclass(frozen=True)
 class Guarantees:
-    """What a store was seen to hold.
+    """Guarantees that a store has shown in a test.
 
     Attributes:
-        create_only: a put that may only create does not overwrite.
-        compare_and_swap: a put that may only replace one version replaces no other.
+        create_only: `Store.create` does not overwrite an existing object.
+        compare_and_swap: `Store.replace` replaces only the version that was named.
     """
 
     create_only: bool
@@ -52,52 +53,62 @@ class Guarantees:
 class Store:
     """The objects below one URL.
 
-    Raises (every verb):
+    Args:
+        url: path or URL of any fsspec protocol; a local path becomes absolute.
+        options: options of the connection.
+
+    Raises (every method that reaches the store):
         MissingError: the object, prefix or bucket does not exist.
-        StoreError: anything else the store refuses: permissions, a full disk, no credentials; or
-            what may pass, and did not within the options' attempts and seconds.
+        StoreError: the store refuses the request (permissions, full disk, no credentials), or
+            temporary failures lasted longer than `options.attempts` and `options.retry_seconds`.
     """
 
     url: str
     options: StoreOptions = field(default_factory=StoreOptions)
-    _objects: tuple[int, Objects] | None = field(default=None, repr=False, compare=False)
+    _backend: tuple[int, Backend] | None = field(default=None, repr=False, compare=False)
     _guard: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.url:
             raise ConfigError(
                 where="an address",
-                found="nothing",
+                found="an empty string",
                 expected="a path or URL",
-                remedy="If it is from a variable, that is empty.",
+                remedy="If the address comes from a variable, set the variable.",
             )
         protocol = get_protocol(self.url)
         if protocol in ("file", "local"):
             path = self.url.removeprefix(f"{protocol}://")
             self.url = os.path.abspath(os.path.expanduser(path))
-        elif protocol not in fsspec.available_protocols():
-            where, found = masked(self.url), f"protocol {protocol!r}"
-            raise ConfigError(where=where, found=found, expected="file, s3, gs, az, memory, …")
+        elif not _is_known(protocol):
+            raise ConfigError(
+                where=masked(self.url),
+                found=f"protocol {protocol!r}",
+                expected="file, s3, gs, az, memory, …",
+            )
         elif has_secret(self.url) and protocol not in ("http", "https"):
             raise ConfigError(
                 where=masked(self.url),
                 found="credentials in a URL",
-                expected="a URL alone",
-                remedy="Put them into the environment: URLs end up in logs and commits.",
+                expected="a URL without credentials",
+                remedy="Put them into the environment: URLs appear in logs and commits.",
             )
         else:
             self.url = self.url.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "options": self.options, "_objects": None, "_guard": None}
+        return {"url": self.url, "options": self.options, "_backend": None, "_guard": None}
 
     @property
     def is_local(self) -> bool:
-        """Whether objects are files of this machine."""
-        return bool(get_protocol(self.url) == "file")
+        """Whether the objects are local files."""
+        return get_protocol(self.url) == "file"
 
     def overlaps(self, other: Store) -> bool:
-        """Whether one of the two places lies within the other (links followed), or is it."""
+        """Return whether two stores are the same place, or one contains the other.
+
+        Symbolic links in local paths are followed.
+        """
         here, there = (
             f"{os.path.realpath(store.url) if store.is_local else store.url}/"
             for store in (self, other)
@@ -105,135 +116,139 @@ class Store:
         return here.startswith(there) or there.startswith(here)
 
     def location(self, path: str) -> str:
-        """The full address of an object, for people; without credentials."""
+        """Return the full address of an object for messages, with credentials masked."""
         return masked(f"{self.url}/{path}" if path else self.url)
 
     def guarded(self, check: Callable[[], None]) -> Store:
-        """The same store for a writer that may lose its right.
+        """Return the same store with a check before every change.
 
         Args:
-            check: called before every try of every verb that changes something; raises to refuse.
-                Does not travel to other processes.
+            check: called before every attempt of every method that changes objects; raises an
+                exception to refuse the change. It is not sent to other processes.
         """
         other = copy.copy(self)
-        other._objects, other._guard = self._objects, check
+        other._backend, other._guard = self._backend, check
         return other
 
     def listing(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects below a folder, in byte order of their whole paths; none if there is none.
+        """Yield all objects below a folder in byte order of their paths; none if it is missing.
 
-        A stream, page by page. Filesystems that are neither S3 nor local are listed at once.
+        Local folders and S3 are listed page by page. Other stores are listed at once.
+
+        Args:
+            prefix: path of the folder below the store; "" for the whole store.
         """
         with explained(self.location(prefix)):
-            objects = self._open()
-            yield from objects.listing(prefix.strip("/"), self._tried)
+            backend = self._open()
+            yield from backend.listing(prefix.strip("/"), self._retry)
 
     def objects(self, prefix: str = "") -> list[ObjectInfo]:
-        """All objects below a folder, at once."""
+        """Return all objects below a folder as a list; see `listing`."""
         return list(self.listing(prefix))
 
     def stat(self, path: str) -> ObjectInfo:
-        """One object's size and tag."""
-        return self._do(path, lambda objects: objects.stat(path))
+        """Return size, tag and modification time of an object."""
+        return self._do(path, lambda backend: backend.stat(path))
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The object's bytes, or those in [start, end)."""
+        """Return the bytes of an object, or those in [start, end), as a Python slice."""
         return self.read_tagged(path, start, end)[0]
 
     def read_tagged(
         self, path: str, start: int | None = None, end: int | None = None
     ) -> tuple[bytes, str]:
-        """Bytes as `read` gives them, and the tag of the version they are from."""
-        return self._do(path, lambda objects: objects.read(path, start, end))
+        """Return the bytes as `read` does, and the tag of the version read."""
+        return self._do(path, lambda backend: backend.read(path, start, end))
 
     def open(self, path: str) -> IO[bytes]:
-        """A seekable, read-only file object; remote objects are fetched in ranges."""
-        handle = self._do(path, lambda objects: objects.open(path))
+        """Return an object as a seekable, read-only file; remote objects are fetched in ranges."""
+        handle = self._do(path, lambda backend: backend.open(path))
         info = self.stat(path)
         fetch = lambda start, end: self.read_tagged(path, start, end)  # noqa: E731
         return cast(IO[bytes], RangeReader(self.location(path), info, fetch, handle))
 
     def write(self, path: str, data: bytes) -> str:
-        """Put an object, whole or not at all, over whatever is there; its new tag."""
-        return self._do(path, lambda objects: objects.write(path, data), changes=True)
+        """Write an object atomically, over any existing one, and return its tag."""
+        return self._do(path, lambda backend: backend.write(path, data), changes=True)
 
     def upload(self, path: str, source: Path) -> None:
-        """Put a local file as an object, whole or not at all, without holding it in memory."""
-        self._do(path, lambda objects: objects.upload(path, source), changes=True)
+        """Write a local file as an object, atomically, without holding it in memory."""
+        self._do(path, lambda backend: backend.upload(path, source), changes=True)
 
     def create(self, path: str, data: bytes) -> str | None:
-        """Put an object if there is none; its tag, or None if there is another one already.
+        """Write a new object; return its tag, or None if another object exists at the path.
 
-        Where the store can (`If-None-Match: *`, hard links), exactly one of several writers of
-        different bytes wins. Equal bytes are taken for one's own, put by a try whose answer was
-        lost: who must know that he was the first puts something of his own into them.
+        If the store supports it (`If-None-Match: *`, hard links), exactly one of several
+        concurrent writers of different bytes succeeds. An existing object of equal bytes counts
+        as success: it may be ours, written by an attempt whose response was lost. Callers that
+        must know whether they were first include a unique value in the bytes.
         """
 
-        def create(objects: Objects) -> str | None:
-            return objects.create(path, data) or _own(objects, path, data)
+        def create(backend: Backend) -> str | None:
+            return backend.create(path, data) or _tag_of_own(backend, path, data)
 
         return self._do(path, create, changes=True)
 
     def replace(self, path: str, data: bytes, tag: str) -> str | None:
-        """Put an object over the version of this tag; None if there is another, or none.
+        """Write over the version with this tag; return the new tag, or None if it is missing.
 
-        Where the store can (`If-Match`, locks), exactly one of several writers of different bytes
-        wins; equal ones as in `create`.
+        If the store supports it (`If-Match`, locks), exactly one of several concurrent writers of
+        different bytes succeeds. Equal bytes count as success, as in `create`.
         """
 
-        def replace(objects: Objects) -> str | None:
-            return objects.replace(path, data, tag) or _own(objects, path, data)
+        def replace(backend: Backend) -> str | None:
+            return backend.replace(path, data, tag) or _tag_of_own(backend, path, data)
 
         return self._do(path, replace, changes=True)
 
     def delete(self, path: str, tag: str | None = None) -> None:
-        """Remove an object, if it has this tag (None: any); one that is not there is no error."""
-        self._do(path, lambda objects: objects.delete(path, tag), changes=True)
+        """Delete an object if it has this tag (None: any tag); a missing object is not an error."""
+        self._do(path, lambda backend: backend.delete(path, tag), changes=True)
 
     def sweep(self) -> None:
-        """Remove what writers that were killed left half-written. Only local stores have such."""
-        self._do("", lambda objects: objects.sweep(), changes=True)
+        """Delete temporary files that killed writers left. Only local stores have any."""
+        self._do("", lambda backend: backend.sweep(), changes=True)
 
     def leftovers(self) -> Iterator[Leftover]:
-        """What writers, of whatever program, left half-written: files, multipart uploads."""
+        """Yield unfinished writes of any program: temporary files and multipart uploads."""
         with explained(self.location("")):
-            yield from self._open().leftovers(self._tried)
+            yield from self._open().leftovers(self._retry)
 
     def discard(self, leftover: Leftover) -> None:
-        """Remove one of them; one that is not there any more is no error."""
-        self._do(leftover.path, lambda objects: objects.discard(leftover), changes=True)
+        """Delete an unfinished write; a missing one is not an error."""
+        self._do(leftover.path, lambda backend: backend.discard(leftover), changes=True)
 
     def probe(self) -> Guarantees:
-        """Find out, on an object of its own, what this store holds; that much is used from then on.
+        """Test the guarantees of this store on a temporary object, and use only those from now on.
 
         Raises:
-            StoreError: nothing can be written here.
+            StoreError: the store is not writable.
         """
         try:
             return self._probed(f"{PROBE}{uuid.uuid4().hex}")
-        except StoreError as error:  # of the place: nobody asked for an object of this name
+        except StoreError as error:  # name the store: users do not know the temporary object
             raise error.at(self.location("")) from error
 
     def _probed(self, path: str) -> Guarantees:
-        objects = self._open_explained()
+        backend = self._open_explained()
         self.create(path, b"1")
         try:
-            objects.atomic_create &= self.create(path, b"2") is None
+            backend.atomic_create &= self.create(path, b"2") is None
             tag = self.stat(path).etag
-            if objects.atomic_replace:
+            if backend.atomic_replace:
                 kept = self.replace(path, b"3", "0" * len(tag)) is None
                 swapped = self.replace(path, b"4", tag) is not None
-                objects.atomic_replace &= kept and swapped
+                backend.atomic_replace &= kept and swapped
         finally:
             self.delete(path)
-        return Guarantees(objects.atomic_create, objects.atomic_replace)
+        return Guarantees(backend.atomic_create, backend.atomic_replace)
 
-    def _do(self, path: str, action: Callable[[Objects], T], *, changes: bool = False) -> T:
+    def _do(self, path: str, action: Callable[[Backend], T], *, changes: bool = False) -> T:
         with explained(self.location(path), writes=changes):
-            objects = self._open()
-            return self._tried(lambda: action(objects), changes=changes)
+            backend = self._open()
+            return self._retry(lambda: action(backend), changes=changes)
 
-    def _tried(self, call: Callable[[], T], *, changes: bool = False) -> T:
+    def _retry(self, call: Callable[[], T], *, changes: bool = False) -> T:
         policy = RetryPolicy(self.options.attempts, self.options.retry_seconds)
         place = (os.getpid(), *self.url.split("/")[:3])
         before = self._guard if changes else None
@@ -241,48 +256,68 @@ class Store:
         _REACHED.add(place)
         return result
 
-    def _open_explained(self) -> Objects:
+    def _open_explained(self) -> Backend:
         with explained(self.location("")):
             return self._open()
 
-    def _open(self) -> Objects:
-        # A forked child must not use its parent's client, whose thread it does not have.
-        if self._objects is None or self._objects[0] != os.getpid():
-            self._objects = (os.getpid(), _connect(self.url, self.options))
-        return self._objects[1]
+    def _open(self) -> Backend:
+        # A forked child cannot use the client of its parent: the client's thread was not forked.
+        if self._backend is None or self._backend[0] != os.getpid():
+            self._backend = (os.getpid(), _connect(self.url, self.options))
+        return self._backend[1]
+
+
+def get_protocol(url: str) -> str:
+    """Return the protocol of a URL as fsspec sees it; "file" for a path.
+
+    fsspec's own function is not used, because importing fsspec takes long.
+
+    >>> get_protocol("s3://bucket/a"), get_protocol("a/b.tar"), get_protocol("zip::s3://b/a.zip")
+    ('s3', 'file', 'zip')
+    """
+    parts = re.split("::|://", url, maxsplit=1)
+    return parts[0] if len(parts) > 1 else "file"
+
+
+def _is_known(protocol: str) -> bool:
+    if protocol in ("s3", "gs", "az", "memory", "http", "https"):
+        return True
+    import fsspec
+
+    return protocol in fsspec.available_protocols()
 
 
 _REACHED: set[tuple[object, ...]] = set()
-"""Stores that answered this process."""
+"""(process id, scheme, "", host) of stores that have answered this process."""
 
 
-def _connect(url: str, options: StoreOptions) -> Objects:
-    # Clients load where they are used: each takes a while.
+def _connect(url: str, options: StoreOptions) -> Backend:
+    # Each client library takes long to import, so only the one that is needed is imported.
     protocol = get_protocol(url)
     if protocol == "file":
-        from pipeline.storage.local import LocalObjects
+        from pipeline.storage.local import LocalBackend
 
-        return LocalObjects(url)
+        return LocalBackend(url)
     if protocol in ("s3", "s3a"):
-        from pipeline.storage.s3 import S3Objects
+        from pipeline.storage.s3 import S3Backend
 
-        return S3Objects(url, options)
-    from pipeline.storage.fsspec import FsspecObjects
+        return S3Backend(url, options)
+    from pipeline.storage.fsspec import FsspecBackend
 
-    return FsspecObjects(url, options)
+    return FsspecBackend(url, options)
 
 
-def _own(objects: Objects, path: str, data: bytes) -> str | None:
-    """The tag of an object if it is the very one that was to be put: an answer was lost.
+def _tag_of_own(backend: Backend, path: str, data: bytes) -> str | None:
+    """Return the tag of the object if it has our bytes: the response to our write was lost.
 
-    Not only after a try of ours that failed: HTTP clients (aiohttp, RFC 9112) silently repeat a
-    put whose connection closed before the answer.
+    That can happen without a failed attempt of ours: HTTP clients (aiohttp, by RFC 9112) silently
+    repeat a PUT whose connection closed before the response.
     """
     try:
-        there, tag = objects.read(path, None, None)
+        existing, tag = backend.read(path, None, None)
     except FileNotFoundError:
         return None
-    return tag if there == data else None
+    return tag if existing == data else None
 
 
 def refuse_overlap(target_name: str, target: Store, source_name: str, source: Store) -> None:
@@ -307,60 +342,57 @@ def refuse_overlap(target_name: str, target: Store, source_name: str, source: St
 
 
 def read_url(url: str, options: StoreOptions | None = None) -> bytes:
-    """The bytes of one object named by its whole URL.
+    """Return the bytes of one object, named by its full URL.
 
     Raises:
-        MissingError: it does not exist.
-        StoreError: it cannot be read.
+        MissingError: the object does not exist.
+        StoreError: the object cannot be read.
     """
     place, name = _split(url)
     return Store(place, options or StoreOptions()).read(name)
 
 
 def write_url(url: str, data: bytes, options: StoreOptions | None = None) -> None:
-    """Put one object named by its whole URL, over whatever is there.
+    """Write one object, named by its full URL, over any existing one.
 
     Raises:
         ConfigError: the URL names a folder.
-        StoreError: it cannot be written.
+        StoreError: the object cannot be written.
     """
     place, name = _split(url)
     if not name:
         raise ConfigError(
             where=url,
             found="a folder",
-            expected="the whole name of an object",
+            expected="the full name of an object",
             remedy="Add a file name.",
         )
     Store(place, options or StoreOptions()).write(name, data)
 
 
 def _split(url: str) -> tuple[str, str]:
-    """The place and the name of one object."""
+    """Return (URL of the folder, name) of one object."""
     parent, _, name = url.rpartition("/")
     return parent or ("/" if url.startswith("/") else "."), name
 
 
-log = logging.getLogger("fcnseg")
-
-
 def preflight(output: Store) -> None:
-    """Try the guarantees that runs rest on, and warn of those that the store does not give.
+    """Test the guarantees that runs rely on, and warn about the missing ones.
 
     Raises:
-        StoreError: nothing can be written there.
+        StoreError: the output is not writable.
     """
-    held = output.probe()
-    if not held.create_only:
+    guarantees = output.probe()
+    if not guarantees.create_only:
         log.warning(
-            "%s does not refuse to create an object that exists already (no If-None-Match): two "
-            "drivers that start in the same moment may both work; keep to one by other means",
+            "%s overwrites an object that should only be created (no If-None-Match): two drivers "
+            "that start at the same moment may both run; make sure that only one is started",
             output.location(""),
         )
-    if not held.compare_and_swap:
+    if not guarantees.compare_and_swap:
         log.warning(
-            "%s cannot replace one version of an object only (no If-Match): two drivers that find "
-            "the lease of a dead one run out in the same moment may both take it; keep to one by "
-            "other means",
+            "%s cannot replace only one version of an object (no If-Match): two drivers that see "
+            "the lease of a dead driver expire at the same moment may both run; make sure that "
+            "only one is started",
             output.location(""),
         )

@@ -110,7 +110,7 @@ def test_a_store_that_fails_in_a_thread_is_that_error_of_the_run(
 
     def full(self: Store, path: str, data: bytes) -> None:
         if path == "png/s1/img2.png":
-            raise StoreError(path, "No space left on device", "a working store", "Make room.")
+            raise StoreError(path, "No space left on device", "a working store", "Free space.")
         write(self, path, data)
 
     config = world.config(shards, tmp_path / "out", weights)

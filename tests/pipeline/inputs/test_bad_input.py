@@ -105,7 +105,9 @@ def test_truncated_tar_fails_its_shard_and_no_other(
     out = tmp_path / "out"
     code, _, stderr = fcnseg("run", shards, out, "--weights", weights)
     assert code == 4
-    assert f"failed: {shards}/s1.tar" in stderr and "the other shards go on" in stderr
+    assert (
+        f"failed: {shards}/s1.tar" in stderr and "the run continues with the other shards" in stderr
+    )
     assert sorted(p.name for p in (out / "_commits").iterdir()) == ["s0.json", "s2.json"]
     marker = json.loads((out / "_PARTIAL").read_text())
     assert list(marker["failed_shards"]) == ["s1"]
@@ -181,7 +183,7 @@ def test_missing_and_empty_prefix(weights: Path, tmp_path: Path, fcnseg: Fcnseg)
     for name in ("missing", "empty"):
         code, _, stderr = fcnseg("run", tmp_path / name, tmp_path / "out", "--weights", weights)
         assert code == 1
-        assert f"{tmp_path}/{name}: no such prefix, or nothing in it" in stderr
+        assert f"{tmp_path}/{name}: no objects: the folder or prefix is empty or missing" in stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -224,7 +226,7 @@ def test_output_inside_input_is_refused(shards: Path, weights: Path, fcnseg: Fcn
     ("arguments", "message"),
     [
         (("--set", "limits.chunk_image=3"), "known here: max_bad_fraction"),
-        (("--set", "nosection=3"), "no section.field=value"),
+        (("--set", "nosection=3"), "not section.field=value"),
         (("--set", "limits.chunk_images=many"), "config limits.chunk_images: 'many'"),
         (("--masks", "jpeg"), "config output.masks.0: 'jpeg'"),
         (("--label-set", "martian"), "built-in sets are scenes, voc, camvid"),
@@ -269,7 +271,7 @@ def test_a_network_for_other_than_rgb_pictures_is_refused(
     path, picture = tmp_path / "w.safetensors", tmp_path / "p.png"
     path.write_bytes(world.weights_bytes(random_fcn(variant, num_classes=3, width=1 / 32)))
     picture.write_bytes(world.png(world.picture(1)))
-    found = f"weights {path}: {variant} reads {channels} channels; a network for RGB pictures"
+    found = f"weights {path}: {variant} reads {channels} channels; a network for RGB images"
     code, _, stderr = fcnseg("run", shards, tmp_path / "out", "--weights", path)
     assert code == 1 and found in " ".join(stderr.split())
     assert not (tmp_path / "out").exists()
@@ -317,12 +319,12 @@ def test_store_failure_in_the_middle_exits_1_and_a_rerun_finishes(
 
     def full(self: Store, path: str, data: bytes) -> None:
         if path.startswith("masks/s1"):
-            raise StoreError("disk", "full", "room", "Make room.")
+            raise StoreError("disk", "full", "room", "Free space.")
         original(self, path, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", full)
-        with pytest.raises(StoreError, match="Make room"):
+        with pytest.raises(StoreError, match="Free space"):
             run(config)
     assert run(config).exit_code == 0
 
@@ -403,7 +405,7 @@ def test_an_empty_address_is_not_this_folder(
 ) -> None:
     places = ("", tmp_path / "out") if empty == "input" else (shards, "")
     code, _, stderr = fcnseg("run", *places, "--weights", weights)
-    assert code == 2 and "an address: nothing; a path or URL" in stderr
+    assert code == 2 and "an address: an empty string; a path or URL" in stderr
 
 
 def test_a_server_that_nobody_runs_is_no_empty_folder(

@@ -143,7 +143,7 @@ def test_lists_of_the_fcn_code_fit_the_matlab_file(tmp_path: Path) -> None:
     )
     del files["splits.mat"]
     (root / "splits.mat").unlink()
-    with pytest.raises(ConfigError, match=r"no list of ids 'test'; here are val\. .*splits\.mat"):
+    with pytest.raises(ConfigError, match=r"no list of ids 'test'; one of val\. .*splits\.mat"):
         pack(root, "nyudv2", "test")
 
 
@@ -230,17 +230,17 @@ def test_from_a_bucket_into_a_bucket(s3: str) -> None:
     ("layout", "make", "remove", "message"),
     [
         ("voc", datasets.voc, "JPEGImages/2007_000033.jpg",
-         r"val\.txt: 1 of 3 ids without image JPEGImages/<id>\.jpg: 2007_000033; one for every id"),
+         r"val\.txt: 1 of 3 ids without image JPEGImages/<id>\.jpg: 2007_000033; a file for every"),
         ("voc", datasets.voc, "SegmentationClass/2007_000033.png",
          r"1 of 3 ids without label SegmentationClass/<id>\.png: 2007_000033"),
         ("voc", datasets.voc, "ImageSets/Segmentation/val.txt",
-         r"no list of ids 'val'; here are test, train\. Name one .* seg11valid"),
+         r"no list of ids 'val'; one of test, train\. Give --split .* seg11valid"),
         ("sbd", lambda: datasets.sbd()[0], "cls/2008_000003.mat", "1 of 1 ids without label cls/"),
         ("sbd", lambda: datasets.sbd()[0], "img/2008_000003.jpg", "1 of 1 ids without image img/"),
         ("camvid", lambda: datasets.camvid_segnet()[0], "valannot/0016E5_07959.png",
-         "no list of ids 'val'; here are train"),
+         "no list of ids 'val'; one of train"),
         ("siftflow", lambda: datasets.siftflow()[0], "trainval.txt",
-         r"no list of ids 'val'; here are TestSet1, trainval\.|here are TestSet1\."),
+         r"no list of ids 'val'; one of TestSet1, trainval\.|one of TestSet1\."),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 40 else "",
 )  # fmt: skip
@@ -363,7 +363,7 @@ def test_an_image_under_two_names_is_refused(
     tmp_path: Path, make: Callable[[], tuple[datasets.Files, ...]]
 ) -> None:
     root = datasets.write(tmp_path / "d", {**make()[0], "mine.txt": b"5001\nimg_5001\n"})
-    with pytest.raises(InputError, match="ids more than once, the first 'img_5001'"):
+    with pytest.raises(InputError, match="ids more than once, the first is 'img_5001'"):
         pack(root, "nyudv2", "mine")
 
 
@@ -407,7 +407,7 @@ def test_the_command(tmp_path: Path, fcnseg: Fcnseg) -> None:
         (("--layout", "coco", "--split", "val"), "'coco'; one of voc, sbd, nyudv2"),
         (("--split", "val"), "--split: 'val' alone"),
         (("--layout", "voc", "--labels", "x"), "'x' beside --layout voc"),
-        (("--layout", "voc"), "no --split; here are test, train, val"),
+        (("--layout", "voc"), "no --split; one of test, train, val"),
         (("--layout", "voc", "--split", "nowhere/ids.txt"), "no such file"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.driver import plan, run
 from pipeline.errors import OutputError
-from pipeline.inputs.folder import Packing, freeze, pack
+from pipeline.inputs.folder import ShardAssignment, assign_shards, write_index
 from pipeline.inputs.listing import list_input
 from pipeline.inputs.shard import Shard
 from pipeline.paths import VIRTUAL_SHARDS
@@ -21,7 +21,7 @@ SIZE = 3
 
 
 class Folder:
-    """A folder of images with an output: change it, pack it, freeze it."""
+    """A folder of images with an output: change it, pack it, write its index."""
 
     def __init__(self, root: Path, *keys: str) -> None:
         self.images = Store(str(root / "in"))
@@ -40,13 +40,13 @@ class Folder:
         for key in keys:
             self.images.delete(f"{key}.jpg")
 
-    def pack(self, size: int = SIZE) -> Packing:
+    def pack(self, size: int = SIZE) -> ShardAssignment:
         labels = self.labels if self.labels.objects() else None
-        return pack(list_input(self.images, labels), self.output, size)
+        return assign_shards(list_input(self.images, labels), self.output, size)
 
-    def freeze(self, size: int = SIZE) -> dict[str, Shard]:
+    def write_index(self, size: int = SIZE) -> dict[str, Shard]:
         packing = self.pack(size)
-        freeze(packing, self.output)
+        write_index(packing, self.output)
         return {shard.id: shard for shard in packing.shards}
 
 
@@ -64,7 +64,7 @@ def tags(shards: dict[str, Shard]) -> list[str]:
 
 
 def test_images_are_packed_by_sorted_key(folder: Folder) -> None:
-    shards = folder.freeze()
+    shards = folder.write_index()
     assert list(shards) == ["images-000000", "images-000001", "images-000002"]
     assert keys(shards) == ["abc", "def", "gh"]
     assert [shards[s].size for s in shards] == [1 + 2 + 3, 4 + 5 + 6, 7 + 8]
@@ -77,71 +77,71 @@ def test_packing_writes_nothing(folder: Folder) -> None:
 
 
 def test_freezing_twice_is_freezing_once(folder: Folder) -> None:
-    first = folder.freeze()
+    first = folder.write_index()
     written = folder.output.objects()
     assert [info.path for info in written] == [f"{VIRTUAL_SHARDS}/000000.parquet"]
     again = folder.pack()
     assert (again.changes, again.vanished) == ((), ())
-    assert folder.freeze() == first
+    assert folder.write_index() == first
     assert folder.output.objects() == written
 
 
 def test_freezing_the_same_packing_again_changes_nothing(folder: Folder) -> None:
     packing = folder.pack()
     for _ in range(2):
-        freeze(packing, folder.output)
+        write_index(packing, folder.output)
         assert folder.pack().shards == packing.shards
     assert len(folder.output.objects()) == 1
 
 
 def test_new_images_make_new_shards(folder: Folder) -> None:
-    before = folder.freeze()
+    before = folder.write_index()
     folder.put("0", "bb", "z", "zz")
-    after = folder.freeze()
+    after = folder.write_index()
     assert keys(after) == ["abc", "def", "gh", "0bbz", "zz"]
     assert tags(after)[:3] == tags(before)
 
 
 def test_a_changed_image_changes_its_shard_and_no_other(folder: Folder) -> None:
-    before = folder.freeze()
+    before = folder.write_index()
     folder.put("e")
-    after = folder.freeze()
+    after = folder.write_index()
     assert keys(after) == keys(before)
     assert [a == b for a, b in zip(tags(after), tags(before), strict=True)] == [True, False, True]
     assert after["images-000001"].size == before["images-000001"].size - 5 + 9
-    assert folder.freeze() == after
+    assert folder.write_index() == after
 
 
 def test_a_vanished_image_keeps_its_place_and_its_shard_stays_done(folder: Folder) -> None:
-    before = folder.freeze()
+    before = folder.write_index()
     folder.drop("a", "e")
     assert folder.pack().vanished == ("a.jpg", "e.jpg")
-    assert folder.freeze() == before
+    assert folder.write_index() == before
     folder.put("i")  # does not move into a free place
-    assert keys(folder.freeze()) == ["abc", "def", "gh", "i"]
+    assert keys(folder.write_index()) == ["abc", "def", "gh", "i"]
 
 
 def test_a_vanished_image_that_comes_back_goes_to_its_old_place(folder: Folder) -> None:
-    before = folder.freeze()
+    before = folder.write_index()
     folder.drop("e")
-    folder.freeze()
+    folder.write_index()
     folder.put("e")
-    after = folder.freeze()
+    after = folder.write_index()
     assert keys(after) == keys(before) and folder.pack().vanished == ()
     assert tags(after)[1] != tags(before)[1]
 
 
 def test_another_shard_size_holds_for_new_images_only(folder: Folder) -> None:
-    before = folder.freeze()
+    before = folder.write_index()
     folder.put(*"ijkl")
-    after = folder.freeze(size=2)
+    after = folder.write_index(size=2)
     assert keys(after) == ["abc", "def", "gh", "ij", "kl"]
     assert tags(after)[:3] == tags(before)
 
 
 def test_a_label_added_changed_or_removed_changes_its_shard(folder: Folder) -> None:
     folder.labels.write("a.png", b"0")
-    seen = [tags(folder.freeze())]
+    seen = [tags(folder.write_index())]
     changes = (
         lambda: folder.labels.write("e.png", b"1"),
         lambda: folder.labels.write("e.png", b"22"),
@@ -149,7 +149,7 @@ def test_a_label_added_changed_or_removed_changes_its_shard(folder: Folder) -> N
     )
     for change in changes:
         change()
-        seen.append(tags(folder.freeze()))
+        seen.append(tags(folder.write_index()))
         assert [a == b for a, b in zip(seen[-1], seen[-2], strict=True)] == [True, False, True]
     assert seen[-1] == seen[0]
 
@@ -157,7 +157,7 @@ def test_a_label_added_changed_or_removed_changes_its_shard(folder: Folder) -> N
 def test_labels_are_found_by_key(folder: Folder) -> None:
     folder.labels.write("b.PNG", b"12345")
     folder.labels.write("unknown.png", b"1")
-    first = folder.freeze()["images-000000"]
+    first = folder.write_index()["images-000000"]
     assert [m.label for m in first.members] == [None, "b.PNG", None]
     assert first.size == 1 + 2 + 5 + 3
 
@@ -166,7 +166,7 @@ def test_keys_of_images_beside_labels_are_without_the_folder(tmp_path: Path) -> 
     source = Store(str(tmp_path / "in"))
     for name in ("images/x/a.jpg", "images/b.png", "labels/x/a.png"):
         source.write(name, b"1")
-    (shard,) = pack(list_input(source, None), Store(str(tmp_path / "out")), SIZE).shards
+    (shard,) = assign_shards(list_input(source, None), Store(str(tmp_path / "out")), SIZE).shards
     assert [(m.key, m.image, m.label) for m in shard.members] == [
         ("b", "images/b.png", None), ("x/a", "images/x/a.jpg", "labels/x/a.png"),
     ]  # fmt: skip
@@ -176,13 +176,13 @@ def test_images_of_one_key_are_both_in_the_index(tmp_path: Path) -> None:
     source = Store(str(tmp_path / "in"))
     for name in ("a.png", "a.jpg"):
         source.write(name, b"1")
-    (shard,) = pack(list_input(source, None), Store(str(tmp_path / "out")), SIZE).shards
+    (shard,) = assign_shards(list_input(source, None), Store(str(tmp_path / "out")), SIZE).shards
     assert [m.image for m in shard.members] == ["a.jpg", "a.png"]
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>", b"PAR1" + bytes(100) + b"PAR1"])
 def test_a_damaged_index_is_refused(folder: Folder, data: bytes) -> None:
-    folder.freeze()
+    folder.write_index()
     folder.output.write(f"{VIRTUAL_SHARDS}/000000.parquet", data)
     with pytest.raises(OutputError, match=r"_index/000000.parquet: unreadable .* a new OUTPUT"):
         folder.pack()
@@ -204,7 +204,7 @@ def test_no_image_ever_moves(
     last: dict[str, Shard] = {}
     for verb, changed in steps:
         getattr(folder, verb)(*sorted(changed))
-        shards = folder.freeze(size)
+        shards = folder.write_index(size)
         found = {m.image: shard.id for shard in shards.values() for m in shard.members}
         assert home.items() <= found.items()
         assert all(len(shard.members) <= size for shard in shards.values())
@@ -255,7 +255,7 @@ def test_a_crash_between_freezing_and_working_is_harmless(weights: Path, tmp_pat
     run(calm)
     todo = plan(config)
     assert todo.packing is not None
-    freeze(todo.packing, Store(str(tmp_path / "out")))
+    write_index(todo.packing, Store(str(tmp_path / "out")))
     assert [shard.id for shard in plan(config).pending] == [shard.id for shard in todo.pending]
     run(config)
     assert world.tree(tmp_path / "out") == world.tree(tmp_path / "calm")

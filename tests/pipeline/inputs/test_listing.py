@@ -89,7 +89,7 @@ def test_hidden_objects_of_another_kind_do_not_disturb(tmp_path: Path) -> None:
 
 
 def test_nothing_to_label_is_refused(tmp_path: Path) -> None:
-    assert "no such prefix, or nothing in it" in refusal(tmp_path / "none")
+    assert "no objects: the folder or prefix is empty or missing" in refusal(tmp_path / "none")
     message = refusal(tmp_path / "other", "a.txt", "b.txt", "c.tar.gz", "README")
     assert "4 objects (2 .txt, " in message and "1 without extension" in message
     assert "tars, Parquet files or images" in message
@@ -106,7 +106,7 @@ def test_nothing_to_label_is_refused(tmp_path: Path) -> None:
 )
 def test_mixed_kinds_are_refused_with_counts(tmp_path: Path, names: list[str], found: str) -> None:
     message = refusal(tmp_path, *names)
-    assert f"{found}; one kind of input per run. Name the prefix" in message
+    assert f"{found}; one kind of input per run. Give the prefix" in message
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
@@ -162,7 +162,7 @@ def test_labels_come_from_the_folder_that_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [[], ["a.jpg"], ["_a.png"]])
 def test_a_label_folder_without_labels_is_refused(tmp_path: Path, names: list[str]) -> None:
     labels = folder(tmp_path / "l", *names)
-    with pytest.raises(InputError, match=r"/l: no PNG there; .* Check --labels"):
+    with pytest.raises(InputError, match=r"/l: no PNG files; .* Check --labels"):
         list_input(folder(tmp_path / "i", "a.jpg"), labels)
 
 

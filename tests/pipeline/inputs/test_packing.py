@@ -118,7 +118,7 @@ def test_what_is_left_out_is_said(output: Store, tmp_path: Path) -> None:
     assert packed.images == 2
     said = dict(packed.left_out)
     assert set(said) == {*names} - {"a.JPG", "b.jpg"}
-    assert said["a.png"] == said["a.jpg"] == "the key 'a' is taken by a.JPG"
+    assert said["a.png"] == said["a.jpg"] == "a.JPG has the same key 'a'"
     assert "backslash" in said["back\\slash.jpg"] and "longer" in said["n" * 245 + ".jpg"]
     assert list(samples(output)) == ["a", "b"]
 
@@ -126,7 +126,7 @@ def test_what_is_left_out_is_said(output: Store, tmp_path: Path) -> None:
 def test_another_output_is_refused_and_stays(images: Store, output: Store) -> None:
     output.write("mine.txt", b"1")
     with pytest.raises(
-        OutputError, match=r"mine.txt and 0 other objects; an empty place"
+        OutputError, match=r"mine.txt and 0 other objects; an empty folder"
     ) as caught:
         pack_folder(images, None, output, SIZE)
     assert caught.value.exit_code == 2
@@ -141,7 +141,7 @@ def test_leftovers_of_smaller_shards_are_refused(images: Store, output: Store) -
 
 @pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
 def test_shards_are_not_packed_again(output: Store, tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="shards already; a folder of loose images"):
+    with pytest.raises(InputError, match="shards; a folder of loose images"):
         pack_folder(store(tmp_path / "in", {name: b""}), None, output, SIZE)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.inputs.splits import by_id, parse_split, read_split
+from pipeline.inputs.splits import parse_split, paths_by_id, read_split
 from pipeline.storage.store import Store
 
 IDS = st.lists(st.from_regex(r"[A-Za-z0-9_]{1,12}", fullmatch=True), min_size=1, unique=True)
@@ -36,11 +36,11 @@ def test_a_dot_that_begins_no_picture_suffix_is_part_of_the_id() -> None:
     [
         (b"", "no ids"),
         (b"\n \n", "no ids"),
-        (b"a\nb\na\na\nb\n", "2 ids more than once, the first 'a'"),
+        (b"a\nb\na\na\nb\n", "2 ids more than once, the first is 'a'"),
         (b"2007_000032 -1\n", "line 1 is '2007_000032 -1'"),
         (b"a\n/x/b.png /y/b.png /z/b.png\n", "line 2 is"),
         (b"a\n..\n", r"line 2: the key contains '\.\.'"),
-        (b"\xff\xfe\n", "bytes that are no UTF-8"),
+        (b"\xff\xfe\n", "bytes that are not valid UTF-8"),
     ],
 )
 def test_what_is_no_list_is_refused(data: bytes, found: str) -> None:
@@ -57,11 +57,11 @@ def test_a_name_is_looked_up_and_an_address_is_read(tmp_path: Path) -> None:
     assert read_split(source, "lists", "val", "").ids == ("a", "b")
     assert read_split(source, "lists", str(tmp_path / "mine.txt"), "").ids == ("c",)
     assert read_split(source, "lists", "memory://splits/far.txt", "").ids == ("d",)
-    with pytest.raises(ConfigError, match=r"no list of ids 'train'; here are val\. .* Ask\."):
+    with pytest.raises(ConfigError, match=r"no list of ids 'train'; one of val\. .* Ask\."):
         read_split(source, "lists", "train", "Ask.")
-    with pytest.raises(ConfigError, match="no --split; here are val"):
+    with pytest.raises(ConfigError, match="no --split; one of val"):
         read_split(source, "lists", None, "")
-    with pytest.raises(ConfigError, match="no --split; here are no lists of ids"):
+    with pytest.raises(ConfigError, match="no --split; a list of ids; there are none"):
         read_split(source, "elsewhere", None, "")
     with pytest.raises(ConfigError, match=r"gone\.txt: no such file"):
         read_split(source, "lists", str(tmp_path / "gone.txt"), "")
@@ -79,4 +79,4 @@ def test_a_description_tells_splits_apart_and_not_their_order(ids: list[str]) ->
 
 def test_files_below_a_folder_are_not_in_it() -> None:
     paths = ["a/1.JPG", "a/b/2.jpg", "ab/3.jpg", "a/4.png", "a/.jpg"]
-    assert by_id(paths, "a/", (".jpg",)) == {"1": "a/1.JPG"}
+    assert paths_by_id(paths, "a/", (".jpg",)) == {"1": "a/1.JPG"}

@@ -135,7 +135,7 @@ def test_without_its_split_a_development_kit_is_refused(
         ({"input__layout": "voc"}, "--layout: 'voc' alone"),
         (
             {"input__layout": "voc", "input__split": "val", "input__labels": "x"},
-            "--labels: a folder beside --layout voc",
+            "--labels: a folder together with --layout voc",
         ),
     ],
 )

@@ -288,12 +288,12 @@ def test_an_object_that_cannot_be_read_is_a_problem_but_a_store_that_is_gone_is_
 
     def failing(self: Store, path: str, *args: Any) -> tuple[bytes, str]:
         if path in refused:
-            raise StoreError(path, "permission denied", "the right to do this")
+            raise StoreError(path, "permission denied", "permission for this operation")
         return original(self, path, *args)
 
     monkeypatch.setattr(Store, "read_tagged", failing)
     assert problems(output) == [
-        ("png/s0/img1.png", "cannot be read: permission denied; the right to do this")
+        ("png/s0/img1.png", "cannot be read: permission denied; permission for this operation")
     ]
     refused.update(info.path for info in output.objects() if info.path[0] != "_")
     monkeypatch.setattr(verify_module, "_GIVE_UP", 5)

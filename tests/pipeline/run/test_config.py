@@ -114,9 +114,9 @@ def test_urls_are_required() -> None:
         ("limits.chunk_bytes=null", "valid integer"),
         ("input.shard_size=-1", "greater than or equal to 1"),
         ("input.url=[a]", "valid string"),
-        ("compute=3", "no section.field=value"),
-        ("compute.workers", "no section.field=value"),
-        ("workers=3", "no section.field=value"),
+        ("compute=3", "not section.field=value"),
+        ("compute.workers", "not section.field=value"),
+        ("workers=3", "not section.field=value"),
         ("compute.workers={a", "a YAML value"),
         ("compute.workers.most=3", "valid integer"),
     ],
@@ -136,14 +136,14 @@ def _bad_url(item: str) -> str:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("input: {url: [", "no YAML (while parsing"),
-        ("a: b: c", "no YAML ("),
-        ("\tinput: 3", "no YAML ("),
+        ("input: {url: [", "not valid YAML (while parsing"),
+        ("a: b: c", "not valid YAML ("),
+        ("\tinput: 3", "not valid YAML ("),
         ("- input", "a list; sections with fields"),
         ("just words", "a str; sections with fields"),
         ("limits: 3", "config limits: 3; Input should be a valid dictionary"),
         ("3: {}", "config 3: "),
-        ("!!python/object/apply:os.getcwd []", "no YAML ("),
+        ("!!python/object/apply:os.getcwd []", "not valid YAML ("),
     ],
 )
 def test_file_that_is_no_configuration(text: str, found: str) -> None:

@@ -133,5 +133,5 @@ def test_secrets_are_masked_and_threads_keep_their_ids_apart() -> None:
 
 def test_what_a_signal_handler_writes_is_an_object(capfd: pytest.CaptureFixture[str]) -> None:
     logs.use_json()
-    os.write(2, logs.words("stopping"))
+    os.write(2, logs.encode_warning("stopping"))
     assert lines(capfd.readouterr().err)[0]["message"] == "stopping"

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ShardError, StoreError
 from pipeline.inputs import parquet as parquet_input
-from pipeline.inputs.folder import pack
+from pipeline.inputs.folder import assign_shards
 from pipeline.inputs.listing import list_input
-from pipeline.inputs.parquet import columns_passed_over
+from pipeline.inputs.parquet import list_ignored_columns
 from pipeline.inputs.shard import ChunkLimits, Shard, Sources
 from pipeline.output.quarantine import quarantine_table
 from pipeline.stages.read import Chunk, count_images, read_chunks, split
@@ -242,7 +242,7 @@ def test_damaged_tars_are_refused_as_a_whole(
     data = world.tar({"a.jpg": b"A" * 100, "b.jpg": b"B" * 600, "b.png": b"L"})
     with pytest.raises(ShardError, match=rf"^{tmp_path}/s.tar: ") as caught:
         from_tar(tmp_path, cut(data)[name], limits)
-    assert "the other shards go on" in caught.value.remedy
+    assert "the run continues with the other shards" in caught.value.remedy
 
 
 def test_tars_of_the_webdataset_library_are_read(tmp_path: Path, limits: ChunkLimits) -> None:
@@ -339,7 +339,7 @@ def test_the_declared_image_column_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [{"n": [1]}, {"a": [b"A"], "b": [b"B"]}, {"image": ["a.jpg"]}])
 def test_a_table_without_an_image_column_is_refused(tmp_path: Path, columns: dict) -> None:
-    with pytest.raises(ShardError, match=f"columns {', '.join(columns)}; an image column"):
+    with pytest.raises(ShardError, match=f"columns {', '.join(columns)}; a column of images"):
         from_table(tmp_path, columns)
 
 
@@ -383,7 +383,7 @@ def test_a_row_without_bytes_fails_alone(tmp_path: Path) -> None:
     found = from_table(tmp_path, hf_table(rows))
     assert [key for key, *_ in samples(found)] == ["a", "c"]
     assert failures(found) == [
-        ("b", "a null image, or a path without bytes; the image's bytes in the row")
+        ("b", "a null image, or a path without bytes; the bytes of the image in the row")
     ]
     null = pa.table({"image": pa.array([b"A", None, b"C"]), "key": ["a", "b", "c"]})
     again = from_table(tmp_path, null)
@@ -432,13 +432,13 @@ def test_labels_that_are_no_pictures_are_told(tmp_path: Path, columns: dict, tol
     found = from_table(tmp_path, {"image": pa.array([b"A", b"B"]), **columns})
     source = Store(str(tmp_path))
     assert len(samples(found)) == 2
-    assert columns_passed_over(list_input(source, None).shards[0], source) == told
+    assert list_ignored_columns(list_input(source, None).shards[0], source) == told
 
 
 def test_labels_of_a_damaged_file_are_not_looked_for(tmp_path: Path) -> None:
     (tmp_path / "s.parquet").write_bytes(b"no table")
     source = Store(str(tmp_path))
-    assert columns_passed_over(list_input(source, None).shards[0], source) == []
+    assert list_ignored_columns(list_input(source, None).shards[0], source) == []
 
 
 def test_a_flipped_byte_of_a_table_is_a_bad_shard_or_no_harm(tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ def folder(root: Path, files: dict[str, bytes], size: int = 2) -> tuple[list[Sha
     source = Store(str(root / "in"))
     for name, data in files.items():
         source.write(name, data)
-    shards = pack(list_input(source, None), Store(str(root / "out")), size).shards
+    shards = assign_shards(list_input(source, None), Store(str(root / "out")), size).shards
     return list(shards), Sources(source, source)
 
 

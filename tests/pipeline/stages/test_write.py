@@ -90,4 +90,4 @@ def test_asked_for_later_they_are_added_and_nothing_else_changes(
 def test_maps_alone_are_refused(shards: Path, weights: Path, tmp_path: Path, fcnseg: Any) -> None:
     words = ("run", shards, tmp_path / "out", "--weights", weights, "--masks", "confidence")
     code, _, err = fcnseg(*words)
-    assert code == 2 and "a form of the masks beside the maps" in err
+    assert code == 2 and "a format of the masks besides confidence" in err

@@ -21,7 +21,7 @@ import pytest
 from pipeline.driver import run
 from pipeline.errors import ConfigError, MissingError, StoreError
 from pipeline.output.verify import verify
-from pipeline.storage.local import LocalObjects
+from pipeline.storage.local import LocalBackend
 from pipeline.storage.store import Store, read_url
 from tests.conftest import use_s3
 from tests.support import world
@@ -255,7 +255,7 @@ def test_only_the_url_travels(store: Store) -> None:
     carried = pickle.dumps(store)
     assert len(carried) < 1000 + len(store.url)
     copy = pickle.loads(carried)
-    assert copy == store and copy._objects is None
+    assert copy == store and copy._backend is None
     assert copy.read("x") == b"1"
 
 
@@ -297,7 +297,7 @@ def test_an_open_object_that_fails_is_explained_too(
 
     store = Store(str(tmp_path))
     store.write("x", b"1")
-    monkeypatch.setattr(LocalObjects, "open", lambda *_: Failing())
+    monkeypatch.setattr(LocalBackend, "open", lambda *_: Failing())
     with store.open("x") as handle, pytest.raises(StoreError, match="/x: the store"):
         handle.read(1)
 
@@ -358,7 +358,7 @@ def test_a_store_is_whole_before_a_second_thread_sees_it(tmp_path: Path) -> None
     class Slow(Store):
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value)
-            if name == "_objects" and value:
+            if name == "_backend" and value:
                 time.sleep(0.05)
 
     store = Slow(str(tmp_path))

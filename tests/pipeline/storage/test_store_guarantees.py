@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pipeline.errors import LeaseError, StoreError
 from pipeline.storage import retry as retries
 from pipeline.storage.options import StoreOptions
-from pipeline.storage.s3 import S3Objects
+from pipeline.storage.s3 import S3Backend
 from pipeline.storage.store import Guarantees, Store, preflight
 from tests.conftest import use_s3
 from tests.support.faulty_proxy import Faults, FaultyProxy, Rule
@@ -257,7 +257,7 @@ def test_a_put_that_lands_after_its_writer_gave_up_is_known_again(
 # Stores with fewer guarantees
 
 
-class Forgetful(S3Objects):
+class Forgetful(S3Backend):
     """As servers that do not know the conditions answer: they overwrite."""
 
     def _put(self, path: str, data: bytes, **condition: str) -> str:
@@ -268,11 +268,11 @@ class Forgetful(S3Objects):
 def test_a_store_without_conditions_is_found_out_and_used_as_well_as_can_be(
     s3: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.s3.S3Objects", Forgetful)
+    monkeypatch.setattr("pipeline.storage.s3.S3Backend", Forgetful)
     store = Store(s3)
     monkeypatch.setattr(logging.getLogger("fcnseg"), "propagate", True)
     preflight(store)
-    assert "does not refuse to create" in caplog.text
+    assert "overwrites an object that should only be created" in caplog.text
     assert "cannot replace one version" in caplog.text
     assert store.objects() == []
     # By looking first: right as long as nobody else writes in that moment.

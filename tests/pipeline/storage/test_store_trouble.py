@@ -72,7 +72,7 @@ WRONG = {
     ),
     "wrong secret key": (
         {"AWS_SECRET_ACCESS_KEY": "wrong-key"},
-        "a secret key that does not fit the access key",
+        "a secret key that does not match the access key",
     ),
     "half of the keys": ({"AWS_SECRET_ACCESS_KEY": ""}, "credentials"),
     "no keys": ({"AWS_SECRET_ACCESS_KEY": "", "AWS_ACCESS_KEY_ID": ""}, "no credentials"),
@@ -245,7 +245,7 @@ def test_a_full_disk(
                "--workers", 1, "--masks", "parquet,png,tar",
                "--set", "compute.threads_per_worker=1")  # fmt: skip
     code, _, err = fcnseg(*command)
-    assert code == 1 and "the store is full" in err and "Make room" in err
+    assert code == 1 and "the store is full" in err and "Free space" in err
     names = [path.name for path in tiny_disk.rglob("*") if path.is_file()]
     assert not [name for name in names if name.startswith(".fcnseg-tmp-")]
     assert "_lease.json" not in names and "_SUCCESS" not in names
@@ -336,7 +336,7 @@ def test_a_path_of_this_machine_is_told_as_one(tmp_path: Path) -> None:
         f"{tmp_path}/no.jpg: nothing there; an existing file. Check the path."
     )
     for act in (Store("/proc/foo").probe, lambda: Store("/proc/foo").write("a.png", b"")):
-        with pytest.raises(StoreError, match=r"^/proc/foo.*its folder cannot be written") as error:
+        with pytest.raises(StoreError, match=r"^/proc/foo.*its folder is not writable") as error:
             act()
         assert not isinstance(error.value, MissingError) and "_probe" not in str(error.value)
         assert "bucket" not in str(error.value)
