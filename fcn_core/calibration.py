@@ -1,4 +1,4 @@
-"""The ranges that int8 needs: how great the outputs of each convolution become on real pictures."""
+"""The ranges that int8 needs: how great the outputs of each convolution become on real images."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from fcn_core.weights.weights_info import WeightsInfo
 
 
 def calibrated(file: WeightsFile, pictures: Iterable[ImageArray]) -> WeightsInfo:
-    """What a weights file says, with the ranges that pictures show.
+    """What a weights file says, with the ranges that images show.
 
     Args:
         file: of a trained network.
-        pictures: (H, W, 3) uint8 RGB; such as will be labelled, tens of them.
+        images: (H, W, 3) uint8 RGB; such as will be labeled, tens of them.
 
     Returns:
         The description with `int8_peaks`, and `origin["int8_pictures"]`, how many there were.
 
     Raises:
-        WeightsError: no pictures, a network that int8 is not for, or one whose features are not
+        WeightsError: no images, a network that int8 is not for, or one whose features are not
             finite.
-        ImageError: an array is no picture.
+        ImageError: an array is no image.
     """
     file.info.check_can_have_ranges(file.where)
     predictor = Predictor.load(file, plain=True)
@@ -40,8 +40,8 @@ def calibrated(file: WeightsFile, pictures: Iterable[ImageArray]) -> WeightsInfo
         predictor.predict([picture])
         count += 1
     if not count:
-        raise WeightsError(where=file.where, found="no pictures", expected="some, to see the ranges of its layers on",
-                           remedy="Name an input with pictures that decode.")  # fmt: skip
+        raise WeightsError(where=file.where, found="no images", expected="some, to see the ranges of its layers on",
+                           remedy="Name an input with images that decode.")  # fmt: skip
     origin = {**file.info.origin, "int8_pictures": count}
     return replace(file.info, int8_peaks=peaks, origin=origin)
 

@@ -1,6 +1,6 @@
-"""Bytes of a picture to pixels, and class indices to bytes.
+"""Bytes of an image to pixels, and class indices to bytes.
 
-How every kind of picture is read (docs/formats.md says the same for users):
+How every kind of image is read (docs/formats.md says the same for users):
 
 - JPEG, PNG, WebP (whatever the file name says: the content decides);
 - EXIF orientation is applied, so that the array is what a viewer shows. Labels are taken as they
@@ -31,7 +31,7 @@ from fcn_core.labels import Colour, voc_palette
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 
 MAX_PIXELS = 100_000_000
-"""Default limit of height x width: past it a 'picture' is more likely an attack or a mistake."""
+"""Default limit of height x width: past it a 'image' is more likely an attack or a mistake."""
 
 
 # Mask PNGs are megabytes per shard, and level 1 costs a third of level 6 for a tenth more bytes.
@@ -47,24 +47,24 @@ _TURNS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-"""What makes a picture of that EXIF orientation upright."""
+"""What makes an image of that EXIF orientation upright."""
 
 
 def decode_image(
     data: bytes, where: str = "image", max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
-    """The picture as a viewer shows it.
+    """The image as a viewer shows it.
 
     Args:
         data: a JPEG, PNG or WebP file.
         where: named in the error.
-        max_pixels: larger pictures are refused before they are decoded.
+        max_pixels: larger images are refused before they are decoded.
 
     Returns:
         (H, W, 3) uint8 RGB, 0-255, C-contiguous.
 
     Raises:
-        ImageError: no picture, a truncated one, or one over `max_pixels`.
+        ImageError: no image, a truncated one, or one over `max_pixels`.
     """
     with _open(data, where, max_pixels) as image:
         try:
@@ -83,16 +83,16 @@ def decode_label(
     Args:
         data: a PNG file.
         where: named in the error.
-        max_pixels: larger pictures are refused before they are decoded.
+        max_pixels: larger images are refused before they are decoded.
         colours: whether RGB is read, for label sets that have RGB codes. A palette is never looked
-            up: of such pictures the indices count, whatever their colours.
+            up: of such images the indices count, whatever their colours.
 
     Returns:
         (H, W) values or (H, W, 3) RGB, uint16; `LabelSet.encode` turns both into class indices.
 
     Raises:
-        ImageError: no picture, or a truncated one.
-        LabelError: a colour picture that is not allowed or has see-through pixels, a lossy one, or
+        ImageError: no image, or a truncated one.
+        LabelError: a colour image that is not allowed or has see-through pixels, a lossy one, or
             one of 16-bit colours.
     """
     with _open(data, where, max_pixels) as image:
@@ -170,7 +170,7 @@ def overlay(
     palette: Sequence[Colour],
     opacity: float = 0.6,
 ) -> NDArray[np.uint8]:
-    """The mask's colours over the picture; class 0 and void stay see-through.
+    """The mask's colours over the image; class 0 and void stay see-through.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -203,7 +203,7 @@ def _open(data: bytes, where: str, max_pixels: int) -> Image.Image:
         raise ImageError(
             where=where,
             found="a file of 0 bytes",
-            expected="a JPEG, PNG or WebP picture",
+            expected="a JPEG, PNG or WebP image",
             remedy="Replace it.",
         )
     try:
@@ -215,7 +215,7 @@ def _open(data: bytes, where: str, max_pixels: int) -> Image.Image:
         raise ImageError(
             where=where,
             found=f"{len(data)} bytes that begin with {data[:8]!r}",
-            expected="a JPEG, PNG or WebP picture",
+            expected="a JPEG, PNG or WebP image",
             remedy="Replace or remove it.",
         ) from error
     except Image.DecompressionBombError as error:  # past 179 Mpx, whatever our own limit
@@ -242,7 +242,7 @@ def _unreadable(data: bytes, where: str, error: Exception) -> ImageError:
     return ImageError(
         where=where,
         found=f"{len(data)} bytes that do not decode ({error})",
-        expected="a whole JPEG, PNG or WebP picture",
+        expected="a whole JPEG, PNG or WebP image",
         remedy="It is probably truncated: copy it again or remove it.",
     )
 
@@ -252,7 +252,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, SyntaxError, ValueError, struct.error):
-        return image  # a viewer, too, shows the picture of an unreadable EXIF as it is stored
+        return image  # a viewer, too, shows the image of an unreadable EXIF as it is stored
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 

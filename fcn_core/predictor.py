@@ -1,4 +1,4 @@
-"""Pictures in, masks out: the only place that knows about tensors, devices and batches.
+"""Images in, masks out: the only place that knows about tensors, devices and batches.
 
 Shape suffixes: B batch, C channel, K class, H height px, W width px.
 
@@ -47,7 +47,7 @@ _CUDNN = threading.Lock()
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of one picture.
+    """What the network says of one image.
 
     Attributes:
         mask: (H, W) uint8, class index of the highest logit (the lowest index among equals).
@@ -65,18 +65,18 @@ class Prediction:
 
 
 class Predictor:
-    """A network ready to label pictures.
+    """A network ready to label images.
 
     Attributes:
         info: what its weights file says.
         labels: the classes that its masks hold: those of its head.
         head: which, or None for the first.
-        logits: of preprocessed pictures and a head: the fast forward pass, or the model.
+        logits: of preprocessed images and a head: the fast forward pass, or the model.
 
     Examples:
         >>> predictor = Predictor.load("demo")
-        >>> picture = np.zeros((40, 60, 3), np.uint8)
-        >>> predictor.predict([picture])[0].mask.shape
+        >>> image = np.zeros((40, 60, 3), np.uint8)
+        >>> predictor.predict([image])[0].mask.shape
         (40, 60)
     """
 
@@ -101,7 +101,7 @@ class Predictor:
             precision: of the convolutions; softmax and argmax are computed in fp32. "tf32" is fp32
                 with the products of CUDA's TensorFloat-32, "fp32" is without, whatever torch's
                 defaults are. "int8" is of the trunk, the scores are in fp32: `fcn_core.inference.int8`.
-            batch_size: pictures per forward pass. Default: 1 on a CPU, where larger batches are not
+            batch_size: images per forward pass. Default: 1 on a CPU, where larger batches are not
                 faster, 8 elsewhere.
             head: whose classes to predict, of a network with several. Default: the first.
             plain: compute all of the padded canvas, layer by layer, instead of
@@ -173,27 +173,27 @@ class Predictor:
         confidence: bool = False,
         labels: Sequence[NDArray[np.uint8] | None] | None = None,
     ) -> list[Prediction]:
-        """One prediction per picture, in order.
+        """One prediction per image, in order.
 
-        Pictures of one shape share a forward pass of exactly `batch_size` slots, empty ones filled
+        Images of one shape share a forward pass of exactly `batch_size` slots, empty ones filled
         with zeros: a forward pass of another size may choose other kernels and round otherwise.
-        So a picture's result never depends on what else is in the list.
+        So an image's result never depends on what else is in the list.
 
         Args:
             images: (H, W, 3) uint8 RGB, 0-255, of any mixture of sizes from 1x1 up. For a network
                 of other inputs (H, W, C) uint8 or finite float32: red, green, blue and log-depth
                 (early fusion), or red, green, blue and the three of HHA (late fusion).
-            on_batch: told, before each forward pass, the indices of the pictures whose results are
+            on_batch: told, before each forward pass, the indices of the images whose results are
                 still to come: those of the pass, and on CUDA those of the pass before.
             confidence: whether to give the confidence of every pixel too.
             labels: to count pixels by class and label: (H, W) uint8 of any bytes, of the size of
-                the picture. A picture without one is counted as if all of it were void (255).
+                the image. An image without one is counted as if all of it were void (255).
 
         Raises:
             ImageError: an array is something else.
         """
         for index, image in enumerate(images):
-            check_image(image, len(self.info.preprocessing.mean), f"picture {index}")
+            check_image(image, len(self.info.preprocessing.mean), f"image {index}")
         results: dict[int, Prediction] = {}
         waiting: deque[tuple[list[int], Callable[[], list[Prediction]]]] = deque()
         for batch in self._batches(images):
@@ -232,7 +232,7 @@ class Predictor:
         peak_B1HW, mask_B1HW = logits_BKHW.max(dim=1, keepdim=True)
         # The softmax at its own maximum is 1 / sum(exp(logit - max)).
         confidence_BHW = 1 / (logits_BKHW - peak_B1HW).exp_().sum(dim=1)
-        # In float64, one picture at a time: the mean must not depend on the batch.
+        # In float64, one image at a time: the mean must not depend on the batch.
         means = torch.stack([plane.double().mean() for plane in confidence_BHW])
         mask_BHW = mask_B1HW[:, 0]
         found = [mask_BHW.to(torch.uint8), means]
@@ -294,7 +294,7 @@ ImageArray = NDArray[np.uint8] | NDArray[np.float32]
 
 
 def check_image(image: ImageArray, channels: int, where: str) -> None:
-    """Refuse what is no picture of a network.
+    """Refuse what is no image of a network.
 
     Args:
         image: see `Predictor.predict`.
@@ -340,7 +340,7 @@ def check_scores(mean_confidence: float, where: str) -> None:
         raise WeightsError(
             where=where,
             found="the network's scores are NaN or infinite",
-            expected="finite ones: of all pictures, the weights diverged, or fp16 overflows",
+            expected="finite ones: of all images, the weights diverged, or fp16 overflows",
             remedy="Try --precision fp32, then an earlier checkpoint of the training.",
         )
 

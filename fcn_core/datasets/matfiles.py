@@ -86,7 +86,7 @@ def nyud_class_mapping(data: bytes, where: str) -> NDArray[np.uint8]:
     """`mapClass` of classMapping40.mat: the 40-class value of each of the 894 labels.
 
     Returns:
-        (895,) uint8; index 0 is 0: unlabelled stays void.
+        (895,) uint8; index 0 is 0: unlabeled stays void.
 
     Raises:
         LabelError: no such file.

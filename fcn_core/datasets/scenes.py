@@ -1,4 +1,4 @@
-"""Rendered scenes: little pictures whose every label is exact, because they are drawn from it.
+"""Rendered scenes: little images whose every label is exact, because they are drawn from it.
 
 They stand in for photographs where those cannot travel: the demo, the tests and the demo weights.
 The class of an object is its shape alone. Colours and textures are drawn from the same pots for
@@ -8,7 +8,7 @@ Shapes are signed distances in pixels (negative inside), evaluated at pixel cent
 gives the label (its sign), the void border (near zero) and the anti-aliased edge (a ramp), so that
 the three cannot disagree.
 
-Inside, a field is (H, W) and a picture (3, H, W), both float32: numpy is slow where the last axis
+Inside, a field is (H, W) and an image (3, H, W), both float32: numpy is slow where the last axis
 has length 3. Scalars are Python's, because numpy's would turn every array into float64.
 """
 
@@ -57,7 +57,7 @@ POINTS = {"triangle": 3, "square": 4, "star": 5}
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and its truth.
+    """An image and its truth.
 
     Attributes:
         image: (H, W, 3) uint8 RGB, 0-255.
@@ -71,7 +71,7 @@ class Scene:
 @dataclass(frozen=True)
 class _Object:
     kind: int  # class index
-    x: float  # centre, px from the left edge of the picture
+    x: float  # centre, px from the left edge of the image
     y: float
     radius: float
 
@@ -84,7 +84,7 @@ def render_scene(seed: int, size: tuple[int, int] | None = None) -> Scene:
         size: (height, width) in px, at least 1x1. Default: drawn from the seed, sides 96-224.
 
     Returns:
-        The scene. Objects overlap a little, and the picture's edge cuts some.
+        The scene. Objects overlap a little, and the image's edge cuts some.
 
     Raises:
         FcnError: the seed is negative or the size is empty.
@@ -110,7 +110,7 @@ def render_scene(seed: int, size: tuple[int, int] | None = None) -> Scene:
 def training_scenes(seeds: Iterable[int], side: int) -> Iterator[Scene]:
     """A scene per seed: seven are squares of that side, the eighth has the size its seed draws.
 
-    A network pads every picture by 100 px, so that large ones give more labelled pixels for the
+    A network pads every image by 100 px, so that large ones give more labeled pixels for the
     time. The others show it what it sees when most of its field of view is padding.
     """
     for seed in seeds:
@@ -146,7 +146,7 @@ def _paint(
     image, label = canvas
     reach = int(thing.radius) + MARGIN
     left, top = int(thing.x) - reach, int(thing.y) - reach
-    # The whole patch is computed, then cut at the picture's edge.
+    # The whole patch is computed, then cut at the image's edge.
     steps = np.arange(2 * reach + 1, dtype=np.float32)
     x, y = steps + (left + 0.5 - thing.x), (steps + (top + 0.5 - thing.y))[:, None]
     distance = _distance(rng, SCENES.classes[thing.kind], thing.radius, (x, y))
@@ -199,7 +199,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> tuple[Fiel
     """A textured ground, in most scenes with a second one beyond a slanted line.
 
     Returns:
-        The picture in 0-255, and the mean colours it is made of.
+        The image in 0-255, and the mean colours it is made of.
     """
     colours = [_colour(rng)]
     image = _surface(rng, colours[0], (height, width))
@@ -214,7 +214,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> tuple[Fiel
 
 
 def _axes(height: int, width: int) -> tuple[Field, Field]:
-    """(1, W) and (H, 1), each from -1 to 1 across the picture."""
+    """(1, W) and (H, 1), each from -1 to 1 across the image."""
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]
     return x, np.linspace(-1, 1, height, dtype=np.float32)[:, None]
 

@@ -81,7 +81,7 @@ class FloatLayers:
 def _multiplied(conv: nn.Module, x_BCHW: Tensor) -> Tensor:
     """A convolution without pad or stride, and its ReLU, as matrix products.
 
-    One picture at a time, so that its bits do not depend on its place in a batch.
+    One image at a time, so that its bits do not depend on its place in a batch.
     """
     assert isinstance(conv, nn.Conv2d)
     outputs, inputs, kernel, _ = conv.weight.shape

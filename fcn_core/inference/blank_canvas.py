@@ -1,10 +1,10 @@
-"""Features of a canvas without a picture: what stands around the picture in every layer.
+"""Features of a canvas without an image: what stands around the image in every layer.
 
 Shape suffixes: B batch, C channel, H height cells, W width cells.
 
 Between the reach of its edges a blank canvas is even, so that a small one, stretched there, stands
 for all canvases whose sides leave the same remainder. No bit of it depends on which sizes of
-picture came before: even features come from one fixed canvas, each other blank from its remainders.
+image came before: even features come from one fixed canvas, each other blank from its remainders.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class BlankFeatures:
         Args:
             layers: of the trunk, as far as blanks are wanted.
             arithmetic: computes them.
-            picture: (B, C, H, W) any, for its channels, device and dtype.
+            image: (B, C, H, W) any, for its channels, device and dtype.
             limit: bytes of the canvases kept.
         """
         self._layers = tuple(layers)
@@ -99,7 +99,7 @@ class BlankFeatures:
             x_HWC[axis.even.start, axis.even.start].clone()
             for axis, x_HWC in zip(line, self._features(side, side), strict=True)
         ]
-        """(C,) of the canvas and of each layer: what is where neither edges nor a picture reach."""
+        """(C,) of the canvas and of each layer: what is where neither edges nor an image reach."""
 
     def canvas(self, height: int, width: int) -> Tensor:
         """(H, W, C) of the last layer.

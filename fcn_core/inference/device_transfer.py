@@ -2,7 +2,7 @@
 
 Shape suffixes: B batch, C channel, H height px, W width px.
 
-On CUDA a forward pass is only queued. While it computes, the pictures of the next batch are stacked
+On CUDA a forward pass is only queued. While it computes, the images of the next batch are stacked
 in pinned memory and copied over on a stream of their own, and the results of the batch before are
 copied back on another (`CudaTransfer`). The streams wait for each other where one reads what another
 writes; the allocators of both memories are told who uses what, so that nothing is overwritten too

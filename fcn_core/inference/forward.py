@@ -2,11 +2,11 @@
 
 Shape suffixes: B batch, C channel, K class, H height px, W width px, P places.
 
-- As far as a layer's kernels see the picture and an even blank around it, it is computed on the
-  cells that the picture reaches; the rest of the canvas is pasted from a blank one.
+- As far as a layer's kernels see the image and an even blank around it, it is computed on the
+  cells that the image reaches; the rest of the canvas is pasted from a blank one.
 - Scores that the last crop drops are neither joined nor upsampled.
 - On a CPU the fully connected layers are matrix products: convolutions would put their weights
-  into another order for every picture.
+  into another order for every image.
 
 Nothing is approximated, unless int8 is asked for: every product that is left out is known or never
 used. Sums are taken in another order, which is float rounding. docs/forward.md has the margins and
@@ -82,7 +82,7 @@ class FastForward:
     def _decoded(
         self, score_BKHW: Tensor, features: Features, head: str, size: torch.Size
     ) -> Tensor:
-        """The scores joined by the skips and upsampled, where the picture is."""
+        """The scores joined by the skips and upsampled, where the image is."""
         model, suffix = self.model, head_suffix(head)
         plan, offset = model.plan, model.crops[model.plan.upscore]
         rows, columns = (
@@ -131,8 +131,8 @@ class FastTrunk:
     """One trunk of a network.
 
     Attributes:
-        windowed: how many of its layers are computed only where the picture reaches.
-        blanks: what stands around the picture there.
+        windowed: how many of its layers are computed only where the image reaches.
+        blanks: what stands around the image there.
     """
 
     def __init__(self, model: FCN, stream: str, blank_bytes: int, int8: Int8Ranges | None) -> None:

@@ -1,9 +1,9 @@
 """The trunk of a VGG-16 network in int8: products of bytes, summed exactly, on a CPU that has them.
 
 Weights are rounded to int8 per output channel, what a layer reads to uint8 per tensor, by the
-greatest numbers that its pictures showed (`fcn_core.calibration`); greater ones are cut off. Skips
+greatest numbers that its images showed (`fcn_core.calibration`); greater ones are cut off. Skips
 and scores are computed in float32. Sums are integers: no bit depends on their order, on how a
-picture is cut into windows, on threads or on batches.
+image is cut into windows, on threads or on batches.
 
 Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-
 Arithmetic-Only Inference", sections 2.1-2.4, with weights per channel. The kernels are those that

@@ -2,9 +2,9 @@
 
 Shape suffixes: B batch, C channel, K class, H height px, W width px.
 
-A network scores one cell per s px. Run on the picture moved right and down by every multiple of r
+A network scores one cell per s px. Run on the image moved right and down by every multiple of r
 below s, its cells together lie r px apart; interlaced they are one score map of stride r. For the
-cells that see nothing of the border of the padded picture, and for all where the trunk has no
+cells that see nothing of the border of the padded image, and for all where the trunk has no
 biases, it is what a dilated network computes in one pass (docs/networks.md, "Denser scores").
 """
 
@@ -21,7 +21,7 @@ from fcn_core.networks.upsampling import bilinear_upsampling
 
 
 class ShiftAndStitch(nn.Module):
-    """A network as it is, at a finer output stride; (s / r)² forward passes per picture.
+    """A network as it is, at a finer output stride; (s / r)² forward passes per image.
 
     Stands wherever an `FCN` does, in a `Predictor` too.
 

@@ -1,14 +1,14 @@
-"""Which cells of a trunk a picture can change, per axis, from the table of layers. Needs no torch.
+"""Which cells of a trunk an image can change, per axis, from the table of layers. Needs no torch.
 
-The first layer surrounds the picture with a wide border of zeros. On this canvas three things
+The first layer surrounds the image with a wide border of zeros. On this canvas three things
 decide a cell of a later layer, and each is an interval per axis that grows by the receptive field:
 
-- what the picture reaches (`Axis.image`);
+- what the image reaches (`Axis.image`);
 - what the edges of the canvas reach, because later convolutions pad with zeros where the blank
   canvas has features (the cells outside of `Axis.even`);
 - neither: there every cell of a blank canvas is the same.
 
-So a layer can be computed on the cells that the picture reaches alone, as long as what its kernels
+So a layer can be computed on the cells that the image reaches alone, as long as what its kernels
 read around them is even: one vector of channels. docs/forward.md tells it for people, with the
 margins of every network.
 
@@ -53,8 +53,8 @@ class Axis:
 
     Attributes:
         size: cells.
-        image: those that the picture can change.
-        even: those that the edges of the canvas do not reach; where there is no picture either,
+        image: those that the image can change.
+        even: those that the edges of the canvas do not reach; where there is no image either,
             all of them are equal.
     """
 
@@ -64,16 +64,16 @@ class Axis:
 
     @classmethod
     def blank(cls, size: int) -> Axis:
-        """Of a canvas without a picture."""
+        """Of a canvas without an image."""
         return cls(size, Span(0, 0), Span(0, size))
 
 
 def canvas(layers: Sequence[Layer], side: int) -> Axis:
-    """The picture in the border of zeros that the first layer of a trunk adds.
+    """The image in the border of zeros that the first layer of a trunk adds.
 
     Args:
         layers: of the trunk.
-        side: of the picture, px.
+        side: of the image, px.
     """
     pad = layers[0].pad
     size = side + 2 * pad
@@ -124,9 +124,9 @@ def _reach_and_pad(layer: Layer) -> tuple[int, int]:
 
 @cache
 def windowed_layers(layers: tuple[Layer, ...]) -> int:
-    """How many layers of a trunk need only what the picture reaches, whatever its size.
+    """How many layers of a trunk need only what the image reaches, whatever its size.
 
-    The edges move with the picture's by whole cells whenever its side grows by the product of the
+    The edges move with the image's by whole cells whenever its side grows by the product of the
     strides, so that as many sides stand for all.
     """
     period = math.prod(layer.stride for layer in layers)
@@ -178,12 +178,12 @@ def stretched(layers: tuple[Layer, ...], size: int) -> list[int]:
 
 
 def needed_scores(plan: Decoder, offset: int, side: int, cells: int) -> list[Span]:
-    """The scores that the picture's logits depend on, coarse to fine.
+    """The scores that the image's logits depend on, coarse to fine.
 
     Args:
         plan: of the decoder.
         offset: of the last crop, px.
-        side: of the picture, px.
+        side: of the image, px.
         cells: of score_fr.
 
     Returns:

@@ -381,7 +381,7 @@ def lookup_values(raw: NDArray[np.integer[Any]], values: Values) -> NDArray[np.i
     Returns:
         (H, W) int16, `UNKNOWN` for values without a pair.
     """
-    if raw.dtype in (np.uint8, np.uint16):  # what picture files give
+    if raw.dtype in (np.uint8, np.uint16):  # what image files give
         found: NDArray[np.int16] = _value_table(values).take(raw)
         return found
     distinct, places = np.unique(raw, return_inverse=True)

@@ -3,7 +3,7 @@
 Sources: Kohli, Ladicky, Torr 2009 (Robust Higher Order Potentials for Enforcing Label Consistency,
 IJCV 82) count errors in bands of growing width around object boundaries; Krähenbühl and Koltun
 2011 (Efficient Inference in Fully Connected CRFs, section 5) plot them over the width; Chen et al.
-2015 (DeepLab, section 5) measure mean IU in bands around PASCAL VOC's void. None says which metric
+2015 (DeepLab, section 5) measure mean IoU in bands around PASCAL VOC's void. None says which metric
 its distance has; what is meant here stands at `boundary` and `boundary_distance`.
 """
 
@@ -22,7 +22,7 @@ def boundary(label: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Boundary pixels: those with a different value above, below, left or right.
 
     Void counts as a value of its own. In PASCAL VOC it has to: there a ring of void lies on every
-    outline, and no two classes touch. The frame of the picture is no boundary.
+    outline, and no two classes touch. The frame of the image is no boundary.
 
     Args:
         label: (H, W), 255 = void.
@@ -62,7 +62,7 @@ def boundary_distance(label: NDArray[np.uint8]) -> NDArray[np.float64]:
 def band_confusions(
     label: NDArray[np.uint8], mask: NDArray[np.uint8], num_classes: int, widths: Sequence[int]
 ) -> NDArray[np.int64]:
-    """Confusion matrices of the whole picture and of its boundary bands.
+    """Confusion matrices of the whole image and of its boundary bands.
 
     A pixel lies in the band of width w if its `boundary_distance` is below w: along a straight
     outline these are w pixels on either side. Void is never counted, but bounds.
@@ -74,7 +74,7 @@ def band_confusions(
         widths: px, 1 or more, strictly ascending; may be empty.
 
     Returns:
-        (1 + len(widths), K, K) int64: the picture first, then the bands, each with all narrower
+        (1 + len(widths), K, K) int64: the image first, then the bands, each with all narrower
         ones in it.
     """
     known = label != VOID

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 Policy = Literal["reference", "present"]
-"""What a class that is absent from the truth but was predicted does to mean IU.
+"""What a class that is absent from the truth but was predicted does to mean IoU.
 
 `reference`: its IU is 0 and is averaged, as score.py does (nanmean of diag / union).
 `present`: only classes that occur in the truth are averaged, as the paper did for SIFT Flow.
@@ -235,7 +235,7 @@ def score_arrays(
 
     With n_ij the pixels of class i predicted as j and t_i = sum_j n_ij:
     pixel accuracy sum_i n_ii / sum_i t_i; mean accuracy (1/n) sum_i n_ii / t_i;
-    mean IU (1/n) sum_i n_ii / (t_i + sum_j n_ji - n_ii);
+    mean IoU (1/n) sum_i n_ii / (t_i + sum_j n_ji - n_ii);
     frequency weighted IU (sum_k t_k)^-1 sum_i t_i n_ii / (t_i + sum_j n_ji - n_ii).
 
     Args:
@@ -327,7 +327,7 @@ def _counted(values: NDArray[np.uint16], at_least: int) -> NDArray[np.int64]:
         return np.bincount(values, minlength=at_least)
     starts = np.concatenate([[0], np.flatnonzero(edges) + 1])[: values.size]
     lengths = np.diff(starts, append=values.size)
-    # Sums in float64, exact far beyond any picture's pixels.
+    # Sums in float64, exact far beyond any image's pixels.
     return np.bincount(values[starts], lengths, minlength=at_least).astype(np.int64)
 
 

@@ -4,7 +4,7 @@
 results obtainable with a particular downsampling factor" (Long, Shelhamer, Darrell 2015, appendix
 A, on a subset of PASCAL VOC 2011 val). How either is done the paper does not say; `coarsened` is
 our reading. Of the five that were tried (docs/evaluation.md) it scores highest at every factor, as
-"the best obtainable" asks, and comes closest to the paper's row on pictures of VOC.
+"the best obtainable" asks, and comes closest to the paper's row on images of VOC.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ FACTORS = (128, 64, 32, 16, 8, 4)
 
 
 PAPER_MEAN_IOU = {128: 50.9, 64: 73.3, 32: 86.1, 16: 92.8, 8: 96.4, 4: 98.5}
-"""Mean IU in percent by factor, as the paper prints it for VOC (appendix A)."""
+"""Mean IoU in percent by factor, as the paper prints it for VOC (appendix A)."""
 
 
 def coarsened(label: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     """The label as a network would predict it that knows it perfectly on a coarse grid.
 
     Down: cells of factor x factor px from the top left corner (the last ones may stand out of the
-    picture); a cell holds the share of each class among its labelled pixels. Up: bilinear between
+    image); a cell holds the share of each class among its labeled pixels. Up: bilinear between
     cell centres, flat beyond the outermost ones, class by class; then the class of the largest
     share, of equal ones the first. That is what an FCN does with scores of stride `factor`, but
     for its border (docs/evaluation.md).
 
     Args:
-        label: (H, W), 255 = void. Void takes no part: a cell without a labelled pixel holds zeros.
+        label: (H, W), 255 = void. Void takes no part: a cell without a labeled pixel holds zeros.
         factor: 1 or more; 1 gives the label back wherever it is known.
 
     Returns:

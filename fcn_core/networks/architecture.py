@@ -100,7 +100,7 @@ class Architecture:
 
     @property
     def input_channels(self) -> int:
-        """Channels of a picture: 3, 4 (BGR and log-depth) or 6 (BGR and HHA)."""
+        """Channels of an image: 3, 4 (BGR and log-depth) or 6 (BGR and HHA)."""
         return _CHANNELS.get(self.variant, 3)
 
     @property

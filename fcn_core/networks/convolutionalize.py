@@ -1,7 +1,7 @@
 """Classifiers of torchvision as fully convolutional nets (paper, section 3.1).
 
 A fully connected layer that reads a (C, h, w) feature map is a convolution with a kernel that
-covers it. So seen, a classifier takes a picture of any size from its own upwards, and gives a grid
+covers it. So seen, a classifier takes an image of any size from its own upwards, and gives a grid
 of class scores, one per position of its window.
 """
 
@@ -23,13 +23,13 @@ GOOGLENET_LAYERS = (
 
 
 GOOGLENET_WINDOW = 7
-"""Side of the feature map that a 224 px picture leaves for the final average pool."""
+"""Side of the feature map that a 224 px image leaves for the final average pool."""
 
 
 def convolutionalize(classifier: nn.Module) -> nn.Sequential:
     """The same network, fully convolutional; it shares the classifier's weights.
 
-    On a picture of the classifier's own size, 224x224, the output is (B, classes, 1, 1) and equals
+    On an image of the classifier's own size, 224x224, the output is (B, classes, 1, 1) and equals
     the classifier's up to float rounding. From there on one more score appears for every 32 px.
     AlexNet's and VGG's adaptive pools do nothing at that size, and are left out; GoogLeNet's final
     one becomes an average over windows of 7x7 cells.

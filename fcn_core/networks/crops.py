@@ -1,6 +1,6 @@
 """Where every crop of the networks comes from, in exact fractions.
 
-A cell of a layer is a square of the picture, and what matters is where its centre lies. Cell x of
+A cell of a layer is a square of the image, and what matters is where its centre lies. Cell x of
 a layer lies at pixel `scale * x + shift`; pads, kernels and strides decide scale and shift, and two
 layers are laid on each other by cropping the finer one where its cells meet the other's. This is
 what caffe.coord_map does. docs/crops.md tells it for people.
@@ -63,7 +63,7 @@ class CropPosition:
 
 
 def places(architecture: Architecture) -> dict[str, CropPosition]:
-    """Where the layers of the trunk lie, by name, and the picture itself ("data")."""
+    """Where the layers of the trunk lie, by name, and the image itself ("data")."""
     place = CropPosition()
     found = {"data": place}
     for layer in trunk(architecture):
@@ -75,9 +75,9 @@ def places(architecture: Architecture) -> dict[str, CropPosition]:
 
 
 def crops(architecture: Architecture) -> dict[str, int]:
-    """First row and column kept of each cropped layer: the same for every size of picture.
+    """First row and column kept of each cropped layer: the same for every size of image.
 
-    The crop of a dilated net may be negative: its grid begins that many pixels within the picture.
+    The crop of a dilated net may be negative: its grid begins that many pixels within the image.
     """
     found = places(architecture)
     plan, place = decoder(architecture), found["score_fr"]

@@ -51,7 +51,7 @@ class Layer:
 
 
 def trunk(architecture: Architecture) -> tuple[Layer, ...]:
-    """The layers from the picture to what score_fr reads."""
+    """The layers from the image to what score_fr reads."""
     if architecture.variant == "fcn-alexnet":
         return _caffenet()
     if architecture.variant == "fcn-googlenet32s":
@@ -147,7 +147,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class Decoder:
-    """From score_fr back to the size of the picture.
+    """From score_fr back to the size of the image.
 
     Attributes:
         skips: in order, coarse to fine.

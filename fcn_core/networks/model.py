@@ -165,11 +165,11 @@ class FCN(nn.Module):
         return fused
 
     def upscored(self, score_BKHW: Tensor, head: str, height: int, width: int) -> Tensor:
-        """(B, K, height, width): the last deconvolution, cropped to the picture."""
+        """(B, K, height, width): the last deconvolution, cropped to the image."""
         name, stride = self.plan.upscore, self.plan.stride
         offset = self.crops[name]
         if offset < 0:
-            # The grid of a dilated net begins within the picture: its first cells go on outwards.
+            # The grid of a dilated net begins within the image: its first cells go on outwards.
             missing = -(offset // stride)
             score_BKHW = F.pad(score_BKHW, (missing, 0, missing, 0), mode="replicate")
             offset += missing * stride

@@ -27,7 +27,7 @@ def modules(
     Args:
         layers: of the trunk.
         architecture: for its width.
-        inputs: channels of the picture.
+        inputs: channels of the image.
     """
     multiple = max(layer.groups for layer in layers)
     for layer in layers:

@@ -1,4 +1,4 @@
-"""From a picture and its label to what the network is trained on. All randomness is handed in.
+"""From an image and its label to what the network is trained on. All randomness is handed in.
 
 Shape suffixes: B batch, C channel, H height px, W width px.
 """
@@ -38,7 +38,7 @@ class TrainingBatch:
     Attributes:
         image: (B, 3, H, W) preprocessed pixels, float32, channels last.
         label: (B, H, W) int64, class index or 255.
-        slots: the place of each picture among those of the step.
+        slots: the place of each image among those of the step.
     """
 
     image: Tensor
@@ -52,7 +52,7 @@ class TrainingBatch:
 
 
 def augment(sample: TrainingSample, how: Augmentation, rng: np.random.Generator) -> Pixels:
-    """A random view of a picture, and of its label.
+    """A random view of an image, and of its label.
 
     Args:
         sample: see `TrainingSample`.
@@ -60,7 +60,7 @@ def augment(sample: TrainingSample, how: Augmentation, rng: np.random.Generator)
         rng: draws the same numbers for every view.
 
     Returns:
-        At most crop x crop; the whole picture without a crop.
+        At most crop x crop; the whole image without a crop.
     """
     image, label = sample
     enlarge, *place = rng.random(3)
@@ -101,7 +101,7 @@ def _view(
 def stack(
     views: Sequence[Pixels], slots: Sequence[int], how: Augmentation, preprocessing: Preprocessing
 ) -> list[TrainingBatch]:
-    """Views as they go through the network: crops together, whole pictures one by one."""
+    """Views as they go through the network: crops together, whole images one by one."""
     if how.crop is None:
         return [
             TrainingBatch(*tensors([view], view[1].shape, preprocessing), (slot,))

@@ -1,8 +1,8 @@
 """The learning itself: a network, its optimizer, one step after the other.
 
-A step is a function of the weights, the optimizer's state, the pictures and (seed, step) alone:
-dropout draws its masks per picture from its place in the step. So a training that was stopped goes
-on as if it had not been, and any number of processes that share the pictures of a step learn the
+A step is a function of the weights, the optimizer's state, the images and (seed, step) alone:
+dropout draws its masks per image from its place in the step. So a training that was stopped goes
+on as if it had not been, and any number of processes that share the images of a step learn the
 same (up to the rounding of sums).
 
 Shape suffixes: B batch, C channel, K class, H height px, W width px.
@@ -31,7 +31,7 @@ TrainPrecision = Literal["fp32", "bf16"]
 
 
 class ProcessGroup(Protocol):
-    """The processes that share the pictures of every step, from inside one of them."""
+    """The processes that share the images of every step, from inside one of them."""
 
     @property
     def rank(self) -> int:
@@ -98,10 +98,10 @@ class StepResult:
 
     Attributes:
         number: in the stage, counted from 1.
-        loss: mean cross-entropy per labelled pixel, nats, before the step's update; 0 where none
-            is labelled. For recipes of a summed loss too, so that recipes can be compared.
+        loss: mean cross-entropy per labeled pixel, nats, before the step's update; 0 where none
+            is labeled. For recipes of a summed loss too, so that recipes can be compared.
         learning_rate: of the update, of weights.
-        labelled: pixels that had a class.
+        labeled: pixels that had a class.
     """
 
     number: int
@@ -111,7 +111,7 @@ class StepResult:
 
 
 class SampleDropout(nn.Module):
-    """Elementwise dropout whose mask for a picture depends on nothing but that picture's seed."""
+    """Elementwise dropout whose mask for an image depends on nothing but that image's seed."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class SampleDropout(nn.Module):
         self._generators: list[torch.Generator] = []
 
     def begin(self, seeds: Sequence[int], device: torch.device) -> None:
-        """A forward pass begins, of pictures with these seeds."""
+        """A forward pass begins, of images with these seeds."""
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class Learner:
 
         Args:
             number: counted from 1.
-            batches: what this process has of the step's pictures.
+            batches: what this process has of the step's images.
 
         Raises:
             TrainingError: the loss or a gradient is not finite; nothing was changed.
@@ -196,7 +196,7 @@ class Learner:
                 raise _diverged(number, f"{name} holds NaN or infinity")
 
     def _loss(self, number: int, batch: TrainingBatch) -> Tensor:
-        """Cross-entropy summed over the labelled pixels, in float32."""
+        """Cross-entropy summed over the labeled pixels, in float32."""
         seeds = [_seed(self.course.seed, number, slot) for slot in batch.slots]
         self.dropout.begin(seeds, self.device)
         low = self.course.precision == "bf16"
@@ -247,7 +247,7 @@ class Learner:
 
 
 def summed_cross_entropy(logits_BKHW: Tensor, label_BHW: Tensor) -> Tensor:
-    """Summed over the labelled pixels, in float32; 0 where none is labelled.
+    """Summed over the labeled pixels, in float32; 0 where none is labeled.
 
     Args:
         logits_BKHW: any float dtype.

@@ -23,11 +23,11 @@ REFERENCE_WIDTH = 1 / 8
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a picture, and to its label with it, before the network sees them.
+    """What is done to an image, and to its label with it, before the network sees them.
 
     Attributes:
-        crop: side of the square that is cut out, px; smaller pictures are filled up with the mean
-            colour, and their labels with void. None: the whole picture, in its own size.
+        crop: side of the square that is cut out, px; smaller images are filled up with the mean
+            colour, and their labels with void. None: the whole image, in its own size.
         scale: least and greatest factor by which it is enlarged first; needs a crop.
         flip: whether half of them are mirrored left to right.
         jitter: largest relative change of contrast, and of each channel's brightness; 0 for none.
@@ -52,10 +52,10 @@ class Recipe:
             1/8 / width: Adam's best rate goes with one over the width (Yang et al. 2022, Tensor
             Programs V).
         momentum: of SGD.
-        batch_size: pictures per step. Those of one crop size share a forward pass; whole pictures
+        batch_size: images per step. Those of one crop size share a forward pass; whole images
             go one by one, and their gradients are summed up (Caffe's iter_size).
-        loss: "sum": cross-entropy summed over the labelled pixels of a picture, then averaged over
-            the pictures (Caffe's normalize: false). "mean": over all labelled pixels of the batch.
+        loss: "sum": cross-entropy summed over the labeled pixels of an image, then averaged over
+            the images (Caffe's normalize: false). "mean": over all labeled pixels of the batch.
         weight_decay: of weights; biases have none.
         bias_rate: Caffe's lr_mult of biases.
         warmup_steps: over which the rate rises linearly from near zero; never more than a tenth of
@@ -107,15 +107,15 @@ _STAGES: Mapping[Variant, float] = {"fcn16s": 1e-12, "fcn8s": 1e-14}
 
 
 HEAVY = Recipe("heavy", "sgd", 1e-10, _STAGES, momentum=0.99)
-"""One picture a step, high momentum. Source: solver.prototxt of voc-fcn32s, 16s, 8s, 8s-atonce."""
+"""One image a step, high momentum. Source: solver.prototxt of voc-fcn32s, 16s, 8s, 8s-atonce."""
 
 
 ONLINE = Recipe("online", "sgd", 1e-10, _STAGES, momentum=0.9)
-"""One picture a step; heavy's solver with the momentum of the paper."""
+"""One image a step; heavy's solver with the momentum of the paper."""
 
 
 ACCUM = Recipe("accum", "sgd", 1e-10, _STAGES, momentum=0.9, batch_size=20)
-"""Gradients of 20 pictures a step, as in the paper (minibatch 20, momentum 0.9)."""
+"""Gradients of 20 images a step, as in the paper (minibatch 20, momentum 0.9)."""
 
 
 MODERN = Recipe(
@@ -134,7 +134,7 @@ MODERN = Recipe(
     augmentation=Augmentation(crop=320, scale=(0.75, 1.5), flip=True, jitter=0.1),
     max_steps=20_000,
 )
-"""AdamW, warm-up and polynomial decay, crops of enlarged, mirrored pictures: from nothing."""
+"""AdamW, warm-up and polynomial decay, crops of enlarged, mirrored images: from nothing."""
 
 
 RECIPES: Mapping[str, Recipe] = {r.name: r for r in (HEAVY, ACCUM, ONLINE, MODERN)}

@@ -38,7 +38,7 @@ class WeightsInfo:
         preprocessing: what its first layer expects.
         origin: where the weights come from, in words and numbers.
         other_labels: the classes of the other heads, in their order.
-        int8_peaks: for int8, the greatest output of each convolution of the trunk on pictures;
+        int8_peaks: for int8, the greatest output of each convolution of the trunk on images;
             empty if that was not measured.
 
     Raises (on creation):
@@ -114,7 +114,7 @@ class WeightsInfo:
             raise WeightsError(
                 where=where,
                 found=f"no range for int8 of {missing[0]}",
-                expected="the greatest outputs of its layers on pictures like yours",
+                expected="the greatest outputs of its layers on images like yours",
                 remedy="Measure them: fcnseg weights calibrate SRC DST --input INPUT, and use DST.",
             )
 
