@@ -402,11 +402,23 @@ def check_arithmetic(device: str, precision: str) -> None:
             remedy="Name one of these devices.",
         ) from error
     if wanted.type == "cuda" and (wanted.index or 0) >= (count := torch.cuda.device_count()):
-        raise FcnError(where="device", found=f"{device!r}, but torch sees {count} CUDA devices",
-                       expected="a device that exists", remedy="Use cpu, or check the driver.")  # fmt: skip
+        raise FcnError(
+            where="device",
+            found=f"{device!r}, but torch sees {count} CUDA devices",
+            expected="a device that exists",
+            remedy="Use cpu, or check the driver.",
+        )
     if wanted.type == "cpu" and precision == "tf32":
-        raise FcnError(where="precision", found="tf32 on a CPU", expected="fp32 or bf16: only GPUs have TF32",
-                       remedy="Use --precision fp32.")  # fmt: skip
+        raise FcnError(
+            where="precision",
+            found="tf32 on a CPU",
+            expected="fp32 or bf16: only GPUs have TF32",
+            remedy="Use --precision fp32.",
+        )
     if wanted.type == "cpu" and precision == "fp16":
-        raise FcnError(where="precision", found="fp16 on a CPU", expected="fp32 or bf16: fp16 is slow and inexact on a CPU",
-                       remedy="Use --precision bf16.")  # fmt: skip
+        raise FcnError(
+            where="precision",
+            found="fp16 on a CPU",
+            expected="fp32 or bf16: fp16 is slow and inexact on a CPU",
+            remedy="Use --precision bf16.",
+        )

@@ -220,9 +220,7 @@ class LabelSet:
     ) -> LabelError:
         value, count, (row, column) = first_unknown(raw, indices)
         if raw.ndim == 3:
-            expected = (
-                f"label set {self.name!r} has RGB codes for {len(self.colours or ())} colors"
-            )
+            expected = f"label set {self.name!r} has RGB codes for {len(self.colours or ())} colors"
         else:
             values = _runs(raw for raw, _ in self.mapping)
             values = values if self.mapping else f"0-{self.num_classes - 1}"
@@ -306,15 +304,20 @@ def _check_document(data: Any, where: str) -> None:
     names = data["classes"]
     if not isinstance(names, list | tuple):
         raise LabelSetError(
-            where=where, found=f"classes is a {type(names).__name__}", expected="a list of names, starting with class 0",
+            where=where,
+            found=f"classes is a {type(names).__name__}",
+            expected="a list of names, starting with class 0",
             remedy="Write it as a list.",
-        )  # fmt: skip
+        )
     for index, name in enumerate(names):
         if not isinstance(name, str):
             raise LabelSetError(
-                where=where, found=f"class {index} is {name!r}, which is not a string", expected="a class name",
-                remedy="Put the name in quotes: without them, YAML reads no, yes, on, off and digits as other types.",
-            )  # fmt: skip
+                where=where,
+                found=f"class {index} is {name!r}, which is not a string",
+                expected="a class name",
+                remedy="Put the name in quotes. Otherwise YAML reads no, yes, on, off and digits "
+                "as other types.",
+            )
     unknown = set(data) - {"name", "classes", *_OPTIONAL}
     if unknown:
         raise LabelSetError(

@@ -313,9 +313,11 @@ def count_pairs(
     counts = _bincount(pairs, num_classes * BYTES)
     if len(counts) > num_classes * BYTES:
         raise LabelError(
-            where="mask", found=f"values up to {int(mask.max())}", expected=f"classes are 0-{num_classes - 1}",
+            where="mask",
+            found=f"values up to {int(mask.max())}",
+            expected=f"classes are 0-{num_classes - 1}",
             remedy="Use the label set of the network.",
-        )  # fmt: skip
+        )
     return counts.reshape(num_classes, BYTES)
 
 

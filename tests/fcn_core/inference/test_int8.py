@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
-from fcn_core.calibration import _watch, calibrated
+from fcn_core.calibration import _record_peak, calibrated
 from fcn_core.datasets.scenes import render_scene
 from fcn_core.errors import FcnError, ImageError, WeightsError
 from fcn_core.inference.int8 import Int8Layers, Int8Ranges, has_int8
@@ -214,13 +214,13 @@ def test_features_that_are_not_finite_have_no_range(random_fcn, layer):
     weight = model.get_submodule(layer).weight
     weight[0, 0], weight[0, 1] = 3e38, -3e38
     damaged = WeightsFile(save_weights(model, file.info), "damaged")
-    with pytest.raises(WeightsError, match=rf"{layer} gives (inf|nan)"):
+    with pytest.raises(WeightsError, match=rf"{layer} reaches (inf|nan)"):
         calibrated(damaged, pictures((40, 57), (20, 30)))
 
 
 def test_nan_is_not_lost_in_a_maximum():
-    look = _watch("fc6", {"fc6": 2.0}, "here")
-    with pytest.raises(WeightsError, match="fc6 gives nan"):
+    look = _record_peak("fc6", {"fc6": 2.0}, "here")
+    with pytest.raises(WeightsError, match="fc6 reaches nan"):
         look(nn.Identity(), None, torch.tensor([1.0, torch.nan]))
 
 
@@ -257,7 +257,7 @@ def test_damaged_ranges_are_refused(small, peaks):
 def test_what_cannot_be_int8_says_why(random_fcn, small, monkeypatch):
     without = weights_file(random_fcn)
     monkeypatch.setattr("fcn_core.inference.int8.has_int8", lambda: True)
-    with pytest.raises(WeightsError, match=r"no range for int8 of conv1_1.*weights calibrate"):
+    with pytest.raises(WeightsError, match=r"no int8 range of layer conv1_1.*weights calibrate"):
         Predictor.load(without, precision="int8")
     with pytest.raises(FcnError, match="int8 in the plain forward pass"):
         Predictor.load(small, precision="int8", plain=True)
@@ -279,7 +279,8 @@ def test_what_cannot_be_int8_says_why(random_fcn, small, monkeypatch):
 
 @needs_units
 def test_a_cpu_without_units_is_found_out_and_no_random_number_is_taken():
-    script = "import torch; from fcn_core.inference.int8 import has_int8; before = torch.get_rng_state(); "
+    script = "import torch; from fcn_core.inference.int8 import has_int8; "
+    script += "before = torch.get_rng_state(); "
     script += "print(has_int8(), torch.equal(before, torch.get_rng_state()))"
     for units, expected in (("AVX2", "False True"), ("DEFAULT", "True True")):
         environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": units}
@@ -293,5 +294,5 @@ def test_a_missing_layer_is_named(small):
     peaks = dict(small.info.int8_peaks)
     del peaks["conv3_2"]
     file = WeightsFile(save_weights(small.load(), replace(small.info, int8_peaks=peaks)), "less")
-    with pytest.raises(WeightsError, match="no range for int8 of conv3_2"):
+    with pytest.raises(WeightsError, match="no int8 range of layer conv3_2"):
         file.info.check_has_ranges(file.where)

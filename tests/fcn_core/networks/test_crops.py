@@ -72,9 +72,9 @@ def test_receptive_fields_are_those_of_the_papers_table_1(variant, field):
 
 
 def test_layers_that_do_not_meet_are_refused():
-    with pytest.raises(ValueError, match="does not fall onto"):
+    with pytest.raises(ValueError, match="does not align with"):
         CropPosition().offset(CropPosition().window(2))  # half a cell
-    with pytest.raises(ValueError, match="does not fall onto"):
+    with pytest.raises(ValueError, match="does not align with"):
         CropPosition().offset(CropPosition().window(1, stride=2))
 
 
