@@ -14,7 +14,7 @@ from fcn_core.weights.weights_file import WeightsFile
 from fcn_core.weights.weights_info import WeightsInfo
 
 
-def calibrated(file: WeightsFile, images: Iterable[ImageArray]) -> WeightsInfo:
+def measure_int8_ranges(file: WeightsFile, images: Iterable[ImageArray]) -> WeightsInfo:
     """Measure the output range of every trunk convolution and return the extended description.
 
     Args:
@@ -30,7 +30,7 @@ def calibrated(file: WeightsFile, images: Iterable[ImageArray]) -> WeightsInfo:
             finite.
         ImageError: An array that is not an image for this network.
     """
-    file.info.check_can_have_ranges(file.where)
+    file.info.check_supports_int8(file.where)
     predictor = Predictor.load(file, plain=True)
     peaks: dict[str, float] = {}
     for name, conv in predictor.model.named_modules():

@@ -181,12 +181,12 @@ def overlay(
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    mixed = image * (1 - opacity) + colour(mask, palette) * opacity
+    mixed = image * (1 - opacity) + colorize(mask, palette) * opacity
     painted = ((mask != 0) & (mask != 255))[..., None]
     return np.where(painted, np.rint(mixed), image).astype(np.uint8)
 
 
-def colour(mask: NDArray[np.uint8], palette: Sequence[Colour]) -> NDArray[np.uint8]:
+def colorize(mask: NDArray[np.uint8], palette: Sequence[Colour]) -> NDArray[np.uint8]:
     """Return the (H, W, 3) uint8 RGB colors of (H, W) uint8 class indices.
 
     Void (255) and indices beyond the palette get VOC's colors.

@@ -117,7 +117,7 @@ class Predictor:
         is_plain = plain or not isinstance(model, FCN)
         if precision == "int8":
             check_int8(device, plain=is_plain)
-            info.check_has_ranges("weights")
+            info.check_int8_ranges("weights")
         self.info = info
         self.head = head
         sets = dict(

@@ -24,7 +24,7 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MATRIX, _COMPRESSED = 14, 15
 
 
-def sbd_label(data: bytes, where: str) -> NDArray[np.uint8]:
+def read_sbd_label(data: bytes, where: str) -> NDArray[np.uint8]:
     """Read `GTcls.Segmentation` of a file in SBD's `cls/`.
 
     Args:
@@ -42,7 +42,7 @@ def sbd_label(data: bytes, where: str) -> NDArray[np.uint8]:
         return _matrix(truth).astype(np.uint8)
 
 
-def siftflow_label(data: bytes, where: str) -> NDArray[np.uint8]:
+def read_siftflow_label(data: bytes, where: str) -> NDArray[np.uint8]:
     """Read `S` of a file in SIFT Flow's `SemanticLabels/` or `GeoLabels/`.
 
     Returns:
@@ -56,7 +56,7 @@ def siftflow_label(data: bytes, where: str) -> NDArray[np.uint8]:
         return np.where(label == -1, 0, label).astype(np.uint8)
 
 
-def nyud_label(data: bytes, where: str) -> NDArray[np.uint8]:
+def read_nyud_label(data: bytes, where: str) -> NDArray[np.uint8]:
     """Read `segmentation` of a file in `segmentation/` of the NYUDv2 folder of the FCN code.
 
     Returns:
@@ -69,7 +69,7 @@ def nyud_label(data: bytes, where: str) -> NDArray[np.uint8]:
         return _matrix(_load(data)["segmentation"]).astype(np.uint8)
 
 
-def nyud_splits(data: bytes, where: str) -> dict[str, tuple[int, ...]]:
+def read_nyud_splits(data: bytes, where: str) -> dict[str, tuple[int, ...]]:
     """Read NYUDv2's `splits.mat`: image numbers, from 1, by "train" (795) and "test" (654).
 
     Raises:
@@ -82,7 +82,7 @@ def nyud_splits(data: bytes, where: str) -> dict[str, tuple[int, ...]]:
         }
 
 
-def nyud_class_mapping(data: bytes, where: str) -> NDArray[np.uint8]:
+def read_nyud_class_mapping(data: bytes, where: str) -> NDArray[np.uint8]:
     """Read `mapClass` of classMapping40.mat: the 40-class value of each of the 894 labels.
 
     Returns:
@@ -98,7 +98,7 @@ def nyud_class_mapping(data: bytes, where: str) -> NDArray[np.uint8]:
         return np.concatenate([[0], classes]).astype(np.uint8)
 
 
-def nyud_labels40(data: bytes, where: str, count: int) -> Callable[[int], NDArray[np.uint8]]:
+def read_nyud_labels40(data: bytes, where: str, count: int) -> Callable[[int], NDArray[np.uint8]]:
     """Read `labels40` of labels40.mat and return a function from image index, from 0, to label.
 
     Args:
@@ -155,7 +155,7 @@ class NyudLabeled:
             return np.ascontiguousarray(np.transpose(self._images[index], (2, 1, 0)))
 
     def label(self, index: int, mapping: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the (H, W) uint8 label of an image, mapped as by `nyud_class_mapping`."""
+        """Return the (H, W) uint8 label of an image, mapped as by `read_nyud_class_mapping`."""
         with _as_label_error(self.where, "labels"):
             label = np.transpose(self._labels[index])
             if label.max(initial=0) >= mapping.size:

@@ -108,7 +108,7 @@ def render_scene(seed: int, size: tuple[int, int] | None = None) -> Scene:
     return Scene(_photograph(rng, image, light), label)
 
 
-def training_scenes(seeds: Iterable[int], side: int) -> Iterator[Scene]:
+def render_training_scenes(seeds: Iterable[int], side: int) -> Iterator[Scene]:
     """Yield one scene per seed: seven squares of one side, then one of random size, and so on.
 
     A network pads every image by 100 px, so large images give more labeled pixels per second. The

@@ -23,17 +23,17 @@ class Arithmetic(Protocol):
     """The layers of one trunk in one number format, with constant weights.
 
     Attributes:
-        leaves_relu: Whether `unpadded` skips the ReLU of a convolution. The caller then applies it,
-            often together with a copy that is needed anyway.
+        leaves_relu: Whether `apply_unpadded` skips the ReLU of a convolution. The caller then applies
+            it, often together with a copy that is needed anyway.
     """
 
     leaves_relu: bool
 
-    def entered(self, image_BCHW: Tensor) -> Tensor:
+    def to_input(self, image_BCHW: Tensor) -> Tensor:
         """Convert preprocessed pixels to the input format of the first layer."""
         ...
 
-    def unpadded(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
+    def apply_unpadded(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
         """Apply one layer without padding: (B, C, H, W)."""
         ...
 
@@ -41,7 +41,7 @@ class Arithmetic(Protocol):
         """Apply one layer with its padding and ReLU: (B, C, H, W)."""
         ...
 
-    def real(self, name: str, x: Tensor) -> Tensor:
+    def to_floats(self, name: str, x: Tensor) -> Tensor:
         """Convert cells of a layer, of any shape, to the float dtype of the scores."""
         ...
 
@@ -59,13 +59,13 @@ class FloatLayers:
         """
         self._find = find
 
-    def entered(self, image_BCHW: Tensor) -> Tensor:
+    def to_input(self, image_BCHW: Tensor) -> Tensor:
         """Return the pixels unchanged."""
         return image_BCHW
 
-    def unpadded(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
+    def apply_unpadded(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
         """Apply one layer without padding, and a convolution without its ReLU."""
-        return trunks.unpadded(layer, self._find, x_BCHW)
+        return trunks.apply_unpadded(layer, self._find, x_BCHW)
 
     def apply(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
         """Apply one layer; on a CPU, fully connected layers are matrix products."""
@@ -74,7 +74,7 @@ class FloatLayers:
             return _matrix_product(self._find(layer.name), x_BCHW)
         return trunks.apply(layer, self._find, x_BCHW)
 
-    def real(self, name: str, x: Tensor) -> Tensor:
+    def to_floats(self, name: str, x: Tensor) -> Tensor:
         """Return the cells unchanged."""
         return x
 

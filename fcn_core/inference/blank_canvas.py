@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
 from fcn_core.inference.arithmetic import Arithmetic
-from fcn_core.inference.windows import Axis, axes, blank_side, stretched
+from fcn_core.inference.windows import Axis, axes, blank_side, stretch_indices
 from fcn_core.networks.layers import Layer
 
 BLANK_BYTES = 32 * 2**20
@@ -113,14 +113,14 @@ class BlankFeatures:
         small_HWC = self.cache.get(
             (rows, columns), lambda: self._features(rows, columns)[-1].clone()
         )
-        row_index, column_index = (self._stretched(side) for side in (height, width))
+        row_index, column_index = (self._stretch_indices(side) for side in (height, width))
         return small_HWC[row_index[:, None], column_index[None]]
 
-    def _stretched(self, side: int) -> Tensor:
+    def _stretch_indices(self, side: int) -> Tensor:
         # Cached, because copying a list to a GPU waits for all work that is queued there.
         device = self._like.device
         return self.indices.get(
-            side, lambda: torch.tensor(stretched(self._layers, side), device=device)
+            side, lambda: torch.tensor(stretch_indices(self._layers, side), device=device)
         )
 
     @torch.inference_mode()
@@ -128,10 +128,10 @@ class BlankFeatures:
         """Return (H, W, C) of a blank canvas and of each layer."""
         x_BCHW = self._like.new_zeros(1, self._channels, height, width)
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-        x_BCHW = self._arithmetic.entered(x_BCHW)
+        x_BCHW = self._arithmetic.to_input(x_BCHW)
         outputs = [x_BCHW]
         first, *others = self._layers
-        x_BCHW = self._arithmetic.unpadded(first, x_BCHW)
+        x_BCHW = self._arithmetic.apply_unpadded(first, x_BCHW)
         if self._arithmetic.leaves_relu:
             x_BCHW = F.relu(x_BCHW)
         outputs.append(x_BCHW)

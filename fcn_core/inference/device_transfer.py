@@ -63,10 +63,10 @@ class CudaTransfer(DeviceTransfer):
         pinned = _filled(_pinned, arrays, slots)
         with torch.cuda.stream(self._upload):
             uploaded = torch.empty_like(pinned, device=self._device)
-            copy(pinned, uploaded)
+            queue_copy(pinned, uploaded)
         computing = torch.cuda.current_stream(self._device)
         computing.wait_stream(self._upload)
-        keep(uploaded, computing)
+        keep_until_done(uploaded, computing)
         return uploaded
 
     def fetch(self, tensors: Sequence[Tensor]) -> PendingArrays:
@@ -75,8 +75,8 @@ class CudaTransfer(DeviceTransfer):
         with torch.cuda.stream(self._download):
             pinned = [_pinned(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
             for tensor, target in zip(tensors, pinned, strict=True):
-                copy(tensor, target)
-                keep(tensor, self._download)
+                queue_copy(tensor, target)
+                keep_until_done(tensor, self._download)
             done = self._download.record_event()
 
         def wait() -> list[NDArray[Any]]:
@@ -87,12 +87,12 @@ class CudaTransfer(DeviceTransfer):
         return wait
 
 
-def copy(source: Tensor, target: Tensor) -> None:
+def queue_copy(source: Tensor, target: Tensor) -> None:
     """Queue a copy on the current stream."""
     target.copy_(source, non_blocking=True)
 
 
-def keep(tensor: Tensor, stream: torch.cuda.Stream) -> None:
+def keep_until_done(tensor: Tensor, stream: torch.cuda.Stream) -> None:
     """Keep the memory of a tensor reserved until the stream has finished with it."""
     tensor.record_stream(stream)
 

@@ -27,8 +27,8 @@ from fcn_core.inference.windows import (
     Span,
     axes,
     canvas,
+    input_span,
     needed_scores,
-    read_by,
     windowed_layers,
 )
 from fcn_core.networks.layers import Layer
@@ -77,7 +77,7 @@ class FastForward:
         # Late fusion, as in FCN.
         score_BKHW: Tensor = scores[0] if len(scores) == 1 else sum(scores) / len(scores)
         if not model.plan.skips:
-            return model.upscored(score_BKHW, head, *size)
+            return model.upsample_scores(score_BKHW, head, *size)
         return self._decoded(score_BKHW, outputs[0], head, size)
 
     def _decoded(
@@ -117,14 +117,14 @@ class Features:
         self._pools: dict[str, tuple[Tensor, WindowAxes, Tensor]] = {}
         self.last_BCHW = torch.empty(0)
 
-    def keep(self, name: str, x_BCHW: Tensor, here: WindowAxes, even_C: Tensor) -> None:
+    def add_pool(self, name: str, x_BCHW: Tensor, here: WindowAxes, even_C: Tensor) -> None:
         """Store a pool for a skip: a window of its cells, and the even value around the window."""
         self._pools[name] = x_BCHW, here, even_C
 
     def pool(self, name: str, there: WindowAxes) -> Tensor:
         """Return a window of a stored pool, (B, C, H, W)."""
         x_BCHW, here, even_C = self._pools[name]
-        inner = there[0].within(here[0]), there[1].within(here[1])
+        inner = there[0].intersection(here[0]), there[1].intersection(here[1])
         return _framed(_cells(x_BCHW, here, inner), inner, there, even_C)
 
 
@@ -158,8 +158,8 @@ class FastTrunk:
         layer: Layer | None = self._near[-1]
         while layer is not None:
             if layer.name in self._skips:
-                real_BCHW = self._arithmetic.real(layer.name, x_BCHW)
-                features.keep(layer.name, real_BCHW, _full_window(x_BCHW), x_BCHW.new_empty(0))
+                real_BCHW = self._arithmetic.to_floats(layer.name, x_BCHW)
+                features.add_pool(layer.name, real_BCHW, _full_window(x_BCHW), x_BCHW.new_empty(0))
             layer = next(layers, None)
             if layer is not None:
                 x_BCHW = self._arithmetic.apply(layer, x_BCHW)
@@ -172,19 +172,20 @@ class FastTrunk:
             axes(self._near, canvas(self._near, side)) for side in image_BCHW.shape[-2:]
         )
         arithmetic = self._arithmetic
-        x_BCHW = arithmetic.entered(image_BCHW)
+        x_BCHW = arithmetic.to_input(image_BCHW)
         here, relu = _reached(rows[0], columns[0]), False
         for index, layer in enumerate(self._near):
             there = _reached(rows[index + 1], columns[index + 1])
-            read = read_by(layer, there[0]), read_by(layer, there[1])
+            read = input_span(layer, there[0]), input_span(layer, there[1])
             x_BCHW = _framed(x_BCHW, here, read, self.blanks.even[index], relu=relu)
-            x_BCHW = arithmetic.unpadded(layer, x_BCHW)
+            x_BCHW = arithmetic.apply_unpadded(layer, x_BCHW)
             here, relu = there, layer.kind == "conv" and arithmetic.leaves_relu
             if layer.name in self._skips:
                 pool_BCHW, even_C = (
-                    arithmetic.real(layer.name, x) for x in (x_BCHW, self.blanks.even[index + 1])
+                    arithmetic.to_floats(layer.name, x)
+                    for x in (x_BCHW, self.blanks.even[index + 1])
                 )
-                features.keep(layer.name, pool_BCHW, here, even_C)
+                features.add_pool(layer.name, pool_BCHW, here, even_C)
         blank_HWC = self.blanks.canvas(rows[0].size, columns[0].size)
         whole_BCHW = _empty(x_BCHW, *blank_HWC.shape[:2])
         whole_BCHW.copy_(blank_HWC.permute(2, 0, 1))

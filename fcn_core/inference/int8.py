@@ -92,12 +92,12 @@ class Int8Layers:
                 inputs = outputs or inputs
             self._scales[layer.name] = inputs.scale
 
-    def entered(self, image_BCHW: Tensor) -> Tensor:
+    def to_input(self, image_BCHW: Tensor) -> Tensor:
         """Round preprocessed pixels to (B, C, H, W) uint8."""
         scale, zero = self._first.scale, self._first.zero
         return (image_BCHW / scale).round_().add_(zero).clamp_(0, _LEVELS).to(torch.uint8)
 
-    def unpadded(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
+    def apply_unpadded(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
         """Apply one layer without padding: (B, C, H, W) uint8, after the ReLU."""
         if layer.kind == "conv":
             return self._convolutions[layer.name](x_BCHW, pad=0)
@@ -112,7 +112,7 @@ class Int8Layers:
             x_BCHW = F.pad(x_BCHW, (0, reach, 0, reach))
         return _pooled(layer, x_BCHW, ceil=layer.stride > 1)
 
-    def real(self, name: str, x: Tensor) -> Tensor:
+    def to_floats(self, name: str, x: Tensor) -> Tensor:
         """Convert cells of any layer except the last one to float32."""
         return x.float() * self._scales[name]
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
 from fcn_core.errors import FcnError
-from fcn_core.networks.crops import places
+from fcn_core.networks.crops import layer_positions
 from fcn_core.networks.model import FCN
-from fcn_core.networks.upsampling import bilinear_upsampling
+from fcn_core.networks.upsampling import upsample_bilinear
 
 
 class ShiftAndStitch(nn.Module):
@@ -68,7 +68,7 @@ class ShiftAndStitch(nn.Module):
         """Return the logits (B, K, H, W) of one head, as `FCN.forward` does."""
         height, width = image_BCHW.shape[-2:]
         score_BKHW = self.coarse_score(image_BCHW, head)
-        full_BKHW = bilinear_upsampling(score_BKHW, self.output_stride, self._kernel)
+        full_BKHW = upsample_bilinear(score_BKHW, self.output_stride, self._kernel)
         first = self._offset
         return full_BKHW[..., first : first + height, first : first + width]
 
@@ -97,7 +97,7 @@ def _interlaced(parts: list[Tensor], dim: int) -> Tensor:
 
 def _offset(model: FCN, output_stride: int, kernel: int) -> int:
     """Return the offset at which the upsampled stitched scores start at pixel 0."""
-    positions = places(model.architecture)
+    positions = layer_positions(model.architecture)
     position = positions["score_fr"]
     for _ in model.plan.skips:
         position = position.upsampled(4, 2)

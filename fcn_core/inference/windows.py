@@ -17,7 +17,7 @@ margins of every network.
 >>> layers = trunk(Architecture("fcn8s", 21))
 >>> layers[windowed_layers(layers) - 1].name
 'pool4'
->>> through(layers[0], canvas(layers, 500))
+>>> axis_after(layers[0], canvas(layers, 500))
 Axis(size=698, image=Span(start=98, end=600), even=Span(start=0, end=698))
 """
 
@@ -38,11 +38,11 @@ class Span:
     start: int
     end: int
 
-    def within(self, other: Span) -> Span:
+    def intersection(self, other: Span) -> Span:
         """Return the intersection with another span."""
         return Span(max(self.start, other.start), min(self.end, other.end))
 
-    def holds(self, other: Span) -> bool:
+    def contains(self, other: Span) -> bool:
         """Return whether this span contains the other one."""
         return other.start >= other.end or (self.start <= other.start and other.end <= self.end)
 
@@ -80,7 +80,7 @@ def canvas(layers: Sequence[Layer], side: int) -> Axis:
     return Axis(size, Span(pad, pad + side), Span(0, size))
 
 
-def through(layer: Layer, axis: Axis) -> Axis:
+def axis_after(layer: Layer, axis: Axis) -> Axis:
     """Return the axis after a layer.
 
     Args:
@@ -104,10 +104,10 @@ def through(layer: Layer, axis: Axis) -> Axis:
     if layer.kind == "pool" and axis.even.end == axis.size:
         # A window that extends beyond the end takes the maximum of the existing cells.
         even = Span(even.start, size)
-    return Axis(size, Span(first, last + 1).within(every), even.within(every))
+    return Axis(size, Span(first, last + 1).intersection(every), even.intersection(every))
 
 
-def read_by(layer: Layer, span: Span) -> Span:
+def input_span(layer: Layer, span: Span) -> Span:
     """Return the input cells of a span of output cells; they may lie outside the canvas."""
     reach, pad = _reach_and_pad(layer)
     start = layer.stride * span.start - pad
@@ -126,8 +126,8 @@ def _reach_and_pad(layer: Layer) -> tuple[int, int]:
 def windowed_layers(layers: tuple[Layer, ...]) -> int:
     """Return how many layers of a trunk can be computed only where the image reaches.
 
-    The number holds for all image sizes. When a side grows by the product of the strides, the edges
-    move by whole cells, so the sides of one such period represent all sides.
+    The number holds for all image sizes. When a side grows by the product of the strides, the
+    edges move by whole cells, so the sides of one such period represent all sides.
     """
     period = math.prod(layer.stride for layer in layers)
     return min(_windowed_layers(layers, side) for side in range(1, period + 1))
@@ -136,10 +136,10 @@ def windowed_layers(layers: tuple[Layer, ...]) -> int:
 def _windowed_layers(layers: Sequence[Layer], side: int) -> int:
     axis = canvas(layers, side)
     for count, layer in enumerate(layers):
-        after = through(layer, axis)
-        read = read_by(layer, after.image)
+        after = axis_after(layer, axis)
+        read = input_span(layer, after.image)
         around = Span(read.start, axis.image.start), Span(axis.image.end, read.end)
-        if not all(axis.even.holds(part) for part in around):
+        if not all(axis.even.contains(part) for part in around):
             return count
         axis = after
     return len(layers)
@@ -149,7 +149,7 @@ def axes(layers: Sequence[Layer], axis: Axis) -> list[Axis]:
     """Return the axes of the canvas and of each layer of a trunk."""
     result = [axis]
     for layer in layers:
-        result.append(through(layer, result[-1]))
+        result.append(axis_after(layer, result[-1]))
     return result
 
 
@@ -168,7 +168,7 @@ def blank_side(layers: tuple[Layer, ...], size: int) -> int:
     return side
 
 
-def stretched(layers: tuple[Layer, ...], size: int) -> list[int]:
+def stretch_indices(layers: tuple[Layer, ...], size: int) -> list[int]:
     """Return the cell of the small blank canvas that equals each cell of the large one.
 
     Both are cells of the last layer, along one axis.
@@ -196,13 +196,13 @@ def needed_scores(plan: Decoder, offset: int, side: int, cells: int) -> list[Spa
     for _ in plan.skips:
         sizes.append(2 * sizes[-1] + 2)
     picture = Span(offset, offset + side)
-    needed = [_upscored_from(picture, plan.stride, plan.kernel, sizes.pop())]
+    needed = [_read_by_deconvolution(picture, plan.stride, plan.kernel, sizes.pop())]
     while sizes:
-        needed.insert(0, _upscored_from(needed[0], 2, 4, sizes.pop()))
+        needed.insert(0, _read_by_deconvolution(needed[0], 2, 4, sizes.pop()))
     return needed
 
 
-def _upscored_from(span: Span, stride: int, kernel: int, size: int) -> Span:
+def _read_by_deconvolution(span: Span, stride: int, kernel: int, size: int) -> Span:
     """Return the input cells, of `size`, that a deconvolution spreads over a span of its output."""
     first = math.ceil((span.start - kernel + 1) / stride)
-    return Span(first, (span.end - 1) // stride + 1).within(Span(0, size))
+    return Span(first, (span.end - 1) // stride + 1).intersection(Span(0, size))

@@ -2,9 +2,10 @@
 
 "We do this by downsampling ground truth images and then upsampling them again to simulate the best
 results obtainable with a particular downsampling factor" (Long, Shelhamer, Darrell 2015, appendix
-A, on a subset of PASCAL VOC 2011 val). The paper does not specify either step; `coarsened` is this
-project's choice. Of five methods that were compared (docs/evaluation.md) it scores highest at every
-factor, as "the best obtainable" requires, and comes closest to the paper's numbers on VOC images.
+A, on a subset of PASCAL VOC 2011 val). The paper does not specify either step; `coarsen_label` is
+this project's choice. Of five methods that were compared (docs/evaluation.md) it scores highest at
+every factor, as "the best obtainable" requires, and comes closest to the paper's numbers on VOC
+images.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PAPER_MEAN_IOU = {128: 50.9, 64: 73.3, 32: 86.1, 16: 92.8, 8: 96.4, 4: 98.5}
 """Mean IoU in percent by factor, as printed in the paper for VOC (appendix A)."""
 
 
-def coarsened(label: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+def coarsen_label(label: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     """Return the best prediction of a label that a network of stride `factor` can make.
 
     Downsampling: cells of factor x factor px from the top left corner (the last ones may extend
@@ -75,7 +76,7 @@ def upper_bound_confusions(
     """
     return np.stack(
         [
-            ConfusionMatrix(num_classes).update(label, coarsened(label, factor)).matrix
+            ConfusionMatrix(num_classes).update(label, coarsen_label(label, factor)).matrix
             for factor in factors
         ]
     )

@@ -64,7 +64,7 @@ class CropPosition:
         return int(cells)
 
 
-def places(architecture: Architecture) -> dict[str, CropPosition]:
+def layer_positions(architecture: Architecture) -> dict[str, CropPosition]:
     """Return the positions of the trunk's layers by name, and of the image itself ("data")."""
     position = CropPosition()
     positions = {"data": position}
@@ -82,7 +82,7 @@ def crops(architecture: Architecture) -> dict[str, int]:
     The crop of a dilated network may be negative: its grid starts that many pixels inside the
     image.
     """
-    positions = places(architecture)
+    positions = layer_positions(architecture)
     plan, position = decoder(architecture), positions["score_fr"]
     offsets = {}
     for skip in plan.skips:

@@ -97,14 +97,14 @@ class FCN(nn.Module):
         """
         head = next(iter(self.architecture.head_classes)) if head is None else head
         score_BKHW = self._fused(self._features(image_BCHW), head)
-        return self.upscored(score_BKHW, head, *image_BCHW.shape[-2:])
+        return self.upsample_scores(score_BKHW, head, *image_BCHW.shape[-2:])
 
     def forward_heads(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         """Compute the logits (B, K, H, W) of every head, by name, in one pass through the trunk."""
         features = self._features(image_BCHW)
         size = image_BCHW.shape[-2:]
         return {
-            head: self.upscored(self._fused(features, head), head, *size)
+            head: self.upsample_scores(self._fused(features, head), head, *size)
             for head in self.architecture.head_classes
         }
 
@@ -164,7 +164,7 @@ class FCN(nn.Module):
             fused = fused + _crop(finer, self.crops[skip.score], *fused.shape[-2:])
         return fused
 
-    def upscored(self, score_BKHW: Tensor, head: str, height: int, width: int) -> Tensor:
+    def upsample_scores(self, score_BKHW: Tensor, head: str, height: int, width: int) -> Tensor:
         """Apply the last deconvolution and crop to the image: (B, K, height, width)."""
         name, stride = self.plan.upscore, self.plan.stride
         offset = self.crops[name]

@@ -110,7 +110,7 @@ def apply(layer: Layer, find: Find, x_BCHW: Tensor) -> Tensor:
     return _inception(layer.name, find, x_BCHW)
 
 
-def unpadded(layer: Layer, find: Find, x_BCHW: Tensor) -> Tensor:
+def apply_unpadded(layer: Layer, find: Find, x_BCHW: Tensor) -> Tensor:
     """Apply one layer without padding, and a convolution without its ReLU: (B, C, H, W)."""
     if layer.kind == "conv":
         conv = find(layer.name)

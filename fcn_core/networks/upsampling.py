@@ -61,7 +61,7 @@ def interpolate(score_BKHW: Tensor, stride: int, size: int) -> Tensor:
     return full[..., half : height - half, half : width - half]
 
 
-def bilinear_upsampling(score_BKHW: Tensor, stride: int, size: int) -> Tensor:
+def upsample_bilinear(score_BKHW: Tensor, stride: int, size: int) -> Tensor:
     """Compute the bilinear deconvolution of a kernel size, for all strides from 1 up."""
     if stride > 1:
         return interpolate(score_BKHW, stride, size)

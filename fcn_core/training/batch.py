@@ -46,7 +46,7 @@ class TrainingBatch:
     slots: tuple[int, ...]
 
     @property
-    def labelled(self) -> int:
+    def labeled_pixels(self) -> int:
         """Number of pixels that have a class."""
         return int((self.label != VOID).sum())
 

@@ -50,7 +50,7 @@ class StartingPoint:
         return "; ".join(parts)
 
 
-def from_nothing(architecture: Architecture, seed: int) -> FCN:
+def initialize_network(architecture: Architecture, seed: int) -> FCN:
     """Return a network with a He-initialized trunk, zero scores and bilinear deconvolutions."""
     model = FCN(architecture)
     model.reset_parameters(torch.Generator().manual_seed(seed))

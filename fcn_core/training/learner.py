@@ -47,7 +47,7 @@ class ProcessGroup(Protocol):
         """Wrap a model so that gradients are averaged over all processes."""
         ...
 
-    def quietly(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
+    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
         """Accumulate gradients locally, until the next backward pass outside this context."""
         ...
 
@@ -66,7 +66,7 @@ class SingleProcess:
         """Return the model unchanged."""
         return model
 
-    def quietly(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
+    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
         """Return a context that does nothing."""
         return nullcontext()
 
@@ -101,13 +101,13 @@ class StepResult:
         loss: Mean cross-entropy per labeled pixel before the update, nats; 0 without labeled
             pixels. A mean also for recipes with a summed loss, so that recipes can be compared.
         learning_rate: Learning rate of weights in the update.
-        labelled: Number of pixels that had a class.
+        labeled_pixels: Number of pixels that had a class.
     """
 
     number: int
     loss: float
     learning_rate: float
-    labelled: int
+    labeled_pixels: int
 
 
 class SampleDropout(nn.Module):
@@ -137,22 +137,22 @@ class Learner:
 
     Args:
         model: Network in float32. Its dropout is replaced, and it is moved to the device.
-        course: Settings shared by all steps.
+        plan: Settings shared by all steps.
         device: "cpu", "cuda" or "cuda:1".
         group: Processes that train together. Default: this one only.
     """
 
     def __init__(
-        self, model: FCN, course: StepPlan, device: str = "cpu", group: ProcessGroup | None = None
+        self, model: FCN, plan: StepPlan, device: str = "cpu", group: ProcessGroup | None = None
     ) -> None:
         self.model = model.to(device).to(memory_format=torch.channels_last)
-        self.course = course
+        self.plan = plan
         self.device = torch.device(device)
         self.group = SingleProcess() if group is None else group
-        self.dropout = SampleDropout(course.recipe.dropout)
+        self.dropout = SampleDropout(plan.recipe.dropout)
         model.dropout = self.dropout  # type: ignore[assignment]  # both are modules
-        self.optimizer = _optimizer(self.model, course.recipe)
-        self._rate = course.recipe.base_rate(model.architecture)
+        self.optimizer = _optimizer(self.model, plan.recipe)
+        self._rate = plan.recipe.base_rate(model.architecture)
         self._wrapped = self.group.wrap(self.model)
 
     def learn(self, number: int, batches: Sequence[TrainingBatch]) -> StepResult:
@@ -166,24 +166,24 @@ class Learner:
             TrainingError: A loss or gradient that is not finite; the weights are then unchanged.
         """
         self.model.train()
-        recipe, group = self.course.recipe, self.group
-        labelled = group.sum([sum(batch.labelled for batch in batches)])[0]
+        recipe, group = self.plan.recipe, self.group
+        labeled = group.sum([sum(batch.labeled_pixels for batch in batches)])[0]
         # The group averages gradients; multiplied by its size, they are sums.
-        scale = group.size / (max(labelled, 1) if recipe.loss == "mean" else recipe.batch_size)
+        scale = group.size / (max(labeled, 1) if recipe.loss == "mean" else recipe.batch_size)
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device, dtype=torch.float64)
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
-            with nullcontext() if is_last else group.quietly(self._wrapped):
+            with nullcontext() if is_last else group.no_sync(self._wrapped):
                 loss = self._loss(number, batch)
                 torch.autograd.backward(loss * scale)
                 total += loss.detach()
-        mean = group.sum([float(total)])[0] / max(labelled, 1)
+        mean = group.sum([float(total)])[0] / max(labeled, 1)
         if not math.isfinite(mean):
             raise _diverged(number, f"the loss is {mean}")
-        factor = recipe.schedule(number, self.course.max_steps)
+        factor = recipe.schedule(number, self.plan.max_steps)
         self._update(number, factor)
-        return StepResult(number, mean, self._rate * factor, int(labelled))
+        return StepResult(number, mean, self._rate * factor, int(labeled))
 
     def check_is_finite(self, number: int) -> None:
         """Check that no weight is NaN or infinite.
@@ -197,16 +197,16 @@ class Learner:
 
     def _loss(self, number: int, batch: TrainingBatch) -> Tensor:
         """Compute the cross-entropy, summed over labeled pixels, in float32."""
-        seeds = [_seed(self.course.seed, number, slot) for slot in batch.slots]
+        seeds = [_seed(self.plan.seed, number, slot) for slot in batch.slots]
         self.dropout.begin(seeds, self.device)
-        low = self.course.precision == "bf16"
+        low = self.plan.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             logits_BKHW = self._wrapped(batch.image.to(self.device, non_blocking=True))
         label_BHW = batch.label.to(self.device, non_blocking=True)
         return summed_cross_entropy(logits_BKHW, label_BHW)
 
     def _update(self, number: int, factor: float) -> None:
-        recipe = self.course.recipe
+        recipe = self.plan.recipe
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm):
@@ -262,8 +262,8 @@ def _diverged(number: int, found: str) -> TrainingError:
     return TrainingError(
         where=f"training, step {number}", found=found, expected="finite numbers",
         remedy="Lower the learning rate (--set train.learning_rate=…, first to a tenth), or "
-        "lengthen the warm-up; if the same sample fails every time, inspect it. The same command repeats "
-        "the same steps: train into a new directory, with --init from the last checkpoint.",
+        "lengthen the warm-up; if the same sample fails every time, inspect it. The same command "
+        "repeats the same steps: train into a new directory, with --init from the last checkpoint.",
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a training. Learning rates are those of weights; `bias_rate` scales those of biases.
+    """Settings of a training. Learning rates are those of weights; biases multiply them.
 
     Attributes:
         name: Name of the recipe in commands.

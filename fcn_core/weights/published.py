@@ -154,12 +154,12 @@ PUBLISHED: tuple[Published, ...] = (
 )  # fmt: skip
 
 
-def published(file: str) -> Published | None:
+def find_published(file: str) -> Published | None:
     """Return the published weights with a file name, or None."""
     return next((entry for entry in PUBLISHED if entry.file == file), None)
 
 
-def identify(data: bytes, file: str, where: str) -> Published | None:
+def identify_published(data: bytes, file: str, where: str) -> Published | None:
     """Return the published file with the same checksum, or None.
 
     Args:
@@ -177,7 +177,7 @@ def identify(data: bytes, file: str, where: str) -> Published | None:
         kind, _, digest = entry.checksum.partition(":")
         if digest and digests[kind].startswith(digest):
             return entry
-    named = published(file)
+    named = find_published(file)
     if named is None or not named.checksum:
         return None
     kind, _, digest = named.checksum.partition(":")

@@ -73,7 +73,7 @@ class WeightsInfo:
         """One of `fcn_core.networks.architecture.VARIANTS`."""
         return self.architecture.variant
 
-    def check_can_have_ranges(self, where: str) -> None:
+    def check_supports_int8(self, where: str) -> None:
         """Check that int8 supports this network.
 
         Args:
@@ -98,7 +98,7 @@ class WeightsInfo:
                 remedy="Use --precision bf16 or fp32.",
             )
 
-    def check_has_ranges(self, where: str) -> None:
+    def check_int8_ranges(self, where: str) -> None:
         """Check that these weights can be used in int8.
 
         Args:
@@ -107,7 +107,7 @@ class WeightsInfo:
         Raises:
             WeightsError: A network that int8 does not support, or missing ranges.
         """
-        self.check_can_have_ranges(where)
+        self.check_supports_int8(where)
         convolutions = [layer.name for layer in trunk(self.architecture) if layer.kind == "conv"]
         missing = [name for name in convolutions if name not in self.int8_peaks]
         if missing:

@@ -95,7 +95,7 @@ def _sbd(source: Store, split: str | None, _files: ExitStack) -> list[TarSample]
     images = by_id(paths, f"{root}img/", (".jpg",))
     labels = by_id(paths, f"{root}cls/", (".mat",))
     _refuse_missing(ids, images, f"{root}img/<id>.jpg", labels, f"{root}cls/<id>.mat")
-    return _chosen(source, ids, images, labels, _matlab(source, VOC, matfiles.sbd_label))
+    return _chosen(source, ids, images, labels, _matlab(source, VOC, matfiles.read_sbd_label))
 
 
 def _siftflow(source: Store, split: str | None, folder: str, labels: LabelSet) -> list[TarSample]:
@@ -107,7 +107,7 @@ def _siftflow(source: Store, split: str | None, folder: str, labels: LabelSet) -
     places = f"{root}Images/{SIFTFLOW_FOLDER}/", f"{root}{folder}/{SIFTFLOW_FOLDER}/"
     images, mats = by_id(paths, places[0], (".jpg",)), by_id(paths, places[1], (".mat",))
     _refuse_missing(ids, images, f"{places[0]}<id>.jpg", mats, f"{places[1]}<id>.mat")
-    return _chosen(source, ids, images, mats, _matlab(source, labels, matfiles.siftflow_label))
+    return _chosen(source, ids, images, mats, _matlab(source, labels, matfiles.read_siftflow_label))
 
 
 def _siftflow_semantic(source: Store, split: str | None, _files: ExitStack) -> list[TarSample]:
@@ -135,7 +135,7 @@ def _nyudv2(source: Store, split: str | None, files: ExitStack) -> list[TarSampl
     _refuse_missing(
         ids, images, f"{root}data/images/<id>.png", labels, f"{root}segmentation/<id>.mat"
     )
-    return _chosen(source, ids, images, labels, _matlab(source, NYUDV2, matfiles.nyud_label))
+    return _chosen(source, ids, images, labels, _matlab(source, NYUDV2, matfiles.read_nyud_label))
 
 
 def _nyudv2_file(
@@ -173,11 +173,11 @@ def _nyud_labels(
 ) -> Callable[[int], NDArray[np.uint8]]:
     mapping, labels = f"{root}classMapping40.mat", f"{root}labels40.mat"
     if mapping in paths:
-        table = matfiles.nyud_class_mapping(source.read(mapping), source.location(mapping))
+        table = matfiles.read_nyud_class_mapping(source.read(mapping), source.location(mapping))
         return lambda index: file.label(index, table)
     if labels in paths:
         data, place = source.read(labels), source.location(labels)
-        return matfiles.nyud_labels40(data, place, len(file))
+        return matfiles.read_nyud_labels40(data, place, len(file))
     raise InputError(
         where=source.location(root),
         found=f"{NYUD_FILE} alone, whose labels are of 894 classes",
@@ -191,7 +191,7 @@ def _nyud_numbers(source: Store, split: str | None, root: str, paths: list[str])
     mat = f"{root}splits.mat"
     listed = split is not None and (is_address(split) or f"{root}{split}.txt" in paths)
     if not listed and mat in paths:
-        splits = matfiles.nyud_splits(source.read(mat), source.location(mat))
+        splits = matfiles.read_nyud_splits(source.read(mat), source.location(mat))
         if split not in splits:
             raise unknown_split(source.location(mat), split, list(splits), "")
         return list(splits[split])

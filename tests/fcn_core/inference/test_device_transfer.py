@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcn_core.inference import device_transfer as bus
+from fcn_core.inference import device_transfer
 from fcn_core.inference.device_transfer import CudaTransfer
 from fcn_core.predictor import Predictor
 from tests.fcn_core.test_predictor import PICTURES, info, same
@@ -90,16 +90,16 @@ class Streams:
 @pytest.fixture
 def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
     found = Streams()
-    monkeypatch.setattr(bus.torch, "cuda", found)
-    monkeypatch.setattr(bus, "copy", found.copy)
-    monkeypatch.setattr(bus, "keep", found.keep)
-    monkeypatch.setattr(bus, "_pinned", found.pin)
+    monkeypatch.setattr(device_transfer.torch, "cuda", found)
+    monkeypatch.setattr(device_transfer, "queue_copy", found.copy)
+    monkeypatch.setattr(device_transfer, "keep_until_done", found.keep)
+    monkeypatch.setattr(device_transfer, "_pinned", found.pin)
     return found
 
 
 @pytest.fixture(scope="module")
 def predictors(random_fcn):
-    """By batch size: one, and one to have another bus."""
+    """By batch size: one, and one to have another device_transfer."""
     return {
         size: [Predictor(random_fcn(), info(), batch_size=size) for _ in range(2)]
         for size in (1, 3)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_core.datasets.matfiles import sbd_label
+from fcn_core.datasets.matfiles import read_sbd_label
 from fcn_core.errors import LabelError, MissingPackageError
 from fcn_core.labels import CAMVID, NYUDV2, SIFTFLOW, SIFTFLOW_GEO, VOC, VOID
 from pipeline.errors import ConfigError, InputError
@@ -316,14 +316,14 @@ def test_damage_at_any_place_is_an_error_and_never_a_crash() -> None:
     whole = datasets.sbd()[0]["cls/2008_000003.mat"]  # compressed, as MATLAB writes by default
     for length in range(0, len(whole), 7):
         with pytest.raises(LabelError):
-            sbd_label(whole[:length], "x.mat")
+            read_sbd_label(whole[:length], "x.mat")
     random = np.random.default_rng(0)
     for _ in range(200):
         damaged = np.frombuffer(whole, np.uint8).copy()
         places = random.integers(0, len(whole), 3)
         damaged[places] ^= random.integers(1, 256, 3).astype(np.uint8)
         with contextlib.suppress(LabelError):  # in the text of the header it does no harm
-            assert sbd_label(damaged.tobytes(), "x.mat").tolist() == SBD_TRUTH.tolist()
+            assert read_sbd_label(damaged.tobytes(), "x.mat").tolist() == SBD_TRUTH.tolist()
 
 
 def test_a_damaged_matlab_73_file_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fcn_core.calibration import calibrated
+from fcn_core.calibration import measure_int8_ranges
 from fcn_core.errors import WeightsError
 from fcn_core.images import decode_image
 from fcn_core.inference.int8 import has_int8
@@ -54,7 +54,7 @@ def test_the_ranges_are_those_of_pictures_spread_over_the_input(
     before, after = read_weights(weights), read_weights(path)
     assert f"{path}: ranges of 15 layers on 5 pictures" in out and after.sha256 in out
     seen = [*pictures_of(0, 2), *pictures_of(1, 2), *pictures_of(2, 1)]
-    assert after.info == calibrated(before, seen)
+    assert after.info == measure_int8_ranges(before, seen)
     assert after.tensors == before.tensors
     old, new = before.load().state_dict(), after.load().state_dict()
     assert all(torch.equal(new[name], old[name]) for name in old)
