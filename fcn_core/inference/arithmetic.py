@@ -23,8 +23,8 @@ class Arithmetic(Protocol):
     """The layers of one trunk in one number format, with constant weights.
 
     Attributes:
-        leaves_relu: Whether `apply_unpadded` skips the ReLU of a convolution. The caller then applies
-            it, often together with a copy that is needed anyway.
+        leaves_relu: Whether `apply_unpadded` skips the ReLU of a convolution. The caller then
+            applies it, often together with a copy that is needed anyway.
     """
 
     leaves_relu: bool

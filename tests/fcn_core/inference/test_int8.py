@@ -266,7 +266,7 @@ def test_what_cannot_be_int8_says_why(random_fcn, small, monkeypatch):
         Predictor.load(alexnet, precision="int8")
     with pytest.raises(WeightsError, match="fcn-alexnet"):
         measure_int8_ranges(alexnet, pictures((20, 20)))
-    with pytest.raises(WeightsError, match="no pictures"):
+    with pytest.raises(WeightsError, match="no readable images"):
         measure_int8_ranges(without, [])
     with pytest.raises(ImageError):
         measure_int8_ranges(without, [np.zeros((3, 3), np.uint8)])

@@ -372,7 +372,7 @@ def test_an_unknown_colour_of_camvid_is_named(tmp_path: Path) -> None:
     rgb["0001TP_006690"][3, 4] = (1, 2, 3)
     name = "LabeledApproved_full/0001TP_006690_L.png"
     files[name] = world.png(rgb["0001TP_006690"])
-    with pytest.raises(LabelError, match=r"colour \(1, 2, 3\) in 1 pixels, .* row 3, column 4"):
+    with pytest.raises(LabelError, match=r"color \(1, 2, 3\) in 1 pixels, .* row 3, column 4"):
         pack(datasets.write(tmp_path / "d", files), "camvid", "all")
 
 

@@ -116,7 +116,7 @@ def test_what_cannot_be_calibrated_writes_nothing(
         calibrate(str(weights), str(target), str(tmp_path / "empty"), 4)
     for shard in shards.iterdir():
         shard.write_bytes(world.tar({"bad.jpg": b"no picture"}))
-    with pytest.raises(WeightsError, match="no pictures"):
+    with pytest.raises(WeightsError, match="no readable images"):
         calibrate(str(weights), str(target), str(shards), 4)
     assert not target.exists()
     target.write_bytes(b"something else")
@@ -132,14 +132,14 @@ def test_int8_without_ranges_is_refused_before_anything_is_written(
     out = tmp_path / "out"
     words = (shards, out, "--weights", weights, "--precision", "int8")
     code, _, err = fcnseg("run", *words)
-    assert code == 1 and "no range for int8 of conv1_1" in err and "weights calibrate" in err
+    assert code == 1 and "no int8 range of layer conv1_1" in err and "weights calibrate" in err
     code, _, err = fcnseg("run", *words, "--plain-forward")
     assert code == 2 and "int8 in the plain forward pass" in err
     assert not out.exists()
     picture = tmp_path / "p.jpg"
     picture.write_bytes(world.samples(0)["img0.jpg"])
     code, _, err = fcnseg("predict", picture, "--output", out, *words[2:])
-    assert code == 1 and "no range for int8 of conv1_1" in err
+    assert code == 1 and "no int8 range of layer conv1_1" in err
 
 
 @needs_units
