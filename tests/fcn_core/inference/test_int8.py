@@ -272,7 +272,7 @@ def test_what_cannot_be_int8_says_why(random_fcn, small, monkeypatch):
         measure_int8_ranges(without, [np.zeros((3, 3), np.uint8)])
     monkeypatch.setattr("fcn_core.inference.int8.has_int8", lambda: False)
     with pytest.raises(
-        FcnError, match=r"does not sum bytes exactly.*avx512_vnni.*--precision fp32"
+        FcnError, match=r"without exact sums of byte products.*avx512_vnni.*--precision fp32"
     ):
         Predictor.load(small, precision="int8")
 
