@@ -195,8 +195,8 @@ def needed_scores(plan: Decoder, offset: int, side: int, cells: int) -> list[Spa
     sizes = [cells]
     for _ in plan.skips:
         sizes.append(2 * sizes[-1] + 2)
-    picture = Span(offset, offset + side)
-    needed = [_read_by_deconvolution(picture, plan.stride, plan.kernel, sizes.pop())]
+    image = Span(offset, offset + side)
+    needed = [_read_by_deconvolution(image, plan.stride, plan.kernel, sizes.pop())]
     while sizes:
         needed.insert(0, _read_by_deconvolution(needed[0], 2, 4, sizes.pop()))
     return needed
