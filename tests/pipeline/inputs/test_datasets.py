@@ -296,7 +296,7 @@ DAMAGED = [
     ("sbd", "cls/2008_000003.mat",
      datasets.mat(GTcls={"Segmentation": np.full((2, 2), 21)}), "label value 21 in 4 pixels"),
     ("sbd", "cls/2008_000003.mat",
-     datasets.mat(GTcls={"Segmentation": np.full((2, 2), 0.5)}), "none whole"),
+     datasets.mat(GTcls={"Segmentation": np.full((2, 2), 0.5)}), "expected integers"),
     ("sbd", "cls/2008_000003.mat",
      datasets.mat(GTcls={"Segmentation": np.full((2, 2), 256)}), "values from 256 to 256"),
 ]  # fmt: skip
