@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.forward import Call, network, timed
 from docs.demo_scenes import VAL_SEEDS
-from fcn_core.calibration import calibrated
+from fcn_core.calibration import measure_int8_ranges
 from fcn_core.datasets.scenes import render_scene
 from fcn_core.inference.int8 import has_int8
 from fcn_core.labels import SCENES, VOC
@@ -41,7 +41,7 @@ SIZES = ("375x500", "128x128", "360x480")
 
 def with_ranges(file: WeightsFile) -> WeightsFile:
     """The same weights, calibrated on scenes."""
-    info = calibrated(file, (render_scene(seed).image for seed in CALIBRATION))
+    info = measure_int8_ranges(file, (render_scene(seed).image for seed in CALIBRATION))
     return WeightsFile(save_weights(file.load(), info), file.where)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from fcn_core.networks.architecture import VARIANTS, Architecture, Variant
-from fcn_core.networks.crops import CropPosition, crops, places
+from fcn_core.networks.crops import CropPosition, crops, layer_positions
 from fcn_core.networks.layers import decoder
 
 WALKS: tuple[tuple[Variant, str], ...] = (
@@ -22,7 +22,7 @@ def main() -> None:
     """Centres of cell 0 and strides, layer by layer; then the crops of every variant."""
     for variant, names in WALKS:
         architecture = Architecture(variant, 21)
-        found = places(architecture)
+        found = layer_positions(architecture)
         print(f"{variant:<20}  cell 0 at px   one cell per px")
         for name in ("data", *names.split()):
             _line(name, found[name])

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-from fcn_core.datasets.scenes import Scene, render_scene, training_scenes
+from fcn_core.datasets.scenes import Scene, render_scene, render_training_scenes
 from pipeline.cli.commands.demo import scene_tar
 
 SHARD = 500
@@ -30,7 +30,7 @@ def write_scenes(folder: Path, seeds: range, scenes: Iterable[Scene], shard: int
 def main() -> None:
     """Squares of 320 px and some small ones to train, small ones to score."""
     top = Path(sys.argv[1])
-    write_scenes(top / "train", TRAIN_SEEDS, training_scenes(TRAIN_SEEDS, SIDE))
+    write_scenes(top / "train", TRAIN_SEEDS, render_training_scenes(TRAIN_SEEDS, SIDE))
     write_scenes(top / "val", VAL_SEEDS, map(render_scene, VAL_SEEDS))
 
 

@@ -1,4 +1,4 @@
-"""The ranges that int8 needs: how great the outputs of each convolution become on real pictures."""
+"""Measure the activation ranges that int8 inference needs, on sample images."""
 
 from __future__ import annotations
 
@@ -14,47 +14,56 @@ from fcn_core.weights.weights_file import WeightsFile
 from fcn_core.weights.weights_info import WeightsInfo
 
 
-def calibrated(file: WeightsFile, pictures: Iterable[ImageArray]) -> WeightsInfo:
-    """What a weights file says, with the ranges that pictures show.
+def measure_int8_ranges(file: WeightsFile, images: Iterable[ImageArray]) -> WeightsInfo:
+    """Measure the output range of every trunk convolution and return the extended description.
 
     Args:
-        file: of a trained network.
-        pictures: (H, W, 3) uint8 RGB; such as will be labelled, tens of them.
+        file: Weights of a trained network.
+        images: (H, W, 3) uint8 RGB arrays, like the images to be segmented; some tens are enough.
 
     Returns:
-        The description with `int8_peaks`, and `origin["int8_pictures"]`, how many there were.
+        The description of `file` with `int8_peaks` set, and with the number of images in
+        `origin["int8_pictures"]`.
 
     Raises:
-        WeightsError: no pictures, a network that int8 is not for, or one whose features are not
+        WeightsError: No images, a network that int8 does not support, or outputs that are not
             finite.
-        ImageError: an array is no picture.
+        ImageError: An array that is not an image for this network.
     """
-    file.info.check_can_have_ranges(file.where)
+    file.info.check_supports_int8(file.where)
     predictor = Predictor.load(file, plain=True)
     peaks: dict[str, float] = {}
     for name, conv in predictor.model.named_modules():
         if isinstance(conv, nn.Conv2d) and not name.startswith("score"):
-            conv.register_forward_hook(_watch(name, peaks, file.where))
+            conv.register_forward_hook(_record_peak(name, peaks, file.where))
     count = 0
-    for picture in pictures:
-        predictor.predict([picture])
+    for image in images:
+        predictor.predict([image])
         count += 1
     if not count:
-        raise WeightsError(where=file.where, found="no pictures", expected="some, to see the ranges of its layers on",
-                           remedy="Name an input with pictures that decode.")  # fmt: skip
+        raise WeightsError(
+            where=file.where,
+            found="no readable images",
+            expected="at least one image, to measure the ranges of the layers",
+            remedy="Name an input with images that can be decoded.",
+        )
     origin = {**file.info.origin, "int8_pictures": count}
     return replace(file.info, int8_peaks=peaks, origin=origin)
 
 
-def _watch(
+def _record_peak(
     name: str, peaks: dict[str, float], where: str
 ) -> Callable[[nn.Module, object, Tensor], None]:
-    def look(_: nn.Module, __: object, found: Tensor) -> None:
-        peak = float(found.max())
-        if not math.isfinite(peak):  # NaN would be lost in the next maximum
-            raise WeightsError(where=where, found=f"{name} gives {peak}", expected="finite numbers",
-                               remedy="The training diverged: use an earlier checkpoint.")  # fmt: skip
-        # Before the ReLU: what is below 0 becomes 0.
+    def hook(_: nn.Module, __: object, output: Tensor) -> None:
+        peak = float(output.max())
+        if not math.isfinite(peak):  # max() below would drop a NaN
+            raise WeightsError(
+                where=where,
+                found=f"the output of layer {name} reaches {peak}",
+                expected="finite numbers",
+                remedy="The training diverged: use an earlier checkpoint.",
+            )
+        # The hook sees values before the ReLU, which turns negative values into 0.
         peaks[name] = max(peaks.get(name, 0.0), peak)
 
-    return look
+    return hook

@@ -1,34 +1,34 @@
-"""The errors of the science.
+"""Error classes of the numerical core.
 
-    FcnError                 everything this project raises on purpose
-    ├── ImageError           bytes that are no readable image
+    FcnError                 base class of every error that this project raises on purpose
+    ├── ImageError           image data that cannot be read
     ├── LabelError           a ground-truth label that does not fit its image or its label set
     ├── LabelSetError        an unknown or malformed label set
-    ├── MissingPackageError  an optional package that is needed and not installed
-    ├── TrainingError        a training that diverged
+    ├── MissingPackageError  an optional package that is needed but not installed
+    ├── TrainingError        a training run that diverged
     └── WeightsError         a weights file that is missing, damaged or of another network
 
-`pipeline.errors` adds those of the factory. Every message has four parts, in this order: where,
-what was found, what was expected, what to do.
+`pipeline.errors` adds the error classes of the pipeline. Every message has four parts, in this
+order: where, what was found, what was expected, what to do.
 """
 
 from __future__ import annotations
 
 
 class FcnError(Exception):
-    """An error written for the person who meets it.
+    """Base class of all errors that this project raises on purpose, with a message in four parts.
 
     Args:
-        where: the object concerned, as exactly as it is known ("shard s3://b/a.tar, sample 7").
-        found: what is there ("label is 500x366, image is 500x375").
-        expected: what should be there ("labels must match the image size").
-        remedy: what to do now, as a sentence.
+        where: The object concerned, as precisely as known ("shard s3://b/a.tar, sample 7").
+        found: The actual state ("label is 500x366, image is 500x375").
+        expected: The required state ("labels must match the image size").
+        remedy: What the user should do now, as a sentence.
     """
 
     exit_code = 1
 
     def __init__(self, where: str, found: str, expected: str, remedy: str = "") -> None:
-        # All four go to Exception.args, which is what pickle hands back to __init__.
+        # Pickle calls __init__ with Exception.args, so all four parts go there.
         super().__init__(where, found, expected, remedy)
         self.where = where
         self.found = found
@@ -37,11 +37,11 @@ class FcnError(Exception):
 
     @property
     def reason(self) -> str:
-        """What was found and expected, without the place, for tables that name it already."""
+        """The found and expected parts without the place, for tables that have a column for it."""
         return f"{self.found}; {self.expected}"
 
     def at(self, where: str) -> FcnError:
-        """The same error, with a more exact place, as a new object of the same class."""
+        """Return a copy of the error, of the same class, with a more precise place."""
         return type(self)(where, self.found, self.expected, self.remedy)
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class FcnError(Exception):
 
 
 class ImageError(FcnError):
-    """Bytes that are no readable image."""
+    """Image data that cannot be read."""
 
 
 class LabelError(FcnError):
@@ -66,11 +66,11 @@ class LabelSetError(FcnError):
 
 
 class MissingPackageError(FcnError):
-    """An optional package that is needed here and not installed."""
+    """An optional package that is needed but not installed."""
 
 
 class TrainingError(FcnError):
-    """A training that diverged."""
+    """A training run that diverged."""
 
     exit_code = 4
 

@@ -1,15 +1,15 @@
-"""Bytes of a picture to pixels, and class indices to bytes.
+"""Decode images and labels to arrays; encode masks and images to PNG.
 
-How every kind of picture is read (docs/formats.md says the same for users):
+How image files are read (docs/formats.md has the same list for users):
 
-- JPEG, PNG, WebP (whatever the file name says: the content decides);
-- EXIF orientation is applied, so that the array is what a viewer shows. Labels are taken as they
-  are stored and must have the size of the upright image;
-- grey becomes three equal channels; palette colours are looked up;
-- transparent pixels are laid over white, as a page would show them;
-- CMYK is converted by Pillow without colour profiles (profiles are ignored throughout);
-- 16-bit channels keep their high byte;
-- of an animation the first frame counts.
+- Accepted formats are JPEG, PNG and WebP. The content decides, not the file name.
+- EXIF orientation is applied, so the array looks as in an image viewer. Labels are taken as
+  stored and must have the size of the upright image.
+- Gray becomes three equal channels; palette indices become their colors.
+- Transparent pixels are drawn over white, as on a web page.
+- CMYK is converted by Pillow; color profiles are ignored in all formats.
+- Of 16-bit channels, the high byte is kept.
+- Of an animation, the first frame is used.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from fcn_core.labels import Colour, voc_palette
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 
 MAX_PIXELS = 100_000_000
-"""Default limit of height x width: past it a 'picture' is more likely an attack or a mistake."""
+"""Default limit of height x width. A larger image is probably an attack or a mistake."""
 
 
-# Mask PNGs are megabytes per shard, and level 1 costs a third of level 6 for a tenth more bytes.
+# Masks are megabytes per shard: level 1 takes a third of the time of level 6, for 10 % more bytes.
 PNG_LEVEL = 1
 
 
-_TURNS = {
+_UPRIGHT_BY_ORIENTATION = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -47,24 +47,24 @@ _TURNS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-"""What makes a picture of that EXIF orientation upright."""
+"""The transposition that makes an image of this EXIF orientation upright."""
 
 
 def decode_image(
     data: bytes, where: str = "image", max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
-    """The picture as a viewer shows it.
+    """Decode an image as a viewer shows it.
 
     Args:
-        data: a JPEG, PNG or WebP file.
-        where: named in the error.
-        max_pixels: larger pictures are refused before they are decoded.
+        data: Content of a JPEG, PNG or WebP file.
+        where: Name of the image in error messages.
+        max_pixels: Limit of height x width, checked before decoding.
 
     Returns:
         (H, W, 3) uint8 RGB, 0-255, C-contiguous.
 
     Raises:
-        ImageError: no picture, a truncated one, or one over `max_pixels`.
+        ImageError: Data that is not an image, is truncated, or has more than `max_pixels` pixels.
     """
     with _open(data, where, max_pixels) as image:
         try:
@@ -78,25 +78,25 @@ def decode_image(
 def decode_label(
     data: bytes, where: str = "label", max_pixels: int = MAX_PIXELS, *, colours: bool = False
 ) -> NDArray[np.uint16]:
-    """What a ground-truth PNG holds: palette indices, grey values, or RGB codes where allowed.
+    """Decode a ground-truth PNG: palette indices, gray values or, where allowed, RGB codes.
 
     Args:
-        data: a PNG file.
-        where: named in the error.
-        max_pixels: larger pictures are refused before they are decoded.
-        colours: whether RGB is read, for label sets that have RGB codes. A palette is never looked
-            up: of such pictures the indices count, whatever their colours.
+        data: Content of a PNG file.
+        where: Name of the label in error messages.
+        max_pixels: Limit of height x width, checked before decoding.
+        colours: Whether RGB images are accepted, for label sets that have RGB codes. Of palette
+            images the indices are returned in any case, never the colors.
 
     Returns:
-        (H, W) values or (H, W, 3) RGB, uint16; `LabelSet.encode` turns both into class indices.
+        (H, W) values or (H, W, 3) RGB, uint16. `LabelSet.encode` turns both into class indices.
 
     Raises:
-        ImageError: no picture, or a truncated one.
-        LabelError: a colour picture that is not allowed or has see-through pixels, a lossy one, or
-            one of 16-bit colours.
+        ImageError: Data that is not an image, or a truncated image.
+        LabelError: A color image where none is allowed or with transparent pixels, a lossy format,
+            or colors of 16 bits.
     """
     with _open(data, where, max_pixels) as image:
-        _refuse_no_label(image, data, where, colours)
+        _check_label_format(image, data, where, colours)
         try:
             values = np.asarray(image).astype(np.uint16)
         except (OSError, SyntaxError, ValueError) as error:
@@ -105,34 +105,34 @@ def decode_label(
     if mode == "RGBA" and (values[..., 3] != 255).any():
         raise LabelError(
             where=where,
-            found="see-through pixels",
-            expected="colours that are opaque",
-            remedy="Save it without alpha.",
+            found="transparent pixels",
+            expected="labels must be opaque",
+            remedy="Save the label without an alpha channel.",
         )
     if values.ndim == 3:
         return values[..., :3]
-    # Pillow stretches grey of 2 and 4 bits to 0-255; the stored values are the classes.
+    # Pillow scales gray of 2 and 4 bits up to 0-255; dividing gives the stored class values back.
     stretch = {2: 85, 4: 17}.get(_bit_depth(data), 1) if mode == "L" else 1
     return values if stretch == 1 else values // np.uint16(stretch)
 
 
-def _refuse_no_label(image: Image.Image, data: bytes, where: str, colours: bool) -> None:
+def _check_label_format(image: Image.Image, data: bytes, where: str, colours: bool) -> None:
     plain = ("P", "L", "1", "I", "I;16", "I;16B")
     coded = ("RGB", "RGBA") if colours else ()
     if image.format != "PNG" or image.mode not in plain + coded:
-        more = ", or an RGB PNG of the label set's colours" if colours else ""
+        more = ", or an RGB PNG in the colors of the label set" if colours else ""
         raise LabelError(
             where=where,
             found=f"a {image.mode} {image.format}",
-            expected=f"a label is a grey or palette PNG whose values are class indices{more}",
-            remedy="Convert it, or name a --label-set that has RGB codes for its colours.",
+            expected=f"a label is a gray or palette PNG whose values are class indices{more}",
+            remedy="Convert the label, or name a --label-set that has RGB codes for its colors.",
         )
     if image.mode in coded and _bit_depth(data) != 8:
         raise LabelError(
             where=where,
-            found=f"{_bit_depth(data)}-bit colours",
-            expected="8-bit colours",
-            remedy="Save it with 8 bits.",
+            found=f"{_bit_depth(data)}-bit colors",
+            expected="labels have 8-bit colors",
+            remedy="Save the label with 8 bits per channel.",
         )
 
 
@@ -143,12 +143,12 @@ def _bit_depth(data: bytes) -> int:
 def encode_mask(
     mask: NDArray[np.uint8], palette: Sequence[Colour], level: int = PNG_LEVEL
 ) -> bytes:
-    """An 8-bit palette PNG of class indices; equal masks give equal bytes.
+    """Encode class indices as an 8-bit palette PNG; equal masks give equal bytes.
 
     Args:
-        mask: (H, W) uint8, 255 = void.
-        palette: (R, G, B) of the classes; the entries behind them are VOC's colours.
-        level: zlib level, 0-9.
+        mask: (H, W) uint8 class indices, 255 = void.
+        palette: (R, G, B) of each class. The remaining palette entries get VOC's colors.
+        level: zlib compression level, 0-9.
     """
     image = Image.fromarray(mask)
     image.putpalette(_palette_bytes(tuple(palette)))
@@ -158,7 +158,7 @@ def encode_mask(
 
 
 def encode_image(image: NDArray[np.uint8], level: int = PNG_LEVEL) -> bytes:
-    """A PNG of (H, W, 3) RGB or (H, W) grey, uint8; equal images give equal bytes."""
+    """Encode (H, W, 3) RGB or (H, W) gray, uint8, as PNG; equal images give equal bytes."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=level)
     return buffer.getvalue()
@@ -170,24 +170,27 @@ def overlay(
     palette: Sequence[Colour],
     opacity: float = 0.6,
 ) -> NDArray[np.uint8]:
-    """The mask's colours over the picture; class 0 and void stay see-through.
+    """Blend the colors of a mask over an image; class 0 and void stay transparent.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        mask: (H, W) uint8.
-        palette: (R, G, B) of the classes.
-        opacity: 0-1.
+        mask: (H, W) uint8 class indices, 255 = void.
+        palette: (R, G, B) of each class.
+        opacity: Weight of the mask's colors, 0-1.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    mixed = image * (1 - opacity) + colour(mask, palette) * opacity
+    mixed = image * (1 - opacity) + colorize(mask, palette) * opacity
     painted = ((mask != 0) & (mask != 255))[..., None]
     return np.where(painted, np.rint(mixed), image).astype(np.uint8)
 
 
-def colour(mask: NDArray[np.uint8], palette: Sequence[Colour]) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB of (H, W) uint8 class indices; void is in VOC's colour for 255."""
+def colorize(mask: NDArray[np.uint8], palette: Sequence[Colour]) -> NDArray[np.uint8]:
+    """Return the (H, W, 3) uint8 RGB colors of (H, W) uint8 class indices.
+
+    Void (255) and indices beyond the palette get VOC's colors.
+    """
     table = np.frombuffer(_palette_bytes(tuple(palette)), np.uint8).reshape(256, 3)
     return table[mask]
 
@@ -203,27 +206,27 @@ def _open(data: bytes, where: str, max_pixels: int) -> Image.Image:
         raise ImageError(
             where=where,
             found="a file of 0 bytes",
-            expected="a JPEG, PNG or WebP picture",
-            remedy="Replace it.",
+            expected="a JPEG, PNG or WebP image",
+            remedy="Replace the file.",
         )
     try:
         with warnings.catch_warnings():
-            # Pillow warns from 89 Mpx on; our own limit, checked below, decides.
+            # Pillow warns from 89 Mpx on; the limit checked below decides instead.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(
             where=where,
             found=f"{len(data)} bytes that begin with {data[:8]!r}",
-            expected="a JPEG, PNG or WebP picture",
-            remedy="Replace or remove it.",
+            expected="a JPEG, PNG or WebP image",
+            remedy="Replace or remove the file.",
         ) from error
-    except Image.DecompressionBombError as error:  # past 179 Mpx, whatever our own limit
+    except Image.DecompressionBombError as error:  # above 179 Mpx, independent of max_pixels
         raise ImageError(
             where=where,
-            found="more pixels than Pillow opens (178,956,970)",
+            found="more pixels than Pillow can open (178,956,970)",
             expected=f"at most {max_pixels:,} (limits.max_image_pixels)",
-            remedy="Scale it down.",
+            remedy="Scale the image down.",
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise _unreadable(data, where, error) from error
@@ -232,8 +235,9 @@ def _open(data: bytes, where: str, max_pixels: int) -> Image.Image:
         raise ImageError(
             where=where,
             found=f"{width}x{height} pixels",
-            expected=f"at most {max_pixels:,} are read",
-            remedy="Raise limits.max_image_pixels (of predict: --max-image-pixels) if it is meant.",
+            expected=f"at most {max_pixels:,} pixels",
+            remedy="If the size is right, raise limits.max_image_pixels (predict: "
+            "--max-image-pixels).",
         )
     return image
 
@@ -242,26 +246,27 @@ def _unreadable(data: bytes, where: str, error: Exception) -> ImageError:
     return ImageError(
         where=where,
         found=f"{len(data)} bytes that do not decode ({error})",
-        expected="a whole JPEG, PNG or WebP picture",
-        remedy="It is probably truncated: copy it again or remove it.",
+        expected="a complete JPEG, PNG or WebP image",
+        remedy="The file is probably truncated: copy it again or remove it.",
     )
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Not ImageOps.exif_transpose: it writes the EXIF anew, and fails if other tags are damaged.
+    # ImageOps.exif_transpose also rewrites the EXIF data, and fails if other tags are damaged.
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, SyntaxError, ValueError, struct.error):
-        return image  # a viewer, too, shows the picture of an unreadable EXIF as it is stored
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
+        return image  # image viewers also ignore EXIF data that they cannot read
+    transposition = _UPRIGHT_BY_ORIENTATION.get(orientation)
+    return image if transposition is None else image.transpose(transposition)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
-        grey = np.asarray(image).astype(np.uint16) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):  # 16-bit gray; Pillow's own conversion would clip at 255
+        gray = np.asarray(image).astype(np.uint16) >> 8
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which copies, even then
+    # convert() would copy an RGB image, too.
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,4 +1,4 @@
-"""What happens to pixels before the network sees them. It travels with the weights."""
+"""Preprocessing of pixels before the first layer; every weights file stores its own."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fcn_core.errors import WeightsError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """(pixel - mean) / std per channel, on pixels in 0-255, channels in the network's order.
+    """Per-channel (pixel - mean) / std, on pixels in 0-255, with channels in the network's order.
 
     Attributes:
-        channels: the order the first convolution expects of the first three channels, which are
-            given as red, green, blue (or as horizontal disparity, height, angle); "BGR" turns
-            them round. Any further channels stay where they are.
-        mean: in that order, 0-255, one per channel. The network pads with zeros after the
-            subtraction, that is with the mean colour.
-        std: in that order, 0-255. Default: 1 for each channel.
+        channels: Order of the first three channels that the first convolution expects. Images give
+            them as red, green, blue (or horizontal disparity, height, angle); "BGR" reverses these
+            three. Further channels keep their place.
+        mean: Mean of each channel in that order, 0-255. The network pads with zeros after the
+            subtraction, so padding has the mean color.
+        std: Standard deviation of each channel in that order, 0-255. Default: 1.
     """
 
     channels: Literal["RGB", "BGR"] = "RGB"
@@ -32,15 +32,15 @@ class Preprocessing:
             object.__setattr__(self, "std", (1.0,) * len(self.mean))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able form that `from_dict` reads back."""
+        """Return the JSON form that `from_dict` reads."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "weights") -> Preprocessing:
-        """What `to_dict` gave.
+        """Build the preprocessing from the JSON form of `to_dict`.
 
         Raises:
-            WeightsError: a value is missing or impossible.
+            WeightsError: A value that is missing or out of range.
         """
         try:
             channels, mean, std = data["channels"], tuple(data["mean"]), tuple(data["std"])
@@ -61,11 +61,11 @@ class Preprocessing:
 
 
 CAFFE_VOC = Preprocessing("BGR", (104.00698793, 116.66876762, 122.67891434))
-"""Source: infer.py and voc_layers.py of shelhamer/fcn.berkeleyvision.org, as the five below."""
+"""PASCAL VOC. Source: infer.py and voc_layers.py of shelhamer/fcn.berkeleyvision.org."""
 
 
 CAFFE_CONTEXT = Preprocessing("BGR", (104.007, 116.669, 122.679))
-"""PASCAL-Context. Source: pascalcontext_layers.py."""
+"""PASCAL-Context. Source: pascalcontext_layers.py of the same repository."""
 
 
 CAFFE_SIFTFLOW = Preprocessing("BGR", (114.578, 115.294, 108.353))
@@ -73,27 +73,27 @@ CAFFE_SIFTFLOW = Preprocessing("BGR", (114.578, 115.294, 108.353))
 
 
 CAFFE_NYUD_COLOR = Preprocessing("BGR", (116.190, 97.203, 92.318))
-"""NYUDv2, colour. Source: nyud_layers.py."""
+"""NYUDv2, color images. Source: nyud_layers.py."""
 
 
 CAFFE_NYUD_HHA = Preprocessing("RGB", (132.431, 94.076, 118.477))
-"""NYUDv2, HHA in the order of its file: nyud_layers.py does not turn it round."""
+"""NYUDv2, HHA images in the channel order of the file: nyud_layers.py does not reverse it."""
 
 
 CAFFE_NYUD_COLOR_D = Preprocessing("BGR", (*CAFFE_NYUD_COLOR.mean, 7.844))
-"""NYUDv2, colour and the natural logarithm of the raw depth. Source: nyud_layers.py."""
+"""NYUDv2, color and the natural logarithm of the raw depth. Source: nyud_layers.py."""
 
 
 CAFFE_NYUD_COLOR_HHA = Preprocessing("BGR", (*CAFFE_NYUD_COLOR.mean, *CAFFE_NYUD_HHA.mean))
-"""NYUDv2, colour and HHA: the inputs of late fusion, one after the other."""
+"""NYUDv2, color channels and then HHA channels: the input of late fusion."""
 
 
 CENTRED_RGB = Preprocessing("RGB", (127.5, 127.5, 127.5), (64.0, 64.0, 64.0))
-"""For networks trained here from scratch."""
+"""Networks that this project trains from scratch."""
 
 
 TORCHVISION = Preprocessing("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-"""torchvision's ImageNet classifiers. Source: their mean and std, times 255."""
+"""ImageNet classifiers of torchvision. Source: their mean and std, times 255."""
 
 
 PREPROCESSINGS: Mapping[str, Preprocessing] = {
@@ -106,4 +106,4 @@ PREPROCESSINGS: Mapping[str, Preprocessing] = {
     "nyud-color-hha": CAFFE_NYUD_COLOR_HHA,
     "torchvision": TORCHVISION,
 }
-"""By the names under which commands find those of published weights."""
+"""Preprocessing of published weights, by the names that commands accept."""

@@ -156,7 +156,7 @@ def check_can_segment(weights: WeightsFile, precision: str) -> None:
     """
     weights.check_is_trained()
     if precision == "int8":
-        weights.info.check_has_ranges(weights.where)
+        weights.info.check_int8_ranges(weights.where)
     network = weights.info.architecture
     if network.input_channels != 3:
         raise WeightsError(

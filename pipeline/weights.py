@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fcn_core.calibration import calibrated
+from fcn_core.calibration import measure_int8_ranges
 from fcn_core.errors import ImageError, WeightsError
 from fcn_core.images import decode_image
 from fcn_core.labels import LABEL_SETS, LabelSet, label_set
@@ -24,7 +24,13 @@ from fcn_core.networks.architecture import Variant
 from fcn_core.preprocessing import PREPROCESSINGS, Preprocessing
 from fcn_core.weights.convert import Converted, ConvertOptions
 from fcn_core.weights.convert import convert as convert_bytes
-from fcn_core.weights.published import Published, SourceFormat, check_checksum, identify, published
+from fcn_core.weights.published import (
+    Published,
+    SourceFormat,
+    check_checksum,
+    find_published,
+    identify_published,
+)
 from fcn_core.weights.weights_file import WeightsFile, save_weights
 from pipeline.config import InputConfig, LimitsConfig
 from pipeline.errors import ConfigError, ShardError, StoreError
@@ -133,8 +139,8 @@ def convert(request: ConvertRequest) -> ConvertResult:
         if wanted is not None:
             check_checksum(data, "md5" if kind == "md5" else "sha256", wanted, where)
     file = posixpath.basename(request.source)
-    found = identify(data, file, where)
-    known = found or published(file)
+    found = identify_published(data, file, where)
+    known = found or find_published(file)
     if known:
         _check_published(known, request, f"{where}, by its {'checksum' if found else 'name'}")
     by_name = False
@@ -324,7 +330,7 @@ def calibrate(source: str, destination: str, images: str, most: int) -> WeightsF
     file = load_weights(source)
     file.check_is_trained()
     found = list_source(InputConfig(url=images), file.info.labels, LimitsConfig())
-    info = calibrated(file, _pictures(found, most))
+    info = measure_int8_ranges(file, _pictures(found, most))
     is_half = {tensor.dtype for tensor in file.tensors.values()} == {"F16"}
     data = save_weights(file.load(), info, half=is_half)
     written = WeightsFile(data, f"weights {destination}")

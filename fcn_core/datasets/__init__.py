@@ -1,1 +1,1 @@
-"""Where images and labels come from: rendered scenes, and MATLAB files of datasets."""
+"""Sources of images and labels: rendered scenes, and MATLAB files of published datasets."""

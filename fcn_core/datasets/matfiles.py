@@ -1,4 +1,4 @@
-"""Labels in MATLAB files, as the datasets are distributed.
+"""Read labels from the MATLAB files of published datasets.
 
 Sources of the formats: data/pascal/convert_sbdd.py, nyud_layers.py and siftflow_layers.py of
 shelhamer/fcn.berkeleyvision.org; the page of the NYU Depth Dataset V2; classMapping40.mat of Gupta
@@ -24,92 +24,92 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MATRIX, _COMPRESSED = 14, 15
 
 
-def sbd_label(data: bytes, where: str) -> NDArray[np.uint8]:
-    """`GTcls.Segmentation` of a file in SBD's `cls/`.
+def read_sbd_label(data: bytes, where: str) -> NDArray[np.uint8]:
+    """Read `GTcls.Segmentation` of a file in SBD's `cls/`.
 
     Args:
-        data: the `.mat` file.
-        where: named in the error.
+        data: Content of the `.mat` file.
+        where: Name of the file in error messages.
 
     Returns:
         (H, W) uint8, 0-20.
 
     Raises:
-        LabelError: no such file.
+        LabelError: Data that is not such a file.
     """
-    with _explained(where, "GTcls.Segmentation"):
+    with _as_label_error(where, "GTcls.Segmentation"):
         truth = _load(data)["GTcls"][0, 0]["Segmentation"]
         return _matrix(truth).astype(np.uint8)
 
 
-def siftflow_label(data: bytes, where: str) -> NDArray[np.uint8]:
-    """`S` of a file in SIFT Flow's `SemanticLabels/` or `GeoLabels/`.
+def read_siftflow_label(data: bytes, where: str) -> NDArray[np.uint8]:
+    """Read `S` of a file in SIFT Flow's `SemanticLabels/` or `GeoLabels/`.
 
     Returns:
         (H, W) uint8, 0 = void. The -1 of geometric labels becomes 0, as in siftflow_layers.py.
 
     Raises:
-        LabelError: no such file.
+        LabelError: Data that is not such a file.
     """
-    with _explained(where, "S"):
+    with _as_label_error(where, "S"):
         label = _matrix(_load(data)["S"]).astype(np.int64)
         return np.where(label == -1, 0, label).astype(np.uint8)
 
 
-def nyud_label(data: bytes, where: str) -> NDArray[np.uint8]:
-    """`segmentation` of a file in `segmentation/` of the NYUDv2 folder of the FCN code.
+def read_nyud_label(data: bytes, where: str) -> NDArray[np.uint8]:
+    """Read `segmentation` of a file in `segmentation/` of the NYUDv2 folder of the FCN code.
 
     Returns:
         (H, W) uint8: 1-40, 0 = void.
 
     Raises:
-        LabelError: no such file.
+        LabelError: Data that is not such a file.
     """
-    with _explained(where, "segmentation"):
+    with _as_label_error(where, "segmentation"):
         return _matrix(_load(data)["segmentation"]).astype(np.uint8)
 
 
-def nyud_splits(data: bytes, where: str) -> dict[str, tuple[int, ...]]:
-    """`splits.mat` of NYUDv2: image numbers, from 1, by "train" (795) and "test" (654).
+def read_nyud_splits(data: bytes, where: str) -> dict[str, tuple[int, ...]]:
+    """Read NYUDv2's `splits.mat`: image numbers, from 1, by "train" (795) and "test" (654).
 
     Raises:
-        LabelError: no such file.
+        LabelError: Data that is not such a file.
     """
-    with _explained(where, "trainNdxs and testNdxs"):
+    with _as_label_error(where, "trainNdxs and testNdxs"):
         file = _load(data)
         return {
             name: tuple(int(n) for n in np.ravel(file[f"{name}Ndxs"])) for name in ("train", "test")
         }
 
 
-def nyud_class_mapping(data: bytes, where: str) -> NDArray[np.uint8]:
-    """`mapClass` of classMapping40.mat: the 40-class value of each of the 894 labels.
+def read_nyud_class_mapping(data: bytes, where: str) -> NDArray[np.uint8]:
+    """Read `mapClass` of classMapping40.mat: the 40-class value of each of the 894 labels.
 
     Returns:
-        (895,) uint8; index 0 is 0: unlabelled stays void.
+        (895,) uint8; index 0 is 0, so that unlabeled pixels stay void.
 
     Raises:
-        LabelError: no such file.
+        LabelError: Data that is not such a file.
     """
-    with _explained(where, "mapClass"):
+    with _as_label_error(where, "mapClass"):
         classes = np.ravel(_load(data)["mapClass"]).astype(np.int64)
         if classes.size < 1 or not 0 <= classes.min() <= classes.max() <= 40:
             raise ValueError(f"mapClass of {classes.size} values that are not all 0-40")
         return np.concatenate([[0], classes]).astype(np.uint8)
 
 
-def nyud_labels40(data: bytes, where: str, count: int) -> Callable[[int], NDArray[np.uint8]]:
-    """`labels40` of labels40.mat: the label of an image by its index, from 0.
+def read_nyud_labels40(data: bytes, where: str, count: int) -> Callable[[int], NDArray[np.uint8]]:
+    """Read `labels40` of labels40.mat and return a function from image index, from 0, to label.
 
     Args:
-        data: the `.mat` file.
-        where: named in the error.
-        count: images that it must have labels of.
+        data: Content of the `.mat` file.
+        where: Name of the file in error messages.
+        count: Required number of images.
 
     Raises:
-        LabelError: no such file, or of another number of images.
+        LabelError: Data that is not such a file, or has another number of images.
     """
-    with _explained(where, f"labels40 of {count} images"):
+    with _as_label_error(where, f"labels40 of {count} images"):
         labels = np.asarray(_load(data)["labels40"])
         if labels.ndim != 3 or labels.shape[2] != count:
             raise ValueError(f"labels40 of shape {labels.shape}")
@@ -117,24 +117,24 @@ def nyud_labels40(data: bytes, where: str, count: int) -> Callable[[int], NDArra
 
 
 class NyudLabeled:
-    """nyu_depth_v2_labeled.mat: the 1449 images and their labels of up to 894 classes.
+    """nyu_depth_v2_labeled.mat: 1449 images, and their labels of up to 894 classes.
 
-    A MATLAB 7.3 file is HDF5, in which MATLAB's axes stand in reverse: `images` is (N, 3, W, H) and
-    `labels` is (N, W, H). One image at a time is read.
+    A MATLAB 7.3 file is HDF5 with MATLAB's axes in reverse order: `images` is (N, 3, W, H) and
+    `labels` is (N, W, H). Images are read one at a time.
 
     Args:
-        handle: the open file, seekable.
-        where: its address, for errors.
+        handle: Open, seekable file.
+        where: Address of the file in error messages.
 
     Raises:
-        LabelError: no such file, or a damaged one.
+        LabelError: Data that is not such a file, or a damaged file.
         MissingPackageError: h5py is not installed.
     """
 
     def __init__(self, handle: IO[bytes], where: str) -> None:
         h5py = _h5py()
         self.where = where
-        with _explained(where, "images and labels"):
+        with _as_label_error(where, "images and labels"):
             self._file = h5py.File(handle, "r")
             self._images = self._file["images"]
             self._labels = self._file["labels"]
@@ -146,17 +146,17 @@ class NyudLabeled:
         return int(self._images.shape[0])
 
     def close(self) -> None:
-        """Close the HDF5 file; not the handle."""
+        """Close the HDF5 file, but not the handle."""
         self._file.close()
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 RGB of the image with that index, from 0."""
-        with _explained(self.where, "images"):
+        """Return the image with an index from 0: (H, W, 3) uint8 RGB."""
+        with _as_label_error(self.where, "images"):
             return np.ascontiguousarray(np.transpose(self._images[index], (2, 1, 0)))
 
     def label(self, index: int, mapping: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W) uint8 label of that image, through a mapping such as `nyud_class_mapping`."""
-        with _explained(self.where, "labels"):
+        """Return the (H, W) uint8 label of an image, mapped as by `read_nyud_class_mapping`."""
+        with _as_label_error(self.where, "labels"):
             label = np.transpose(self._labels[index])
             if label.max(initial=0) >= mapping.size:
                 raise ValueError(f"image {index + 1} has label {label.max()}")
@@ -165,17 +165,18 @@ class NyudLabeled:
 
 
 def _load(data: bytes) -> Any:
-    import scipy.io  # slow to load, and needed here only
+    import scipy.io  # slow to import, so only where it is used
 
-    _refuse_damaged(data)
+    _check_mat_file(data)
     return scipy.io.loadmat(io.BytesIO(data))
 
 
-def _refuse_damaged(data: bytes) -> None:
-    """Check lengths and checksums: scipy's reader trusts the bytes, and crashes on some.
+def _check_mat_file(data: bytes) -> None:
+    """Check lengths and checksums, because scipy's reader crashes on some damaged files.
 
     Source: "MAT-File Format", MathWorks: 128 bytes of header, then elements of type, size and body.
-    What MATLAB compressed (its default) has a checksum; of other files only the lengths tell.
+    Compressed elements (MATLAB's default) have a checksum; in other files only lengths can be
+    checked.
     """
     if data.startswith((_HDF5, b"MATLAB 7.3")):
         raise ValueError("a MATLAB 7.3 file; save it with -v7")
@@ -187,7 +188,7 @@ def _refuse_damaged(data: bytes) -> None:
         kind, size = struct.unpack_from(f"{order}II", data, at)
         body = data[at + 8 : at + 8 + size]
         if len(body) != size or kind not in (_MATRIX, _COMPRESSED):
-            raise ValueError(f"{len(data)} bytes, damaged or cut off at {at}")
+            raise ValueError(f"{len(data)} bytes, damaged or truncated at {at}")
         if kind == _COMPRESSED:
             zlib.decompress(body)
         at += 8 + size
@@ -198,7 +199,9 @@ def _matrix(value: Any) -> NDArray[Any]:
     if matrix.ndim != 2 or matrix.dtype.kind not in "iufb" or not matrix.size:
         raise ValueError(f"a matrix of shape {matrix.shape} and type {matrix.dtype}")
     if (matrix != np.round(matrix)).any() or matrix.min() < -1 or matrix.max() > 255:
-        raise ValueError(f"values from {matrix.min()} to {matrix.max()}, or none whole")
+        raise ValueError(
+            f"values from {matrix.min()} to {matrix.max()}, expected integers from -1 to 255"
+        )
     return matrix
 
 
@@ -209,23 +212,23 @@ def _h5py() -> Any:
         raise MissingPackageError(
             where="package h5py",
             found="not installed",
-            expected="it reads MATLAB files of version 7.3",
+            expected="MATLAB files of version 7.3 need this package",
             remedy="Install it: pip install 'fcn-pipeline[matlab]'.",
         ) from error
     return h5py
 
 
 @contextmanager
-def _explained(where: str, wanted: str) -> Iterator[None]:
+def _as_label_error(where: str, wanted: str) -> Iterator[None]:
     try:
         yield
     except (FcnError, MemoryError):
         raise
-    except Exception as error:  # scipy's reader fails in many ways on damaged bytes
+    except Exception as error:  # scipy's reader raises many types on damaged files
         detail = f"{type(error).__name__}: {error}".strip().rstrip(".")
         raise LabelError(
             where=where,
             found=f"not readable ({detail})",
             expected=f"a MATLAB file with {wanted}",
-            remedy="It is damaged or another kind of file: copy it again.",
+            remedy="The file is damaged or has another format: copy it again.",
         ) from error

@@ -1,15 +1,16 @@
-"""Rendered scenes: little pictures whose every label is exact, because they are drawn from it.
+"""Render small synthetic images with exact labels, for the demo, the tests and the demo weights.
 
-They stand in for photographs where those cannot travel: the demo, the tests and the demo weights.
-The class of an object is its shape alone. Colours and textures are drawn from the same pots for
-every class and for the background, so that no table from colour to class solves them.
+They replace photographs where these cannot be distributed. Only the shape of an object determines
+its class. Colors and textures come from the same distributions for all classes and for the
+background, so that no mapping from color to class solves the task.
 
-Shapes are signed distances in pixels (negative inside), evaluated at pixel centres. One distance
+Shapes are signed distances in pixels (negative inside), evaluated at pixel centers. One distance
 gives the label (its sign), the void border (near zero) and the anti-aliased edge (a ramp), so that
-the three cannot disagree.
+the three always agree.
 
-Inside, a field is (H, W) and a picture (3, H, W), both float32: numpy is slow where the last axis
-has length 3. Scalars are Python's, because numpy's would turn every array into float64.
+Internally, a field is (H, W) and an image (3, H, W), both float32, because numpy is slow if the
+last axis has length 3. Scalars are Python numbers, because numpy scalars would turn arrays into
+float64.
 """
 
 from __future__ import annotations
@@ -29,27 +30,27 @@ Field = NDArray[np.float32]
 
 
 SIDES = (96, 224)
-"""Sides of a scene of drawn size, px, both ends included."""
+"""Smallest and largest side of a scene of random size, px."""
 
 
 RADII = (18.0, 48.0)
-"""Circumscribed radius of an object, px."""
+"""Smallest and largest circumscribed radius of an object, px."""
 
 
 BORDER = 1.25
-"""Pixels with centres this near to an outline, px, are void: a band 2-3 px wide, as in VOC."""
+"""Pixels with centers this close to an outline, px, are void: a band 2-3 px wide, as in VOC."""
 
 
 AREA_PER_OBJECT = 6000.0
-"""Pixels per object aimed at; there are fewer where no more find a place."""
+"""Target number of pixels per object; there are fewer objects if no more fit."""
 
 
 MARGIN = 12
-"""Pixels around an object's circle that its patch holds for the border and the shadow."""
+"""Pixels around an object's circle that its patch includes for the border and the shadow."""
 
 
 CONTRAST = 70.0
-"""Least distance in RGB between the mean colours of an object and of each background."""
+"""Smallest RGB distance between the mean colors of an object and of each background."""
 
 
 POINTS = {"triangle": 3, "square": 4, "star": 5}
@@ -57,7 +58,7 @@ POINTS = {"triangle": 3, "square": 4, "star": 5}
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and its truth.
+    """An image and its ground truth.
 
     Attributes:
         image: (H, W, 3) uint8 RGB, 0-255.
@@ -71,23 +72,23 @@ class Scene:
 @dataclass(frozen=True)
 class _Object:
     kind: int  # class index
-    x: float  # centre, px from the left edge of the picture
+    x: float  # center, px from the left edge of the image
     y: float
     radius: float
 
 
 def render_scene(seed: int, size: tuple[int, int] | None = None) -> Scene:
-    """The scene of that number.
+    """Render the scene of a seed.
 
     Args:
-        seed: 0 or more; equal seeds and sizes give equal scenes.
-        size: (height, width) in px, at least 1x1. Default: drawn from the seed, sides 96-224.
+        seed: Number from 0 up; equal seeds and sizes give equal scenes.
+        size: (height, width) in px, at least 1x1. Default: sides of 96-224 px, drawn from the seed.
 
     Returns:
-        The scene. Objects overlap a little, and the picture's edge cuts some.
+        The scene. Objects overlap slightly, and the edge of the image cuts some of them.
 
     Raises:
-        FcnError: the seed is negative or the size is empty.
+        FcnError: A negative seed or an empty size.
     """
     if seed < 0 or (size is not None and min(size) < 1):
         raise FcnError(
@@ -101,29 +102,29 @@ def render_scene(seed: int, size: tuple[int, int] | None = None) -> Scene:
     image, colours = _background(rng, height, width)
     label = np.zeros((height, width), np.uint8)
     light = rng.uniform(0, 2 * math.pi)
-    for thing in _place(rng, height, width):
-        skin = _far_colour(rng, colours)
-        _paint(rng, thing, (skin, light), (image, label))
+    for item in _place(rng, height, width):
+        colour = _far_colour(rng, colours)
+        _paint(rng, item, (colour, light), (image, label))
     return Scene(_photograph(rng, image, light), label)
 
 
-def training_scenes(seeds: Iterable[int], side: int) -> Iterator[Scene]:
-    """A scene per seed: seven are squares of that side, the eighth has the size its seed draws.
+def render_training_scenes(seeds: Iterable[int], side: int) -> Iterator[Scene]:
+    """Yield one scene per seed: seven squares of one side, then one of random size, and so on.
 
-    A network pads every picture by 100 px, so that large ones give more labelled pixels for the
-    time. The others show it what it sees when most of its field of view is padding.
+    A network pads every image by 100 px, so large images give more labeled pixels per second. The
+    smaller ones train the network for a field of view that is mostly padding.
     """
     for seed in seeds:
         yield render_scene(seed, None if seed % 8 == 7 else (side, side))
 
 
 def _place(rng: np.random.Generator, height: int, width: int) -> list[_Object]:
-    """Objects back to front, none hiding so much of another that its shape cannot be told."""
+    """Choose objects from back to front so that no object hides the shape of another."""
     placed: list[_Object] = []
     largest = max(RADII[0], min(RADII[1], 0.36 * min(height, width)))
     wanted = 1 + rng.poisson(height * width / AREA_PER_OBJECT)
     for _ in range(4 * wanted):
-        # Drawn evenly in the logarithm: as many small ones per octave as large ones.
+        # Uniform in the logarithm: every octave of sizes has the same share.
         radius = math.exp(rng.uniform(math.log(RADII[0]), math.log(largest)))
         inset = min(0.35 * radius, 0.5 * min(height, width))
         x, y = rng.uniform(inset, width - inset), rng.uniform(inset, height - inset)
@@ -137,22 +138,22 @@ def _place(rng: np.random.Generator, height: int, width: int) -> list[_Object]:
 
 def _paint(
     rng: np.random.Generator,
-    thing: _Object,
+    item: _Object,
     look: tuple[Field, float],
     canvas: tuple[Field, NDArray[np.uint8]],
 ) -> None:
-    """Draw an object of look (colour, direction of light) and its shadow into (image, label)."""
+    """Draw an object with look (color, direction of light) and its shadow into (image, label)."""
     colour, light = look
     image, label = canvas
-    reach = int(thing.radius) + MARGIN
-    left, top = int(thing.x) - reach, int(thing.y) - reach
-    # The whole patch is computed, then cut at the picture's edge.
+    reach = int(item.radius) + MARGIN
+    left, top = int(item.x) - reach, int(item.y) - reach
+    # Compute the whole patch, then cut it at the edges of the image.
     steps = np.arange(2 * reach + 1, dtype=np.float32)
-    x, y = steps + (left + 0.5 - thing.x), (steps + (top + 0.5 - thing.y))[:, None]
-    distance = _distance(rng, SCENES.classes[thing.kind], thing.radius, (x, y))
+    x, y = steps + (left + 0.5 - item.x), (steps + (top + 0.5 - item.y))[:, None]
+    distance = _distance(rng, SCENES.classes[item.kind], item.radius, (x, y))
     skin = _surface(rng, colour, distance.shape)
-    # A soft bulge, whose depth has nothing to do with the class.
-    bulge = rng.uniform(-0.25, 0.25) / thing.radius
+    # A soft bulge, whose depth does not depend on the class.
+    bulge = rng.uniform(-0.25, 0.25) / item.radius
     skin *= 1 + (bulge * math.cos(light)) * x + (bulge * math.sin(light)) * y
     length = rng.uniform(0, 5)
     fall = (round(-length * math.sin(light)), round(-length * math.cos(light)))
@@ -166,14 +167,14 @@ def _paint(
     pixels = image[:, *there] * shade[rows, cols]
     image[:, *there] = pixels + np.clip(0.5 - distance, 0, 1) * (skin[:, rows, cols] - pixels)
     patch = label[there]
-    patch[distance < 0] = thing.kind
+    patch[distance < 0] = item.kind
     patch[np.abs(distance) <= BORDER] = VOID
 
 
 def _distance(
     rng: np.random.Generator, shape: str, radius: float, where: tuple[Field, Field]
 ) -> Field:
-    """Signed distance to the outline of a shape around the origin, in px."""
+    """Return the signed distance, px, to the outline of a shape around the origin."""
     out = np.hypot(*where)
     if shape == "disc":
         return np.asarray(out - 0.85 * radius, np.float32)
@@ -182,9 +183,9 @@ def _distance(
         return np.asarray(np.abs(out - (radius - half)) - half)
     points = POINTS[shape]
     turn = math.pi / points
-    # A regular polygon is a star whose inner corners lie on the straight line between the outer.
+    # A regular polygon is a star whose inner corners lie on the lines between its outer corners.
     inner = radius * (rng.uniform(0.4, 0.5) if shape == "star" else math.cos(turn))
-    # Fold the plane into half a point: one edge is left, from the outer corner at (radius, 0).
+    # Fold the plane into half of one point: one edge remains, from the outer corner (radius, 0).
     angle = np.arctan2(where[1], where[0]) + rng.uniform(0, 2 * math.pi)
     angle = np.abs((angle + turn) % (2 * turn) - turn)
     u, v = out * np.cos(angle) - radius, out * np.sin(angle)
@@ -196,10 +197,10 @@ def _distance(
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> tuple[Field, list[Field]]:
-    """A textured ground, in most scenes with a second one beyond a slanted line.
+    """Render a textured background; most scenes have a second one beyond a slanted line.
 
     Returns:
-        The picture in 0-255, and the mean colours it is made of.
+        The image in 0-255, and the mean colors of its backgrounds.
     """
     colours = [_colour(rng)]
     image = _surface(rng, colours[0], (height, width))
@@ -214,19 +215,19 @@ def _background(rng: np.random.Generator, height: int, width: int) -> tuple[Fiel
 
 
 def _axes(height: int, width: int) -> tuple[Field, Field]:
-    """(1, W) and (H, 1), each from -1 to 1 across the picture."""
+    """Return (1, W) and (H, 1) coordinates, each from -1 to 1 across the image."""
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]
     return x, np.linspace(-1, 1, height, dtype=np.float32)[:, None]
 
 
 def _colour(rng: np.random.Generator) -> Field:
-    """(3,): a colour in 20-235; greys are as likely as bright ones."""
+    """Return a random (3,) color in 20-235; gray colors are as likely as bright ones."""
     grey = rng.uniform(20, 235)
     return (grey + rng.uniform(0, 1) * (rng.uniform(20, 235, 3) - grey)).astype(np.float32)
 
 
 def _far_colour(rng: np.random.Generator, others: Sequence[Field]) -> Field:
-    """A colour that can be told from all others. No two spheres fill the cube, so one exists."""
+    """Return a color that is distinct from all others; two spheres never fill the cube."""
     while True:
         colour = _colour(rng)
         if all(math.dist(colour, other) > CONTRAST for other in others):
@@ -234,8 +235,8 @@ def _far_colour(rng: np.random.Generator, others: Sequence[Field]) -> Field:
 
 
 def _surface(rng: np.random.Generator, colour: Field, shape: tuple[int, ...]) -> Field:
-    """(3, H, W): a texture around a colour, in 0-255 and a little beyond."""
-    # Texture moves along one direction of the RGB cube, as paint and shadow do.
+    """Return a (3, H, W) texture around a color, in slightly more than 0-255."""
+    # The texture varies along one direction of the RGB cube, as paint and shadow do.
     direction = 0.6 + 0.4 * rng.standard_normal(3)
     direction *= rng.uniform(5, 45) / max(0.1, math.hypot(*direction))
     texture = _texture(rng, shape)
@@ -243,7 +244,7 @@ def _surface(rng: np.random.Generator, colour: Field, shape: tuple[int, ...]) ->
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, ...]) -> Field:
-    """(H, W) in about -1 to 1."""
+    """Return an (H, W) texture in about -1 to 1."""
     kind = rng.choice(["cloud", "grain", "stripes", "checks", "dots"])
     if kind == "cloud":
         return 0.8 * _noise(rng, shape, 24) + 0.4 * _noise(rng, shape, 8)
@@ -257,19 +258,19 @@ def _texture(rng: np.random.Generator, shape: tuple[int, ...]) -> Field:
     if kind == "stripes":
         return across
     woven: Field = across * np.sin(cos * y - sin * x)
-    # The factors steepen the product of sines into fields with soft edges.
+    # The factors sharpen the product of sines into areas with soft edges.
     return np.clip(3 * woven, -1, 1) if kind == "checks" else np.clip(4 * woven - 1, -1, 1) + 0.4
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], grain: int) -> Field:
-    """(H, W) in about -1 to 1: white noise of `grain` px per cell, interpolated."""
+    """Return (H, W) white noise in about -1 to 1, interpolated from cells of `grain` px."""
     height, width = shape
     cells = rng.uniform(-1, 1, (height // grain + 2, width // grain + 2)).astype(np.float32)
     return np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _photograph(rng: np.random.Generator, image: Field, light: float) -> NDArray[np.uint8]:
-    """(H, W, 3): uneven light, a lens that is a little soft, a sensor that is a little noisy."""
+    """Add uneven light, slight blur and sensor noise; return (H, W, 3)."""
     height, width = image.shape[1:]
     x, y = _axes(height, width)
     slope = rng.uniform(0, 0.3)

@@ -1,1 +1,1 @@
-"""The forward pass of inference: windows, arithmetic, int8, transfers to the device."""
+"""The forward pass of inference: windows, number formats, int8, and transfers to the device."""

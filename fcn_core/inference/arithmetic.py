@@ -1,6 +1,7 @@
-"""How the layers of a trunk are computed in inference: in the floats of its weights.
+"""Arithmetic of trunk layers in inference: the interface, and the version in the weights' dtype.
 
-`fcn_core.inference.int8` has the other way. Shape suffixes: B batch, C channel, H height, W width.
+`fcn_core.inference.int8` has the int8 version. Shape suffixes: B batch, C channel, H height, W
+width.
 """
 
 from __future__ import annotations
@@ -15,77 +16,77 @@ from fcn_core.networks import trunks
 from fcn_core.networks.layers import Layer
 
 _PATCH_BYTES = 32 * 2**20
-"""Of fc6's input laid out for a matrix product, at once."""
+"""Limit of fc6's unfolded input for one matrix product."""
 
 
 class Arithmetic(Protocol):
-    """The layers of one trunk whose weights stay as they are.
+    """The layers of one trunk in one number format, with constant weights.
 
     Attributes:
-        leaves_relu: whether `unpadded` leaves the ReLU of a convolution to its caller, who may have
-            to copy the cells anyhow.
+        leaves_relu: Whether `apply_unpadded` skips the ReLU of a convolution. The caller then
+            applies it, often together with a copy that is needed anyway.
     """
 
     leaves_relu: bool
 
-    def entered(self, image_BCHW: Tensor) -> Tensor:
-        """Preprocessed pixels as the first layer reads them."""
+    def to_input(self, image_BCHW: Tensor) -> Tensor:
+        """Convert preprocessed pixels to the input format of the first layer."""
         ...
 
-    def unpadded(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) of one layer where it needs no padding."""
+    def apply_unpadded(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
+        """Apply one layer without padding: (B, C, H, W)."""
         ...
 
     def apply(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) of one layer, with its padding and its ReLU."""
+        """Apply one layer with its padding and ReLU: (B, C, H, W)."""
         ...
 
-    def real(self, name: str, x: Tensor) -> Tensor:
-        """Cells of a layer, in any shape, in the floats that scores are computed in."""
+    def to_floats(self, name: str, x: Tensor) -> Tensor:
+        """Convert cells of a layer, of any shape, to the float dtype of the scores."""
         ...
 
 
 class FloatLayers:
-    """The arithmetic of the weights' own type, on any device."""
+    """Layer arithmetic in the dtype of the weights, on any device."""
 
     leaves_relu = True
 
     def __init__(self, find: trunks.Find) -> None:
-        """Take the layers.
+        """Keep a reference to the layers.
 
         Args:
-            find: gives their modules.
+            find: Function from a layer's name to its module.
         """
         self._find = find
 
-    def entered(self, image_BCHW: Tensor) -> Tensor:
-        """As it is."""
+    def to_input(self, image_BCHW: Tensor) -> Tensor:
+        """Return the pixels unchanged."""
         return image_BCHW
 
-    def unpadded(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
-        """See `Arithmetic`."""
-        return trunks.unpadded(layer, self._find, x_BCHW)
+    def apply_unpadded(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
+        """Apply one layer without padding, and a convolution without its ReLU."""
+        return trunks.apply_unpadded(layer, self._find, x_BCHW)
 
     def apply(self, layer: Layer, x_BCHW: Tensor) -> Tensor:
-        """See `Arithmetic`. On a CPU, fully connected layers are matrix products."""
+        """Apply one layer; on a CPU, fully connected layers are matrix products."""
         fully_connected = layer.kind == "conv" and layer.dropout and layer.dilation == 1
         if fully_connected and x_BCHW.device.type == "cpu":
-            return _multiplied(self._find(layer.name), x_BCHW)
+            return _matrix_product(self._find(layer.name), x_BCHW)
         return trunks.apply(layer, self._find, x_BCHW)
 
-    def real(self, name: str, x: Tensor) -> Tensor:
-        """As they are."""
+    def to_floats(self, name: str, x: Tensor) -> Tensor:
+        """Return the cells unchanged."""
         return x
 
 
-def _multiplied(conv: nn.Module, x_BCHW: Tensor) -> Tensor:
-    """A convolution without pad or stride, and its ReLU, as matrix products.
+def _matrix_product(conv: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """Compute a convolution without pad or stride, and its ReLU, as matrix products.
 
-    One picture at a time, so that its bits do not depend on its place in a batch.
+    One image at a time, so that a result does not depend on the image's place in a batch.
     """
     assert isinstance(conv, nn.Conv2d)
     outputs, inputs, kernel, _ = conv.weight.shape
-    # A view of channels-last weights.
+    # For channels-last weights, this is a view.
     weight = conv.weight.permute(0, 2, 3, 1).reshape(outputs, -1)
     height, width = (side - kernel + 1 for side in x_BCHW.shape[-2:])
     y_BHWC = x_BCHW.new_empty(len(x_BCHW), height, width, outputs)
@@ -94,8 +95,8 @@ def _multiplied(conv: nn.Module, x_BCHW: Tensor) -> Tensor:
     for x_HWC, y_HWC in zip(x_BCHW.permute(0, 2, 3, 1), y_BHWC, strict=True):
         for start in range(0, height, step):
             rows = y_HWC[start : start + step]
-            read = x_HWC[start : start + len(rows) + kernel - 1]
-            patches = read.unfold(0, kernel, 1).unfold(1, kernel, 1).permute(0, 1, 3, 4, 2)
-            found = F.linear(patches.reshape(-1, weight.shape[1]), weight, conv.bias)
-            torch.clamp_min(found.view_as(rows), 0, out=rows)
+            inputs_HWC = x_HWC[start : start + len(rows) + kernel - 1]
+            patches = inputs_HWC.unfold(0, kernel, 1).unfold(1, kernel, 1).permute(0, 1, 3, 4, 2)
+            products = F.linear(patches.reshape(-1, weight.shape[1]), weight, conv.bias)
+            torch.clamp_min(products.view_as(rows), 0, out=rows)
     return y_BHWC.permute(0, 3, 1, 2)

@@ -1,12 +1,11 @@
-"""Between the memory of the host and that of the device, beside the computing.
+"""Copy images to the device and results back, in parallel with the computation.
 
 Shape suffixes: B batch, C channel, H height px, W width px.
 
-On CUDA a forward pass is only queued. While it computes, the pictures of the next batch are stacked
-in pinned memory and copied over on a stream of their own, and the results of the batch before are
-copied back on another (`CudaTransfer`). The streams wait for each other where one reads what another
-writes; the allocators of both memories are told who uses what, so that nothing is overwritten too
-early.
+A forward pass on CUDA is only queued. While it runs, `CudaTransfer` stacks the images of the next
+batch in pinned memory and copies them on one stream, and copies the results of the batch before on
+another. A stream waits for another one before it reads that stream's results. The memory allocators
+know which stream uses a tensor, so that no memory is overwritten too early.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Transferred = Callable[[], list[NDArray[Any]]]
-"""Waits for results, and gives them."""
+PendingArrays = Callable[[], list[NDArray[Any]]]
+"""Function that waits for a transfer and returns its arrays."""
 
 
 class DeviceTransfer:
-    """One thing after the other; on a CPU there is nothing to carry.
+    """Transfers that finish before they return; on a CPU there is nothing to copy.
 
     Attributes:
-        ahead: how many batches are queued before the results of one are waited for.
+        ahead: Number of batches that are queued before the results of one are awaited.
     """
 
     ahead = 0
@@ -36,65 +35,65 @@ class DeviceTransfer:
         self._device = device
 
     def stack(self, arrays: Sequence[NDArray[Any]], slots: int) -> Tensor:
-        """(slots, ...) on the device: the arrays, then zeros.
+        """Stack arrays on the device, (slots, ...), and fill empty slots with zeros.
 
         Args:
-            arrays: of one shape and dtype, at most `slots`.
-            slots: B.
+            arrays: At most `slots` arrays of one shape and dtype.
+            slots: Batch size B.
         """
         return _filled(torch.zeros, arrays, slots).to(self._device)
 
-    def fetch(self, tensors: Sequence[Tensor]) -> Transferred:
-        """Begin to bring tensors back."""
+    def fetch(self, tensors: Sequence[Tensor]) -> PendingArrays:
+        """Start copying tensors to the host."""
         return lambda: [tensor.cpu().numpy() for tensor in tensors]
 
 
 class CudaTransfer(DeviceTransfer):
-    """Of a CUDA device, as above."""
+    """Transfers that run in parallel with the computation on a CUDA device."""
 
     ahead = 1
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self._there: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._back: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._upload: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._download: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def stack(self, arrays: Sequence[NDArray[Any]], slots: int) -> Tensor:
-        """See `DeviceTransfer`. Pinned memory is freed at once: its allocator waits for the copy."""
+        """Stack arrays on the device; the allocator keeps pinned memory until the copy is done."""
         pinned = _filled(_pinned, arrays, slots)
-        with torch.cuda.stream(self._there):
-            carried = torch.empty_like(pinned, device=self._device)
-            copy(pinned, carried)
+        with torch.cuda.stream(self._upload):
+            uploaded = torch.empty_like(pinned, device=self._device)
+            queue_copy(pinned, uploaded)
         computing = torch.cuda.current_stream(self._device)
-        computing.wait_stream(self._there)
-        keep(carried, computing)
-        return carried
+        computing.wait_stream(self._upload)
+        keep_until_done(uploaded, computing)
+        return uploaded
 
-    def fetch(self, tensors: Sequence[Tensor]) -> Transferred:
-        """See `DeviceTransfer`."""
-        self._back.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._back):
+    def fetch(self, tensors: Sequence[Tensor]) -> PendingArrays:
+        """Start copying tensors to the host; the returned function waits for the copies."""
+        self._download.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._download):
             pinned = [_pinned(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
-            for tensor, place in zip(tensors, pinned, strict=True):
-                copy(tensor, place)
-                keep(tensor, self._back)
-            done = self._back.record_event()
+            for tensor, target in zip(tensors, pinned, strict=True):
+                queue_copy(tensor, target)
+                keep_until_done(tensor, self._download)
+            done = self._download.record_event()
 
-        def landed() -> list[NDArray[Any]]:
+        def wait() -> list[NDArray[Any]]:
             done.synchronize()
-            # Copied, for pinned memory is scarce and a mask may be kept for long.
-            return [place.numpy().copy() for place in pinned]
+            # Copied, because pinned memory is scarce and callers may keep masks for long.
+            return [target.numpy().copy() for target in pinned]
 
-        return landed
+        return wait
 
 
-def copy(source: Tensor, target: Tensor) -> None:
+def queue_copy(source: Tensor, target: Tensor) -> None:
     """Queue a copy on the current stream."""
     target.copy_(source, non_blocking=True)
 
 
-def keep(tensor: Tensor, stream: torch.cuda.Stream) -> None:
-    """The memory of a tensor is not given to another before the stream is done with it."""
+def keep_until_done(tensor: Tensor, stream: torch.cuda.Stream) -> None:
+    """Keep the memory of a tensor reserved until the stream has finished with it."""
     tensor.record_stream(stream)
 
 

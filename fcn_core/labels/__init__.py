@@ -1,4 +1,4 @@
-"""Class labels: what the class numbers mean, and the label sets that are built in."""
+"""Label sets: the meaning of class indices, and the built-in sets."""
 
 from __future__ import annotations
 

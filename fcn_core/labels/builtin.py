@@ -1,4 +1,4 @@
-"""The built-in label sets, and everything about label sets in one place to import from."""
+"""The built-in label sets, by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CITYSCAPES_PALETTE = tuple(colour for _, _, colour in tables.CITYSCAPES)
 
 
 def _from_one(count: int) -> Values:
-    """Raw values 1, 2, … for classes 0, 1, …: 0 is free to be void."""
+    """Map raw values 1, 2, … to classes 0, 1, …, so that raw value 0 can mean void."""
     return tuple((index + 1, index) for index in range(count))
 
 
@@ -65,10 +65,10 @@ LABEL_SETS: Mapping[str, LabelSet] = {
 
 
 def label_set(name: str) -> LabelSet:
-    """The built-in label set of that name.
+    """Return the built-in label set of a name.
 
     Raises:
-        LabelSetError: there is none.
+        LabelSetError: No built-in label set has this name.
     """
     try:
         return LABEL_SETS[name]

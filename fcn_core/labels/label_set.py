@@ -1,6 +1,6 @@
-"""`LabelSet`: what the class numbers mean, and what label files that use them hold.
+"""`LabelSet`: class names and colors, and the encoding of label files as class indices.
 
-Values and colours of label files to class indices, by tables.
+Lookup tables convert the raw values and RGB codes of label files to class indices.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from fcn_core.labels import tables
 from fcn_core.labels.tables import Colour
 
 VOID = 255
-"""The value of pixels without truth in every label this project handles (VOC's void)."""
+"""Class index of pixels without ground truth, in all labels of this project (PASCAL VOC's void)."""
 
 
 MAX_CLASSES = 255
-"""Masks are 8-bit and 255 is void, so that class indices end at 254."""
+"""Largest number of classes: masks are 8-bit and 255 is void, so class indices end at 254."""
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Class names and colours, and what label files of this kind hold.
+    """Class names and colors, and the meaning of raw values in label files.
 
     Attributes:
-        name: how commands name it.
-        classes: class names; the position is the class index.
-        ignore: raw values of label files that count as void (255 always does).
-        palette: one (R, G, B) per class, 0-255. Void is drawn in VOC's colour for 255.
-        mapping: (raw value, class index) pairs; empty where raw values are class indices. What is
-            neither mapped nor ignored is an error. Kept in one canonical form: sorted, pairs to
-            void moved to `ignore`, and empty if it says nothing.
-        colours: ((R, G, B), class index or 255) pairs of RGB-coded labels; empty where these are
-            refused. None stands for those of the built-in set of this name and these classes.
+        name: Name of the label set in commands.
+        classes: Class names; the position is the class index.
+        ignore: Raw values of label files that count as void (255 always does).
+        palette: One (R, G, B) per class, 0-255. Void has VOC's color of index 255.
+        mapping: (raw value, class index) pairs; empty where raw values are class indices. Values
+            that are neither mapped nor ignored are errors. The canonical form is sorted, has no
+            pairs to void (they are moved to `ignore`), and is empty if it is the identity.
+        colours: ((R, G, B), class index or 255) pairs of RGB-coded labels; empty if RGB labels are
+            not accepted. None stands for the codes of the built-in set with this name and classes.
 
     Examples:
         >>> LabelSet("pets", ("background", "cat")).num_classes
@@ -70,7 +70,7 @@ class LabelSet:
                 "a raw value is either a class or ignored",
                 "Remove one of the two.",
             )
-        colours = self._own_colours() if self.colours is None else self.colours
+        colours = self._builtin_colours() if self.colours is None else self.colours
         object.__setattr__(self, "colours", tuple(sorted(set(colours))))
         self._check_colours()
 
@@ -83,23 +83,25 @@ class LabelSet:
         if not 1 <= len(self.classes) <= MAX_CLASSES:
             raise self._error(
                 f"{len(self.classes)} classes",
-                f"between 1 and {MAX_CLASSES} fit an 8-bit mask",
+                f"an 8-bit mask has room for 1 to {MAX_CLASSES} classes",
                 "Merge classes.",
             )
         if len(set(self.classes)) != len(self.classes):
-            raise self._error("a class name occurs twice", "names must differ", "Rename one.")
+            raise self._error(
+                "a class name occurs twice", "class names must differ", "Rename one of the classes."
+            )
 
     def _check_palette(self) -> None:
         if len(self.palette) != len(self.classes):
             raise self._error(
-                f"{len(self.palette)} colours for {len(self.classes)} classes",
-                "one colour per class is needed",
-                "Leave the palette out to get VOC's colours.",
+                f"{len(self.palette)} colors for {len(self.classes)} classes",
+                "one color per class is needed",
+                "Leave the palette out to get VOC's colors.",
             )
         if not all(_is_colour(colour) for colour in self.palette):
             raise self._error(
-                "a colour out of range",
-                "colours are three numbers from 0 to 255",
+                "a color out of range",
+                "a color is three numbers from 0 to 255",
                 "Correct the palette.",
             )
 
@@ -113,11 +115,13 @@ class LabelSet:
                 )
         if len(dict(self.mapping)) != len(set(self.mapping)):
             raise self._error(
-                "map names a raw value twice", "one class per raw value", "Remove one of the two."
+                "map has a raw value twice", "one class per raw value", "Remove one of the two."
             )
         if {index for _, index in self.mapping} == {VOID}:
             raise self._error(
-                "map makes every value void", "values of classes", "Use ignore for what is void."
+                "map makes every value void",
+                "at least one value of a class",
+                "Use ignore for values that are void.",
             )
         if dict(self.mapping).get(VOID, VOID) != VOID:
             raise self._error(
@@ -129,9 +133,9 @@ class LabelSet:
     def _make_mapping_canonical(self) -> None:
         ignore = {*self.ignore, VOID, *(raw for raw, index in self.mapping if index == VOID)}
         classes = tuple(sorted({(raw, index) for raw, index in self.mapping if index != VOID}))
-        says_nothing = classes == tuple((index, index) for index in range(len(self.classes)))
+        is_identity = classes == tuple((index, index) for index in range(len(self.classes)))
         object.__setattr__(self, "ignore", tuple(sorted(ignore)))
-        object.__setattr__(self, "mapping", () if says_nothing else classes)
+        object.__setattr__(self, "mapping", () if is_identity else classes)
 
     def _check_colours(self) -> None:
         assert self.colours is not None
@@ -140,24 +144,24 @@ class LabelSet:
                 raise self._error(
                     f"the RGB code {colour} for class {index}",
                     "three numbers from 0 to 255, and a class",
-                    "Correct the colours.",
+                    "Correct the colors.",
                 )
         twice = [c for c, count in Counter(c for c, _ in self.colours).items() if count > 1]
         if twice:
             raise self._error(
                 f"the RGB code {twice[0]} stands for two classes",
-                "one class per colour",
+                "one class per color",
                 "Remove one of the two.",
             )
         if tables.VOID_NAME in self.classes and VOID in dict(self.colours).values():
             raise self._error(
-                f"a class {tables.VOID_NAME!r} and colours that are void",
-                f"in the colours, {tables.VOID_NAME!r} means pixels without truth",
+                f"a class {tables.VOID_NAME!r} and colors that mean void",
+                f"in the colors, {tables.VOID_NAME!r} means pixels without ground truth",
                 "Rename the class.",
             )
 
-    def _own_colours(self) -> Colours:
-        """The colours of the built-in set of this name and these classes."""
+    def _builtin_colours(self) -> Colours:
+        """Return the RGB codes of the built-in set with this name and these classes, or none."""
         codes = tables.COLOURS.get(self.name, {})
         if set(codes) != {*self.classes, tables.VOID_NAME}:
             return ()
@@ -168,73 +172,72 @@ class LabelSet:
 
     @property
     def num_classes(self) -> int:
-        """K: the number of classes, void not counted."""
+        """Number of classes K, without void."""
         return len(self.classes)
 
     @property
     def values(self) -> Values:
-        """(raw value, class index or 255) of every raw value that means something."""
+        """The (raw value, class index or 255) pairs of all raw values with a meaning."""
         void = {VOID, *self.ignore}
         return (*self._class_values(), *((raw, VOID) for raw in sorted(void)))
 
     def value_palette(self) -> tuple[Colour, ...]:
-        """The 256 colours of a palette PNG that holds raw values; void ones in VOC's colour of 255.
+        """Return the 256 colors of a palette PNG that holds raw values.
 
-        Values that mean nothing have VOC's colours.
+        Values of a class have its color; void values have VOC's color of 255, and values without a
+        meaning have VOC's color of the same index.
         """
-        shown = list(tables.voc_palette())
-        void = shown[VOID]
+        palette = list(tables.voc_palette())
+        void = palette[VOID]
         for raw, index in self.values:
             if 0 <= raw <= VOID:
-                shown[raw] = void if index == VOID else self.palette[index]
-        return tuple(shown)
+                palette[raw] = void if index == VOID else self.palette[index]
+        return tuple(palette)
 
     def encode(self, raw: NDArray[np.integer[Any]], where: str = "label") -> NDArray[np.uint8]:
-        """Class indices from what a label file holds.
+        """Convert the pixels of a label file to class indices.
 
         Args:
-            raw: (H, W), any integer dtype: values; or (H, W, 3), 0-255: RGB codes.
-            where: named in the error.
+            raw: (H, W) values of any integer dtype, or (H, W, 3) RGB codes, 0-255.
+            where: Name of the label in error messages.
 
         Returns:
-            (H, W) uint8 in [0, K) or 255 (void).
+            (H, W) uint8 in [0, K), or 255 for void.
 
         Raises:
-            LabelError: a value or colour is neither a class nor ignored.
+            LabelError: A value or color that is neither a class nor ignored.
         """
         assert self.colours is not None
-        found = (
+        indices = (
             lookup_colours(raw, self.colours) if raw.ndim == 3 else lookup_values(raw, self.values)
         )
-        if found.min(initial=0) == UNKNOWN:
-            raise self._unknown(raw, found, where)
-        return found.astype(np.uint8)
+        if indices.min(initial=0) == UNKNOWN:
+            raise self._unknown_value_error(raw, indices, where)
+        return indices.astype(np.uint8)
 
-    def _unknown(
-        self, raw: NDArray[np.integer[Any]], found: NDArray[np.int16], where: str
+    def _unknown_value_error(
+        self, raw: NDArray[np.integer[Any]], indices: NDArray[np.int16], where: str
     ) -> LabelError:
-        value, count, (row, column) = first_unknown(raw, found)
+        value, count, (row, column) = first_unknown(raw, indices)
         if raw.ndim == 3:
-            expected = (
-                f"label set {self.name!r} has RGB codes for {len(self.colours or ())} colours"
-            )
+            expected = f"label set {self.name!r} has RGB codes for {len(self.colours or ())} colors"
         else:
-            first = f"maps {_runs(raw for raw, _ in self.mapping)} to classes"
-            first = first if self.mapping else f"has classes 0-{self.num_classes - 1}"
+            values = _runs(raw for raw, _ in self.mapping)
+            values = values if self.mapping else f"0-{self.num_classes - 1}"
             ignored = ", ".join(str(v) for v in sorted({VOID, *self.ignore}))
-            expected = f"label set {self.name!r} {first} and ignores {ignored}"
-        kind = "colour" if raw.ndim == 3 else "label value"
+            expected = f"label set {self.name!r} has classes for {values} and ignores {ignored}"
+        kind = "color" if raw.ndim == 3 else "label value"
         return LabelError(
             where=where,
             found=f"{kind} {value} in {count} pixels, the first in row {row}, column {column}",
             expected=expected,
-            remedy="Fix the label or name the right --label-set.",
+            remedy="Correct the label, or name the right --label-set.",
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able form that `from_dict` reads back; sets that mean the same have the same.
+        """Return the JSON form that `from_dict` reads; sets of equal meaning have equal forms.
 
-        `map` and `colours` are left out where they say nothing beyond the rest.
+        `map` and `colours` are left out where they add nothing to the other keys.
         """
         document: dict[str, Any] = {
             "name": self.name,
@@ -244,7 +247,7 @@ class LabelSet:
         }
         if self.mapping:
             document["map"] = {str(raw): index for raw, index in self.mapping}
-        if self.colours != tuple(sorted(self._own_colours())):
+        if self.colours != tuple(sorted(self._builtin_colours())):
             codes: dict[str, list[list[int]]] = {}
             for colour, index in self.colours or ():
                 name = tables.VOID_NAME if index == VOID else self.classes[index]
@@ -254,10 +257,10 @@ class LabelSet:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "label set") -> LabelSet:
-        """The label set of a parsed YAML or JSON file.
+        """Build a label set from a parsed YAML or JSON document.
 
         Raises:
-            LabelSetError: a key is missing, unknown or of the wrong type.
+            LabelSetError: A key that is missing, unknown or of the wrong type.
         """
         _check_document(data, where)
         try:
@@ -288,53 +291,58 @@ def _check_document(data: Any, where: str) -> None:
             where=where,
             found="no name or no classes",
             expected=_EXPECTED,
-            remedy="Add what is missing.",
+            remedy="Add the missing key.",
         )
     texts = [key for key in ("classes", *_OPTIONAL) if isinstance(data.get(key), str)]
-    if texts:  # Python would take a text for the list of its letters
+    if texts:  # Python would treat a string as the list of its letters
         raise LabelSetError(
             where=where,
-            found=f"{texts[0]} is a text",
-            expected="a list or table",
-            remedy="Write it as such.",
+            found=f"{texts[0]} is a string",
+            expected="a list or a mapping",
+            remedy="Write it as a list or a mapping.",
         )
     names = data["classes"]
     if not isinstance(names, list | tuple):
         raise LabelSetError(
-            where=where, found=f"classes is a {type(names).__name__}", expected="a list of names: the first is class 0",
+            where=where,
+            found=f"classes is a {type(names).__name__}",
+            expected="a list of names, starting with class 0",
             remedy="Write it as a list.",
-        )  # fmt: skip
+        )
     for index, name in enumerate(names):
         if not isinstance(name, str):
             raise LabelSetError(
-                where=where, found=f"class {index} is {name!r}, which is no text", expected="names of classes",
-                remedy="Put it in quotes: YAML takes no, yes, on, off and digits for something else.",
-            )  # fmt: skip
+                where=where,
+                found=f"class {index} is {name!r}, which is not a string",
+                expected="a class name",
+                remedy="Put the name in quotes. Otherwise YAML reads no, yes, on, off and digits "
+                "as other types.",
+            )
     unknown = set(data) - {"name", "classes", *_OPTIONAL}
     if unknown:
         raise LabelSetError(
             where=where,
             found=f"unknown key {sorted(unknown)[0]!r}",
             expected=_EXPECTED,
-            remedy="Remove it.",
+            remedy="Remove this key.",
         )
 
 
 def _colours_by_index(
     codes: Mapping[str, Iterable[Iterable[int]]], classes: tuple[str, ...]
 ) -> Colours:
-    """((R, G, B), class index) pairs of a table from class names to colours."""
+    """Convert a mapping from class names to colors into ((R, G, B), class index) pairs."""
     pairs = []
     for name, colours in codes.items():
         if name not in classes and name != tables.VOID_NAME:
-            raise ValueError(f"colours of {name!r}, which is no class")
+            raise ValueError(f"colours of {name!r}, which is not a class")
         index = classes.index(name) if name in classes else VOID
         pairs += [((_whole(r), _whole(g), _whole(b)), index) for r, g, b in colours]
     return tuple(pairs)
 
 
 def _whole(value: Any) -> int:
-    """A whole number; keys of JSON objects are texts."""
+    """Convert to int: keys of JSON objects are strings, and floats are refused."""
     return int(value) if isinstance(value, str) else operator.index(value)
 
 
@@ -343,7 +351,7 @@ def _is_colour(colour: Colour) -> bool:
 
 
 def _runs(values: Iterable[int]) -> str:
-    """Sorted numbers as runs.
+    """Format numbers as sorted runs.
 
     >>> _runs([1, 2, 3, 7])
     '1-3, 7'
@@ -358,7 +366,7 @@ def _runs(values: Iterable[int]) -> str:
 
 
 UNKNOWN = -1
-"""What the tables say of a value or colour that means nothing."""
+"""Marks a value or color without a meaning in the lookup tables."""
 
 
 Values = tuple[tuple[int, int], ...]
@@ -372,18 +380,18 @@ _COLOURS = 2**24
 
 
 def lookup_values(raw: NDArray[np.integer[Any]], values: Values) -> NDArray[np.int16]:
-    """The class index of every value of a label.
+    """Return the class index of every value of a label.
 
     Args:
         raw: (H, W), any integer dtype.
-        values: (value, class index) pairs.
+        values: (raw value, class index) pairs.
 
     Returns:
         (H, W) int16, `UNKNOWN` for values without a pair.
     """
-    if raw.dtype in (np.uint8, np.uint16):  # what picture files give
-        found: NDArray[np.int16] = _value_table(values).take(raw)
-        return found
+    if raw.dtype in (np.uint8, np.uint16):  # the dtypes of image files
+        indices_of_pixels: NDArray[np.int16] = _value_table(values).take(raw)
+        return indices_of_pixels
     distinct, places = np.unique(raw, return_inverse=True)
     known = dict(values)
     indices = np.array([known.get(int(value), UNKNOWN) for value in distinct], np.int16)
@@ -391,30 +399,30 @@ def lookup_values(raw: NDArray[np.integer[Any]], values: Values) -> NDArray[np.i
 
 
 def lookup_colours(rgb: NDArray[np.integer[Any]], colours: Colours) -> NDArray[np.int16]:
-    """The class index of every colour of an RGB label.
+    """Return the class index of every color of an RGB label.
 
     Args:
         rgb: (H, W, 3), any integer dtype, 0-255.
         colours: ((R, G, B), class index) pairs.
 
     Returns:
-        (H, W) int16, `UNKNOWN` for colours without a pair.
+        (H, W) int16, `UNKNOWN` for colors without a pair.
     """
-    found: NDArray[np.int16] = _colour_table(colours).take(_codes(rgb))
-    return found
+    indices: NDArray[np.int16] = _colour_table(colours).take(_codes(rgb))
+    return indices
 
 
 def first_unknown(
-    raw: NDArray[np.integer[Any]], found: NDArray[np.int16]
+    raw: NDArray[np.integer[Any]], indices: NDArray[np.int16]
 ) -> tuple[int | Colour, int, tuple[int, int]]:
-    """The lowest value or colour that means nothing: (it, its number of pixels, its first place).
+    """Return the lowest unknown value or color, its number of pixels, and its first (row, column).
 
     Args:
-        raw: (H, W) or (H, W, 3), what was looked up.
-        found: (H, W), what came of it, with at least one `UNKNOWN`.
+        raw: (H, W) values or (H, W, 3) colors of the label.
+        indices: (H, W) result of the lookup, with at least one `UNKNOWN`.
     """
     codes = _codes(raw) if raw.ndim == 3 else raw
-    unknown = found == UNKNOWN
+    unknown = indices == UNKNOWN
     lowest = codes[unknown].min()
     same = (codes == lowest) & unknown
     row, column = (int(place) for place in np.unravel_index(int(same.argmax()), same.shape))
@@ -442,7 +450,7 @@ def _value_table(values: Values) -> NDArray[np.int16]:
     return table
 
 
-# 32 MiB, made only where RGB labels are read; a search among the few colours takes 50 times longer.
+# 32 MiB, built only for RGB labels; searching among the few colors would take 50 times longer.
 @lru_cache(maxsize=2)
 def _colour_table(colours: Colours) -> NDArray[np.int16]:
     table = np.full(_COLOURS, UNKNOWN, np.int16)

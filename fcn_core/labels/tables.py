@@ -1,7 +1,7 @@
-"""What the built-in label sets hold: names, colours, values and RGB codes, as data.
+"""Names, colors, raw values and RGB codes of the built-in label sets, as data.
 
-Every table names its source. Names are spelt as the source spells them. A set without a published
-palette has VOC's colours.
+Every table names its source and keeps its spelling. A set without a published palette gets VOC's
+colors.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ Colour = tuple[int, int, int]
 
 
 VOID_NAME = "void"
-"""What the tables of colours call pixels without truth."""
+"""Name of pixels without ground truth in the color tables."""
 
 
 def voc_palette(num_colours: int = 256) -> tuple[Colour, ...]:
-    """The first `num_colours` colours of the PASCAL VOC colormap as (R, G, B), each 0-255.
+    """Return the first `num_colours` colors of the PASCAL VOC colormap as (R, G, B), each 0-255.
 
     Source: VOC devkit, VOCcode/VOClabelcolormap.m: bits 0, 1, 2 of the index go to R, G, B from the
     most significant bit down.
@@ -93,8 +93,8 @@ CAMVID_PALETTE: tuple[Colour, ...] = (
 
 
 # The 32 colours of the original CamVid (label_colors.txt of Brostow et al. 2009) with the class of
-# SegNet that each belongs to, as MathWorks' example camvidPixelLabelIDs groups them; SegNet's own
-# list of the grouping was not published. The last row is SegNet's own colour of pavement.
+# SegNet that each belongs to, grouped as in MathWorks' example camvidPixelLabelIDs; SegNet did not
+# publish its grouping. The last color of pavement is SegNet's own.
 CAMVID_COLOURS: dict[str, tuple[Colour, ...]] = {
     "sky": ((128, 128, 128),),
     "building": (
@@ -156,8 +156,8 @@ CITYSCAPES: tuple[tuple[str, int, Colour], ...] = (
     ("bicycle", 33, (119, 11, 32)),
 )
 
-# Ids with trainId 255 or -1. In colour pictures two ids have the colour of a class and count as it:
-# polegroup (18) as pole, license plate (-1) as car.
+# Ids with trainId 255 or -1. In color images, two of these ids have the color of a class and count
+# as that class: polegroup (18) as pole, license plate (-1) as car.
 CITYSCAPES_VOID_IDS = (-1, 0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
 
 CITYSCAPES_VOID_COLOURS: tuple[Colour, ...] = (
@@ -177,7 +177,7 @@ CITYSCAPES_VOID_COLOURS: tuple[Colour, ...] = (
 # ADE20K, 150 classes of the scene parsing benchmark: the first name of each row of
 # data/object150_info.csv and the colours of data/color150.mat of
 # CSAILVision/semantic-segmentation-pytorch ("television receiver" is the second name of its row).
-# Two classes, road and skyscraper, have one colour, so that colours cannot be read back.
+# Road and skyscraper have the same color, so that classes cannot be read from colors.
 ADE20K_CLASSES = (
     "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane",
     "grass", "cabinet", "sidewalk", "person", "earth", "door", "table", "mountain", "plant",
@@ -242,5 +242,8 @@ COLOURS: Mapping[str, Mapping[str, tuple[Colour, ...]]] = {
     "cityscapes": _CITYSCAPES_COLOURS,
     "cityscapes-trainids": _CITYSCAPES_COLOURS,
 }
-"""RGB codes of built-in sets, by class name. They are found by the name of the set and are no part
-of its document: the documents of `voc` and `camvid` in weights and outputs are older than they."""
+"""RGB codes of built-in sets, by set name and class name.
+
+They are not part of a set's document: documents of `voc` and `camvid` in existing weights files and
+outputs were written before these codes were added.
+"""

@@ -1,4 +1,4 @@
-"""Scores of masks against labels: confusion matrices, bootstrap intervals, bands, bounds."""
+"""Scores of masks against labels: confusion matrices, bootstrap intervals, bands and bounds."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""Sums over a data set of any size: the counts, and the same counts of bootstrap replicates.
+"""Sum confusion counts over a data set of any size, together with bootstrap replicates of the sums.
 
-The plain bootstrap draws N of N images with replacement, again and again, and needs every image's
-counts until the end. Here each image arrives once, is counted w times in each replicate, and is
-forgotten: w is Poisson distributed with mean 1, which is what the multinomial count of a single
-image becomes for large N. A replicate then holds about N images instead of exactly N, which cancels
-in a ratio. Sources: Efron 1979; Hanley and MacGibbon 2006 (Creating non-parametric bootstrap
-samples using Poisson frequencies); Chamandy et al. 2012 (Estimating uncertainty for massive data
-streams).
+The plain bootstrap repeatedly draws N of N images with replacement, and needs the counts of every
+image until the end. Here each image is seen once: each replicate adds its counts w times, and the
+image is then dropped. The weight w is Poisson distributed with mean 1, the limit for large N of how
+often one image is drawn. A replicate then holds about N images instead of exactly N, which cancels
+in a ratio.
+
+Sources: Efron 1979; Hanley and MacGibbon 2006 (Creating non-parametric bootstrap samples using
+Poisson frequencies); Chamandy et al. 2012 (Estimating uncertainty for massive data streams).
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from numpy.typing import NDArray
 from fcn_core.metrics.confusion_matrix import Policy, margins, score_arrays
 
 Shape = tuple[int, int]
-"""(L, K): layers and classes."""
+"""(L, K): numbers of layers and classes. A layer is one way to count the same images."""
 
 
 LEVEL = 0.95
-"""Of the intervals."""
+"""Confidence level of the intervals."""
 
 
 _BATCH = 256
-"""Images whose counts are weighted together: bounds memory, keeps float64 sums exact."""
+"""Images that are weighted together: bounds memory, and keeps float64 sums exact."""
 
 
-# A uniform 64-bit number above k of these thresholds stands for the weight k.
+# A uniform 64-bit number that is above k of these thresholds gives the weight k.
 _CUMULATIVE = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(17)])
 
 _THRESHOLDS = np.array([min(int(p * 2**64), 2**64 - 1) for p in _CUMULATIVE], np.uint64)
@@ -41,7 +42,7 @@ _THRESHOLDS = np.array([min(int(p * 2**64), 2**64 - 1) for p in _CUMULATIVE], np
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How many replicates (0: none), and the seed of their weights."""
+    """Bootstrap settings: the number of replicates (0: none), and the seed of their weights."""
 
     replicates: int = 1000
     seed: int = 0
@@ -49,11 +50,11 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """The pixels of some images, as small as their scores allow.
+    """Pixel counts of some images, reduced to the numbers that scores need.
 
     Attributes:
-        names: one per image, different for every image of the data set: weights depend on them.
-        margins: (images, L, 3, K) int64, see `fcn_core.metrics.confusion_matrix.margins`.
+        names: One name per image, unique within the data set: bootstrap weights depend on it.
+        margins: (images, L, 3, K) int64; see `fcn_core.metrics.confusion_matrix.margins`.
         confusions: (L, K, K) int64, summed over the images.
     """
 
@@ -63,10 +64,11 @@ class ClassCounts:
 
     @classmethod
     def of(cls, images: Iterable[tuple[str, NDArray[np.int64]]], shape: Shape) -> ClassCounts:
-        """From (name, (L, K, K) confusion matrices) of each image, one at a time.
+        """Count images one at a time.
 
         Args:
-            images: consumed once; K x K counts are never held for more than one image.
+            images: (name, (L, K, K) confusion matrices) of each image. Only the matrices of one
+                image are in memory at a time.
             shape: (L, K).
         """
         layers, classes = shape
@@ -81,21 +83,21 @@ class ClassCounts:
 
 
 class ScoreAccumulator:
-    """Counts of a data set, or of a part of it; adding tallies adds what they saw.
+    """Summed counts of a data set or of a part of it; `+=` merges two accumulators.
 
-    There are L layers, each a way to look at the same images: all pixels, or those of a band, or
-    those of another prediction. Every number is an integer, so that neither the order of the images
-    nor their grouping into tallies changes a bit.
+    There are L layers, each a way to count the same images: all pixels, the pixels of a boundary
+    band, or another prediction. All numbers are integers, so neither the order of the images nor
+    their grouping into accumulators changes a bit.
 
-    Memory is K x K counts per layer and 3 x K per layer and replicate, however many the images.
+    Memory is K x K counts per layer and 3 x K per layer and replicate, for any number of images.
     """
 
     def __init__(self, shape: Shape, bootstrap: Bootstrap) -> None:
-        """Nothing counted yet.
+        """Start with zero counts.
 
         Args:
             shape: (L, K).
-            bootstrap: which replicates to keep.
+            bootstrap: Number and seed of the replicates.
         """
         layers, num_classes = shape
         self.bootstrap = bootstrap
@@ -104,7 +106,7 @@ class ScoreAccumulator:
         self._replicates = np.zeros((bootstrap.replicates, layers, 3, num_classes), np.int64)
 
     def add(self, counts: ClassCounts) -> None:
-        """Count images."""
+        """Add the counts of some images to the sums and to every replicate."""
         self.images += len(counts.names)
         self.confusions += counts.confusions
         if not self.bootstrap.replicates:
@@ -113,7 +115,7 @@ class ScoreAccumulator:
             batch = slice(start, start + _BATCH)
             weights = poisson_weights(counts.names[batch], self.bootstrap)
             flat = counts.margins[batch].reshape(weights.shape[0], -1)
-            # In float64 for BLAS; exact, for every sum is far below 2**53.
+            # In float64 for BLAS; exact, because every sum is far below 2**53.
             sums = weights.T.astype(np.float64) @ flat.astype(np.float64)
             self._replicates += sums.astype(np.int64).reshape(self._replicates.shape)
 
@@ -124,27 +126,27 @@ class ScoreAccumulator:
         return self
 
     def intervals(self, layer: int, policy: Policy = "reference") -> dict[str, NDArray[np.float64]]:
-        """95 % percentile intervals of all that `score_arrays` finds.
+        """Return 95 % percentile intervals of every value of `score_arrays`.
 
-        The bounds are the 2.5th and 97.5th percentile of the replicates' values, interpolated
-        linearly between neighbours. A replicate in which a value is undefined (its class does not
-        occur) is left out for that value.
+        The bounds are the 2.5th and 97.5th percentile over the replicates, interpolated linearly
+        between neighbors. Replicates in which a value is undefined (its class does not occur) are
+        left out for that value.
 
         Returns:
-            (2, ...) per name: low, then high; NaN where no replicate has a value or there are none.
+            (2, ...) per name: low, then high; NaN where no replicate has a value.
         """
-        found = score_arrays(self._replicates[:, layer], policy)
-        return {name: _percentiles(values) for name, values in found.items()}
+        scores = score_arrays(self._replicates[:, layer], policy)
+        return {name: _percentiles(values) for name, values in scores.items()}
 
 
 def poisson_weights(names: Sequence[str], bootstrap: Bootstrap) -> NDArray[np.uint8]:
-    """How often each image counts in each replicate: independent Poisson(1) numbers.
+    """Return how often each image counts in each replicate: independent Poisson(1) numbers.
 
-    They follow from the seed and the image's name alone, whatever the order, and from NumPy's
-    bit stream, which is the same in every version (its distributions are not).
+    They depend only on the seed and the image's name, not on the order, and on NumPy's bit stream,
+    which is the same in every version (NumPy's distributions are not).
 
     Returns:
-        (len(names), replicates).
+        (len(names), replicates) uint8.
     """
     weights = np.empty((len(names), bootstrap.replicates), np.uint8)
     for row, name in zip(weights, names, strict=True):

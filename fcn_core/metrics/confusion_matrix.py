@@ -1,12 +1,11 @@
-"""The four scores of the FCN paper, from summed confusion matrices only.
+"""Confusion matrices, and the four scores of the FCN paper that follow from them.
 
-Source: Long, Shelhamer, Darrell 2015, section 5 "Metrics"; code semantics of score.py in
-shelhamer/fcn.berkeleyvision.org. One matrix is summed over everything that is scored, and ratios
-are taken once at the end: never a mean of per-image or per-shard IoU.
+Pixels are counted by predicted class and label byte (`count_pairs`), on the CPU or on the device.
+`ConfusionMatrix` checks and sums these counts. `score_arrays` computes scores from the sums: ratios
+are taken once at the end, so that a score is never a mean of per-image or per-shard IoU.
 
-Pixels counted by predicted class and label byte: what confusion matrices are made of.
-
-Shape suffixes: B batch, K class, H height px, W width px.
+Source: Long, Shelhamer, Darrell 2015, section 5 "Metrics"; semantics of score.py in
+shelhamer/fcn.berkeleyvision.org. Shape suffixes: B batch, P pixels.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ if TYPE_CHECKING:
 
 
 Policy = Literal["reference", "present"]
-"""What a class that is absent from the truth but was predicted does to mean IU.
+"""How mean IoU treats a class that is predicted but absent from the ground truth.
 
-`reference`: its IU is 0 and is averaged, as score.py does (nanmean of diag / union).
-`present`: only classes that occur in the truth are averaged, as the paper did for SIFT Flow.
-Classes neither in the truth nor predicted are left out by both.
+`reference`: its IoU is 0 and is averaged, as in score.py (nanmean of diag / union).
+`present`: only classes that occur in the ground truth are averaged, as in the paper for SIFT Flow.
+Both leave out classes that are neither in the ground truth nor predicted.
 """
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The four FCN scores and the IU of each class; NaN where a ratio has no denominator."""
+    """The four FCN scores and the IoU of each class; NaN where a ratio has no denominator."""
 
     pixel_accuracy: float
     mean_accuracy: float
@@ -46,7 +45,7 @@ class Scores:
     iou: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, with None for NaN."""
+        """Return the JSON form, with None for NaN."""
         return {
             "pixel_accuracy": none_if_nan(self.pixel_accuracy),
             "mean_accuracy": none_if_nan(self.mean_accuracy),
@@ -57,7 +56,7 @@ class Scores:
 
 
 class ConfusionMatrix:
-    """Counts of pixels by true class (row) and predicted class (column), int64.
+    """Pixel counts by true class (row) and predicted class (column), int64.
 
     Examples:
         >>> a = ConfusionMatrix(2).update(np.array([[0, 1]]), np.array([[0, 0]]))
@@ -78,7 +77,7 @@ class ConfusionMatrix:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes K, without void."""
         return int(self.matrix.shape[0])
 
     def update(
@@ -87,25 +86,25 @@ class ConfusionMatrix:
         mask: NDArray[np.integer[Any]],
         ignore_index: int = VOID,
     ) -> ConfusionMatrix:
-        """Add one image.
+        """Add the pixels of one image.
 
         Args:
-            label: truth, any shape; values in [0, K) or `ignore_index`.
-            mask: prediction, same shape; values in [0, K).
-            ignore_index: pixels with this truth count nowhere, not even as false positives.
+            label: Ground truth, any shape; values in [0, K) or `ignore_index`.
+            mask: Prediction, same shape; values in [0, K).
+            ignore_index: Label value of pixels that are not counted, not even as false positives.
 
         Returns:
-            self, so that calls chain.
+            self, so that calls can be chained.
 
         Raises:
-            LabelError: shapes differ or a value is out of range. score.py drops truth outside
-                [0, K) silently and does not check the prediction; here both are errors.
+            LabelError: Shapes that differ, or a value out of range. Deviation: score.py silently
+                drops labels outside [0, K) and does not check the prediction.
         """
         if label.shape != mask.shape:
             raise LabelError(
                 where="confusion matrix",
                 found=f"label has shape {label.shape}, mask has {mask.shape}",
-                expected="both must be of one shape",
+                expected="both shapes must be equal",
                 remedy="Compare a mask with the label of the same image.",
             )
         if self._update_bytes(label, mask, ignore_index):
@@ -119,14 +118,14 @@ class ConfusionMatrix:
                     where="confusion matrix",
                     found=f"{name} values run from {values.min()} to {values.max()}",
                     expected=f"classes are 0-{self.num_classes - 1} (ignored: {ignore_index})",
-                    remedy="Use the label set that the labels were made with.",
+                    remedy="Use the label set of these labels.",
                 )
         counts = np.bincount(truth * self.num_classes + prediction, minlength=self.matrix.size)
         self.matrix += counts.reshape(self.matrix.shape)
         return self
 
     def _update_bytes(self, label: NDArray[Any], mask: NDArray[Any], ignore_index: int) -> bool:
-        """Add an image of bytes, in a fifth of the time; whether it was as it should be."""
+        """Try to add a uint8 image in a fifth of the time; return whether it was valid."""
         if not label.dtype == mask.dtype == np.uint8 or not 0 <= ignore_index < BYTES:
             return False
         try:
@@ -136,17 +135,17 @@ class ConfusionMatrix:
         return True
 
     def add_pairs(self, counts: NDArray[np.int64], ignore_index: int = VOID) -> ConfusionMatrix:
-        """Add one image, or several, whose pairs are counted.
+        """Add the pair counts of one image, or the sum of several.
 
         Args:
-            counts: (K, 256), see `fcn_core.metrics.confusion_matrix`.
-            ignore_index: label byte of pixels that count nowhere, 0-255.
+            counts: (K, 256) int64; see `count_pairs`.
+            ignore_index: Label byte of pixels that are not counted, 0-255.
 
         Returns:
-            self, so that calls chain.
+            self, so that calls can be chained.
 
         Raises:
-            LabelError: there are labels outside [0, K) that are not ignored.
+            LabelError: Label values outside [0, K) that are not ignored.
         """
         outside = counts[:, self.num_classes :].sum(axis=0)
         if ignore_index >= self.num_classes:
@@ -157,7 +156,7 @@ class ConfusionMatrix:
                 where="confusion matrix",
                 found=f"{outside.max()} label values of {value}",
                 expected=f"classes are 0-{self.num_classes - 1} (ignored: {ignore_index})",
-                remedy="Use the label set that the labels were made with.",
+                remedy="Use the label set of these labels.",
             )
         inside = counts[:, : self.num_classes].T
         self.matrix += inside
@@ -171,7 +170,7 @@ class ConfusionMatrix:
                 where="confusion matrix",
                 found=f"matrices of {self.num_classes} and {other.num_classes} classes",
                 expected="only counts of one label set can be added",
-                remedy="Score each label set on its own.",
+                remedy="Score each label set separately.",
             )
         merged = ConfusionMatrix(self.num_classes)
         merged.matrix = self.matrix + other.matrix
@@ -184,45 +183,45 @@ class ConfusionMatrix:
 
     @property
     def labeled_pixels(self) -> int:
-        """Pixels counted so far."""
+        """Number of pixels counted so far."""
         return int(self.matrix.sum())
 
     @property
     def correct_pixels(self) -> int:
-        """Pixels whose prediction equals the truth."""
+        """Number of counted pixels whose prediction equals the label."""
         return int(np.trace(self.matrix))
 
     @property
     def margins(self) -> NDArray[np.int64]:
-        """(3, K): correct, true and predicted pixels of each class; see `margins`."""
+        """(3, K): correct, true and predicted pixels of each class; see the function `margins`."""
         return margins(self.matrix)
 
     @property
     def iou(self) -> tuple[float, ...]:
-        """IU of each class; NaN where it is in neither truth nor prediction."""
+        """IoU of each class; NaN for a class in neither labels nor predictions."""
         hits, truth, predicted = self.margins.astype(np.float64)
         return tuple(_iou(hits, truth, predicted).tolist())
 
     def scores(self, policy: Policy = "reference") -> Scores:
-        """The four FCN scores; `score_arrays` has the formulas."""
-        found = score_arrays(self.margins, policy)
+        """Compute the four FCN scores; `score_arrays` has the formulas."""
+        arrays = score_arrays(self.margins, policy)
         return Scores(
-            pixel_accuracy=float(found["pixel_accuracy"]),
-            mean_accuracy=float(found["mean_accuracy"]),
-            mean_iou=float(found["mean_iou"]),
-            frequency_weighted_iou=float(found["frequency_weighted_iou"]),
-            iou=tuple(float(value) for value in found["iou"]),
+            pixel_accuracy=float(arrays["pixel_accuracy"]),
+            mean_accuracy=float(arrays["mean_accuracy"]),
+            mean_iou=float(arrays["mean_iou"]),
+            frequency_weighted_iou=float(arrays["frequency_weighted_iou"]),
+            iou=tuple(float(value) for value in arrays["iou"]),
         )
 
 
 def margins(matrices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of each confusion matrix all that its scores depend on.
+    """Reduce confusion matrices to the sums that scores depend on.
 
     Args:
         matrices: (..., K, K).
 
     Returns:
-        (..., 3, K): the diagonal n_ii, the row sums t_i = sum_j n_ij, the column sums sum_j n_ji.
+        (..., 3, K): diagonal n_ii, row sums t_i = sum_j n_ij, column sums sum_j n_ji.
     """
     diagonal = np.diagonal(matrices, axis1=-2, axis2=-1)
     return np.stack([diagonal, matrices.sum(axis=-1), matrices.sum(axis=-2)], axis=-2)
@@ -231,16 +230,16 @@ def margins(matrices: NDArray[np.int64]) -> NDArray[np.int64]:
 def score_arrays(
     counts: NDArray[np.integer[Any]], policy: Policy = "reference"
 ) -> dict[str, NDArray[np.float64]]:
-    """The four FCN scores, and IU and accuracy of each class, of many matrices at once.
+    """Compute the four FCN scores, and IoU and accuracy per class, of many matrices at once.
 
     With n_ij the pixels of class i predicted as j and t_i = sum_j n_ij:
     pixel accuracy sum_i n_ii / sum_i t_i; mean accuracy (1/n) sum_i n_ii / t_i;
-    mean IU (1/n) sum_i n_ii / (t_i + sum_j n_ji - n_ii);
-    frequency weighted IU (sum_k t_k)^-1 sum_i t_i n_ii / (t_i + sum_j n_ji - n_ii).
+    mean IoU (1/n) sum_i n_ii / (t_i + sum_j n_ji - n_ii);
+    frequency weighted IoU (sum_k t_k)^-1 sum_i t_i n_ii / (t_i + sum_j n_ji - n_ii).
 
     Args:
-        counts: (..., 3, K) of `margins`.
-        policy: see `Policy`.
+        counts: (..., 3, K), from `margins`.
+        policy: Treatment of absent classes; see `Policy`.
 
     Returns:
         `pixel_accuracy`, `mean_accuracy`, `mean_iou`, `frequency_weighted_iou` of shape (...);
@@ -263,7 +262,7 @@ def score_arrays(
 
 
 def none_if_nan(value: float) -> float | None:
-    """None for NaN, which JSON cannot hold."""
+    """Return None for NaN, which JSON does not support, and any other number as a float."""
     return None if math.isnan(value) else float(value)
 
 
@@ -288,54 +287,56 @@ BYTES = 256
 
 
 _MEAN_RUN = 4
-"""From so many equal neighbours on, runs are counted instead of pixels."""
+"""From this mean run length on, runs of equal neighbors are counted instead of single pixels."""
 
 
 def count_pairs(
     mask: NDArray[np.uint8], label: NDArray[np.uint8], num_classes: int
 ) -> NDArray[np.int64]:
-    """Pixels by predicted class and label byte.
+    """Count pixels by predicted class and label byte.
 
     Args:
-        mask: prediction, any shape, values in [0, K).
-        label: truth, same shape, any bytes.
+        mask: Prediction, any shape, values in [0, K).
+        label: Ground truth, same shape, any byte values.
         num_classes: K.
 
     Returns:
         (K, 256) int64.
 
     Raises:
-        LabelError: the mask holds other values.
+        LabelError: Mask values outside [0, K).
     """
-    # The class in front: as many counts as classes need, not as many as pairs of bytes.
+    # The class is the high byte, so that K * 256 counts are enough instead of 65,536.
     pairs = mask.astype(np.uint16).ravel()
     pairs <<= 8
     pairs |= label.ravel()
-    counts = _counted(pairs, num_classes * BYTES)
+    counts = _bincount(pairs, num_classes * BYTES)
     if len(counts) > num_classes * BYTES:
         raise LabelError(
-            where="mask", found=f"values up to {int(mask.max())}", expected=f"classes are 0-{num_classes - 1}",
+            where="mask",
+            found=f"values up to {int(mask.max())}",
+            expected=f"classes are 0-{num_classes - 1}",
             remedy="Use the label set of the network.",
-        )  # fmt: skip
+        )
     return counts.reshape(num_classes, BYTES)
 
 
-def _counted(values: NDArray[np.uint16], at_least: int) -> NDArray[np.int64]:
-    """`np.bincount`; in a third of the time where few neighbours differ, as in most masks."""
+def _bincount(values: NDArray[np.uint16], at_least: int) -> NDArray[np.int64]:
+    """Compute `np.bincount`, three times faster where few neighbors differ, as in most masks."""
     edges = values[1:] != values[:-1]
     if np.count_nonzero(edges) * _MEAN_RUN > values.size:
         return np.bincount(values, minlength=at_least)
     starts = np.concatenate([[0], np.flatnonzero(edges) + 1])[: values.size]
     lengths = np.diff(starts, append=values.size)
-    # Sums in float64, exact far beyond any picture's pixels.
+    # bincount sums in float64, which is exact far beyond the pixels of any image.
     return np.bincount(values[starts], lengths, minlength=at_least).astype(np.int64)
 
 
 def count_pairs_on_device(mask_BHW: Tensor, label_BHW: Tensor, num_classes: int) -> Tensor:
-    """The same for a batch, wherever it lies, without waiting for it.
+    """Count pixels as `count_pairs` does, for a batch, on its device and without synchronizing.
 
     Args:
-        mask_BHW: integers in [0, K).
+        mask_BHW: Integers in [0, K).
         label_BHW: uint8.
         num_classes: K.
 
@@ -344,6 +345,6 @@ def count_pairs_on_device(mask_BHW: Tensor, label_BHW: Tensor, num_classes: int)
     """
     pairs_BP = (mask_BHW.long() * BYTES + label_BHW).flatten(1)
     counts = pairs_BP.new_zeros(len(pairs_BP), num_classes * BYTES)
-    # Sums of integers: their order does not matter.
+    # Integer sums do not depend on the order of additions.
     counts.scatter_add_(1, pairs_BP, pairs_BP.new_ones(1).expand_as(pairs_BP))
     return counts.view(-1, num_classes, BYTES)

@@ -1,10 +1,11 @@
-"""How good could a coarse prediction be? The experiment of the FCN paper's appendix A.
+"""Upper bounds of the scores of a coarse prediction: the experiment of the FCN paper's appendix A.
 
 "We do this by downsampling ground truth images and then upsampling them again to simulate the best
 results obtainable with a particular downsampling factor" (Long, Shelhamer, Darrell 2015, appendix
-A, on a subset of PASCAL VOC 2011 val). How either is done the paper does not say; `coarsened` is
-our reading. Of the five that were tried (docs/evaluation.md) it scores highest at every factor, as
-"the best obtainable" asks, and comes closest to the paper's row on pictures of VOC.
+A, on a subset of PASCAL VOC 2011 val). The paper does not specify either step; `coarsen_label` is
+this project's choice. Of five methods that were compared (docs/evaluation.md) it scores highest at
+every factor, as "the best obtainable" requires, and comes closest to the paper's numbers on VOC
+images.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ FACTORS = (128, 64, 32, 16, 8, 4)
 
 
 PAPER_MEAN_IOU = {128: 50.9, 64: 73.3, 32: 86.1, 16: 92.8, 8: 96.4, 4: 98.5}
-"""Mean IU in percent by factor, as the paper prints it for VOC (appendix A)."""
+"""Mean IoU in percent by factor, as printed in the paper for VOC (appendix A)."""
 
 
-def coarsened(label: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """The label as a network would predict it that knows it perfectly on a coarse grid.
+def coarsen_label(label: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Return the best prediction of a label that a network of stride `factor` can make.
 
-    Down: cells of factor x factor px from the top left corner (the last ones may stand out of the
-    picture); a cell holds the share of each class among its labelled pixels. Up: bilinear between
-    cell centres, flat beyond the outermost ones, class by class; then the class of the largest
-    share, of equal ones the first. That is what an FCN does with scores of stride `factor`, but
-    for its border (docs/evaluation.md).
+    Downsampling: cells of factor x factor px from the top left corner (the last ones may extend
+    beyond the image); a cell holds the share of each class among its labeled pixels. Upsampling:
+    per class, bilinear between cell centers and constant beyond the outermost ones; then the class
+    with the largest share, the first one among equals. An FCN does the same with scores of stride
+    `factor`, except at the border (docs/evaluation.md).
 
     Args:
-        label: (H, W), 255 = void. Void takes no part: a cell without a labelled pixel holds zeros.
-        factor: 1 or more; 1 gives the label back wherever it is known.
+        label: (H, W), 255 = void. Void is left out: a cell without labeled pixels holds zeros.
+        factor: Downsampling factor, 1 or more; 1 returns the label at all labeled pixels.
 
     Returns:
         (H, W) uint8 classes that occur in the label; all void if there are none.
@@ -47,11 +48,11 @@ def coarsened(label: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     cells = np.full((rows * factor, columns * factor), VOID, np.uint8)
     cells[:height, :width] = label
     blocks = cells.reshape(rows, factor, columns, factor)
-    labelled = np.maximum((blocks != VOID).sum(axis=(1, 3)), 1)
+    labeled = np.maximum((blocks != VOID).sum(axis=(1, 3)), 1)
     result = np.full(label.shape, VOID, np.uint8)
     best = np.zeros(label.shape, np.float32)
     for index in np.unique(label[label != VOID]):
-        share = ((blocks == index).sum(axis=(1, 3)) / labelled).astype(np.float32)
+        share = ((blocks == index).sum(axis=(1, 3)) / labeled).astype(np.float32)
         fine = Image.fromarray(share).resize(cells.shape[::-1], Image.Resampling.BILINEAR)
         score = np.asarray(fine)[:height, :width]
         better = score > best
@@ -63,19 +64,19 @@ def coarsened(label: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
 def upper_bound_confusions(
     label: NDArray[np.uint8], num_classes: int, factors: Sequence[int]
 ) -> NDArray[np.int64]:
-    """Confusion matrices of a label against its own coarsened forms.
+    """Count confusion matrices of a label against its coarsened versions.
 
     Args:
-        label: (H, W), values in [0, K) or 255, which is not scored.
+        label: (H, W), values in [0, K) or 255, which is not counted.
         num_classes: K.
-        factors: 1 or more each.
+        factors: Downsampling factors, 1 or more each.
 
     Returns:
         (len(factors), K, K) int64.
     """
     return np.stack(
         [
-            ConfusionMatrix(num_classes).update(label, coarsened(label, factor)).matrix
+            ConfusionMatrix(num_classes).update(label, coarsen_label(label, factor)).matrix
             for factor in factors
         ]
     )

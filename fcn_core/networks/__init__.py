@@ -1,1 +1,1 @@
-"""The networks of the paper: their descriptions, layers, crops and modules."""
+"""The networks of the paper: descriptions, layer tables, crops and torch modules."""

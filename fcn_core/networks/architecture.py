@@ -1,8 +1,9 @@
-"""Which network: the names, and what decides the shapes of its weights. Needs no torch.
+"""`Architecture`: a network's variant, and the numbers that decide the shapes of its weights.
+
+This module needs no torch. docs/networks.md lists every variant layer by layer.
 
 Source: Long, Shelhamer, Darrell 2015, section 4; net.py and the prototxt files of
-shelhamer/fcn.berkeleyvision.org (layer names, heads, channels). docs/networks.md lists every
-variant layer by layer.
+shelhamer/fcn.berkeleyvision.org (layer names, heads, channels).
 """
 
 from __future__ import annotations
@@ -32,37 +33,37 @@ Upsampling = Literal["fixed", "learned"]
 OUTPUT_STRIDES = (32, 16, 8)
 
 MAX_WIDTH = 8.0
-"""Past it a header is damaged: fc6 alone would take 26 GB."""
+"""Largest accepted width. A larger one means a damaged header: fc6 alone would take 26 GB."""
 
 
 _DILATABLE = ("fcn32s", "fcn32s-color-d", "fcn32s-color-hha")
 
 _CHANNELS = {"fcn32s-color-d": 4, "fcn32s-color-hha": 6}
 
-_REMEDY = "Name the network that the weights were made for."
+_REMEDY = "Name the network that these weights belong to."
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What decides the shapes of a network's weights, and how its layers are joined.
+    """A network's variant, and the numbers that decide the shapes of its weights.
 
     Attributes:
-        variant: one of `VARIANTS`. A staged and an at-once FCN-8s have the same shapes.
+        variant: One of `VARIANTS`. Staged and at-once FCN-8s have equal shapes.
             `fcn32s-color-d` is NYUDv2's early fusion (4 channels: BGR and log-depth),
             `fcn32s-color-hha` its late fusion (6 channels: BGR and HHA, one trunk each).
-        num_classes: K, of the first head.
-        width: multiplies every channel count of the trunk (1.0 = as published).
-        heads: (suffix, classes) of each head of a net with several, as SIFT Flow's
-            (("sem", 33), ("geo", 3)): their decoder layers are named score_fr_sem, upscore_geo, ….
-            Empty for the usual net, whose layers have no suffix.
-        upsampling: "fixed" deconvolutions are bilinear and not saved (the reference code:
-            lr_mult 0); "learned" ones start bilinear and are dense (K, K, k, k) weights of the
-            file.
-        output_stride: distance of two score cells, px; below 32 the last pools keep their
-            resolution and what follows is dilated (à trous). The weights are those of stride 32.
+        num_classes: Number of classes K of the first head.
+        width: Factor of every channel count of the trunk (1.0 = as published).
+        heads: (suffix, classes) of each head of a network with several, such as SIFT Flow's
+            (("sem", 33), ("geo", 3)); decoder layers are then named score_fr_sem, upscore_geo, ….
+            Empty for a network with one head, whose layers have no suffix.
+        upsampling: "fixed" deconvolutions are bilinear and not stored in the file (the reference
+            code: lr_mult 0). "learned" ones start bilinear and are stored as dense (K, K, k, k)
+            weights.
+        output_stride: Distance of two score cells, px. Below 32, the last pools keep their
+            resolution and later layers are dilated (à trous). The weights equal those of stride 32.
 
     Raises (on creation):
-        WeightsError: an unknown variant, or values that do not go together.
+        WeightsError: An unknown variant, or values that contradict each other.
     """
 
     variant: Variant
@@ -86,7 +87,7 @@ class Architecture:
              "32, 16 or 8"),
             (self.output_stride != 32 and self.variant not in _DILATABLE,
              f"output stride {self.output_stride} of {self.variant}",
-             f"32: only {', '.join(_DILATABLE)} can be dilated"),
+             f"32, because only {', '.join(_DILATABLE)} can be dilated"),
             (bool(self.heads) and self.heads[0][1] != self.num_classes,
              f"{self.num_classes} classes, but heads {self.heads}",
              "the classes of the first head"),
@@ -100,22 +101,22 @@ class Architecture:
 
     @property
     def input_channels(self) -> int:
-        """Channels of a picture: 3, 4 (BGR and log-depth) or 6 (BGR and HHA)."""
+        """Number of input channels: 3, 4 (BGR and log-depth) or 6 (BGR and HHA)."""
         return _CHANNELS.get(self.variant, 3)
 
     @property
     def head_classes(self) -> dict[str, int]:
-        """Classes by head, the first one first; the head of the usual net is named ""."""
+        """Number of classes by head name, first head first; a single head is named ""."""
         return dict(self.heads) or {"": self.num_classes}
 
     def channels(self, full: int, multiple: int = 1) -> int:
-        """Channels of a layer that has `full` as published, a multiple of its groups."""
+        """Scale a published channel count by the width, to a multiple of the layer's groups."""
         return multiple * max(1, round(full * self.width / multiple))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able form that `from_dict` reads back. The classes are the label set's.
+        """Return the JSON form that `from_dict` reads; the classes are in the label set's form.
 
-        What is as usual is left out, so that files of usual nets are what they always were.
+        Default values are left out, so that files of standard networks do not change.
         """
         document: dict[str, Any] = {"variant": self.variant, "width": self.width}
         if self.heads:
@@ -130,10 +131,10 @@ class Architecture:
     def from_dict(
         cls, data: Mapping[str, Any], num_classes: int, where: str = "weights"
     ) -> Architecture:
-        """What `to_dict` gave, alone or within a larger document.
+        """Build the architecture from `to_dict`'s form, which may be part of a larger document.
 
         Raises:
-            WeightsError: a value is missing or impossible.
+            WeightsError: A value that is missing or invalid.
         """
         try:
             return cls(

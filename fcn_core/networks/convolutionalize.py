@@ -1,8 +1,8 @@
-"""Classifiers of torchvision as fully convolutional nets (paper, section 3.1).
+"""Convert image classifiers of torchvision into fully convolutional networks (paper, section 3.1).
 
-A fully connected layer that reads a (C, h, w) feature map is a convolution with a kernel that
-covers it. So seen, a classifier takes a picture of any size from its own upwards, and gives a grid
-of class scores, one per position of its window.
+A fully connected layer that reads a (C, h, w) feature map equals a convolution whose kernel covers
+the whole map. As a convolution, the classifier accepts any image of at least its own size, and
+returns a grid of class scores, one per position of its window.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ GOOGLENET_LAYERS = (
     "conv1 maxpool1 conv2 conv3 maxpool2 inception3a inception3b maxpool3 inception4a inception4b "
     "inception4c inception4d inception4e maxpool4 inception5a inception5b"
 ).split()
-"""In the order of torchvision.models.GoogLeNet._forward."""
+"""Layer names in the order of torchvision.models.GoogLeNet._forward."""
 
 
 GOOGLENET_WINDOW = 7
-"""Side of the feature map that a 224 px picture leaves for the final average pool."""
+"""Side, cells, of the feature map before the final average pool, for a 224 px image."""
 
 
 def convolutionalize(classifier: nn.Module) -> nn.Sequential:
-    """The same network, fully convolutional; it shares the classifier's weights.
+    """Return a fully convolutional version of a classifier, which shares its weights.
 
-    On a picture of the classifier's own size, 224x224, the output is (B, classes, 1, 1) and equals
-    the classifier's up to float rounding. From there on one more score appears for every 32 px.
-    AlexNet's and VGG's adaptive pools do nothing at that size, and are left out; GoogLeNet's final
-    one becomes an average over windows of 7x7 cells.
+    On an image of the classifier's size, 224x224, the output is (B, classes, 1, 1) and equals the
+    classifier's up to float rounding. Every further 32 px add one score per axis. The adaptive
+    pools of AlexNet and VGG have no effect at that size and are left out; GoogLeNet's final pool
+    becomes an average over windows of 7x7 cells.
 
     Args:
-        classifier: torchvision's AlexNet, a VGG (11 to 19, with or without batch norm) or
-            GoogLeNet, whose auxiliary classifiers are left out. Other channel counts are fine.
+        classifier: AlexNet, VGG (11 to 19, with or without batch norm) or GoogLeNet of torchvision,
+            with any channel counts. GoogLeNet's auxiliary classifiers are left out.
 
     Returns:
-        Float (B, 3, H, W) to (B, classes, h, w), in the mode (training or eval) of the classifier.
+        Module from float (B, 3, H, W) to (B, classes, h, w), in the classifier's mode (training or
+        eval).
 
     Raises:
-        FcnError: another network.
+        FcnError: A classifier of another kind.
     """
     from torchvision.models import VGG, AlexNet, GoogLeNet
 
@@ -64,19 +65,19 @@ def convolutionalize(classifier: nn.Module) -> nn.Sequential:
             where="convolutionalize",
             found=f"{type(classifier).__module__}.{type(classifier).__name__}",
             expected="torchvision's AlexNet, VGG or GoogLeNet",
-            remedy="Build one of those and load your weights into it.",
+            remedy="Build one of these and load your weights into it.",
         )
     return nn.Sequential(parts).train(classifier.training)
 
 
 def _window(pool: nn.Module) -> int:
-    """Side of the square of cells that an adaptive pool leaves to the first linear layer."""
+    """Return the side, cells, of the map that an adaptive pool passes to the first linear layer."""
     size: Any = pool.output_size
     return int(size[0])
 
 
 def _convolutions(classifier: nn.Module, window: int) -> nn.Sequential:
-    """The classifier's layers; the first linear one reads `window` x `window` cells."""
+    """Convert the linear layers; the first one reads `window` x `window` cells."""
     layers = []
     for layer in classifier.children():
         if isinstance(layer, nn.Linear):
@@ -86,7 +87,7 @@ def _convolutions(classifier: nn.Module, window: int) -> nn.Sequential:
 
 
 def _convolution(linear: nn.Linear, window: int) -> nn.Conv2d:
-    """Features were flattened in the order channel, row, column: that of a convolution's weight."""
+    """Convert one linear layer: features are flattened in the order of a convolution's weight."""
     channels = linear.in_features // window**2
     with torch.device("meta"):
         conv = nn.Conv2d(channels, linear.out_features, window)
@@ -97,13 +98,13 @@ def _convolution(linear: nn.Linear, window: int) -> nn.Conv2d:
 
 
 class _GoogLeNetInput(nn.Module):
-    """From torchvision's normalisation to the (-1, 1) of the weights it took from TensorFlow.
+    """Convert torchvision's normalization to the range -1 to 1 of the weights from TensorFlow.
 
     Source: torchvision.models.GoogLeNet._transform_input.
     """
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W), the same."""
+        """Return the (B, 3, H, W) image, normalized for the weights."""
         mean = torch.tensor((0.485, 0.456, 0.406)).to(image_BCHW).view(3, 1, 1)
         std = torch.tensor((0.229, 0.224, 0.225)).to(image_BCHW).view(3, 1, 1)
         return image_BCHW * (std / 0.5) + (mean - 0.5) / 0.5

@@ -1,9 +1,9 @@
-"""Where every crop of the networks comes from, in exact fractions.
+"""Compute the crop offsets of all networks, in exact fractions.
 
-A cell of a layer is a square of the picture, and what matters is where its centre lies. Cell x of
-a layer lies at pixel `scale * x + shift`; pads, kernels and strides decide scale and shift, and two
-layers are laid on each other by cropping the finer one where its cells meet the other's. This is
-what caffe.coord_map does. docs/crops.md tells it for people.
+A cell of a layer has its center at some pixel of the image: cell x lies at pixel
+`scale * x + shift`. Pads, kernels and strides determine scale and shift. Two layers are aligned by
+cropping the finer one to the cells that coincide with cells of the other, as caffe.coord_map does.
+docs/crops.md explains this step by step.
 
 >>> from fcn_core.networks.architecture import Architecture
 >>> crops(Architecture("fcn32s", 21))
@@ -23,67 +23,70 @@ from fcn_core.networks.layers import decoder, trunk
 
 @dataclass(frozen=True)
 class CropPosition:
-    """Cell x of a layer has its centre at pixel `scale * x + shift`; pixel x at x."""
+    """Position of a layer's cells: cell x has its center at image pixel `scale * x + shift`."""
 
     scale: Fraction = Fraction(1)
     shift: Fraction = Fraction(0)
 
     def window(self, kernel: int, stride: int = 1, pad: int = 0, dilation: int = 1) -> CropPosition:
-        """After a convolution or pool: a cell sits at the centre of its window.
+        """Return the position after a convolution or pool: cells lie at the centers of windows.
 
-        >>> Place().window(3, pad=100)
-        Place(scale=Fraction(1, 1), shift=Fraction(-99, 1))
+        >>> CropPosition().window(3, pad=100)
+        CropPosition(scale=Fraction(1, 1), shift=Fraction(-99, 1))
         """
-        middle = Fraction(dilation * (kernel - 1), 2) - pad
-        return CropPosition(self.scale * stride, self.shift + self.scale * middle)
+        center = Fraction(dilation * (kernel - 1), 2) - pad
+        return CropPosition(self.scale * stride, self.shift + self.scale * center)
 
     def upsampled(self, kernel: int, stride: int) -> CropPosition:
-        """After a deconvolution: input cell x lands on output cell stride * x + (kernel - 1) / 2.
+        """Return the position after a deconvolution.
 
-        >>> Place(Fraction(32), Fraction(25, 2)).upsampled(64, 32)
-        Place(scale=Fraction(1, 1), shift=Fraction(-19, 1))
+        Input cell x lies on output cell stride * x + (kernel - 1) / 2.
+
+        >>> CropPosition(Fraction(32), Fraction(25, 2)).upsampled(64, 32)
+        CropPosition(scale=Fraction(1, 1), shift=Fraction(-19, 1))
         """
         finer = self.scale / stride
         return CropPosition(finer, self.shift - finer * Fraction(kernel - 1, 2))
 
     def moved(self, pixels: int, scale: int) -> CropPosition:
-        """That many pixels further on, with cells `scale` px apart."""
+        """Return the position shifted by some pixels, with cells `scale` px apart."""
         return CropPosition(Fraction(scale), self.shift + pixels)
 
     def offset(self, onto: CropPosition) -> int:
-        """The cell of this layer that lies on cell 0 of another; negative if it begins later.
+        """Return the cell of this layer on cell 0 of another layer; negative if it starts later.
 
         Raises:
-            ValueError: the grids do not meet: other strides, or a fraction of a cell between them.
+            ValueError: Grids that do not align: different strides, or a distance of partial cells.
         """
         cells = (onto.shift - self.shift) / self.scale
         if self.scale != onto.scale or cells.denominator != 1:
-            raise ValueError(f"{self} does not fall onto {onto}")
+            raise ValueError(f"{self} does not align with {onto}")
         return int(cells)
 
 
-def places(architecture: Architecture) -> dict[str, CropPosition]:
-    """Where the layers of the trunk lie, by name, and the picture itself ("data")."""
-    place = CropPosition()
-    found = {"data": place}
+def layer_positions(architecture: Architecture) -> dict[str, CropPosition]:
+    """Return the positions of the trunk's layers by name, and of the image itself ("data")."""
+    position = CropPosition()
+    positions = {"data": position}
     for layer in trunk(architecture):
-        # An inception keeps the grid: strides 1, and every branch padded to its own size.
-        place = place.window(layer.kernel, layer.stride, layer.pad, layer.dilation)
-        found[layer.name] = place
-    found["score_fr"] = place
-    return found
+        # An inception keeps the grid: its strides are 1, and every branch keeps its input size.
+        position = position.window(layer.kernel, layer.stride, layer.pad, layer.dilation)
+        positions[layer.name] = position
+    positions["score_fr"] = position
+    return positions
 
 
 def crops(architecture: Architecture) -> dict[str, int]:
-    """First row and column kept of each cropped layer: the same for every size of picture.
+    """Return the first kept row and column of each cropped layer, equal for all image sizes.
 
-    The crop of a dilated net may be negative: its grid begins that many pixels within the picture.
+    The crop of a dilated network may be negative: its grid starts that many pixels inside the
+    image.
     """
-    found = places(architecture)
-    plan, place = decoder(architecture), found["score_fr"]
+    positions = layer_positions(architecture)
+    plan, position = decoder(architecture), positions["score_fr"]
     offsets = {}
     for skip in plan.skips:
-        place = place.upsampled(4, 2)
-        offsets[skip.score] = found[skip.pool].offset(place)
-    offsets[plan.upscore] = place.upsampled(plan.kernel, plan.stride).offset(found["data"])
+        position = position.upsampled(4, 2)
+        offsets[skip.score] = positions[skip.pool].offset(position)
+    offsets[plan.upscore] = position.upsampled(plan.kernel, plan.stride).offset(positions["data"])
     return offsets

@@ -1,11 +1,12 @@
-"""The trunks, layer by layer as the reference prototxt files list them. Needs no torch.
+"""Layer tables of the trunks and decoders, as in the reference prototxt files. Needs no torch.
 
-One table per trunk says what `fcn_core.networks.trunks` builds and what `fcn_core.networks.crops` computes with.
+`fcn_core.networks.trunks` builds modules from these tables; `fcn_core.networks.crops` computes crop
+offsets from them.
 
 Sources: net.py of shelhamer/fcn.berkeleyvision.org (VGG-16, CaffeNet); train_val.prototxt of
-models/bvlc_googlenet in BVLC/caffe. Deviation: FCN-GoogLeNet was never released. Ours follows
-section 4.1 of the paper ("we use only the final loss layer, and improve performance by discarding
-the final average pooling layer") with the pad of its published siblings.
+models/bvlc_googlenet in BVLC/caffe. Deviation: FCN-GoogLeNet was never released. The version here
+follows section 4.1 of the paper ("we use only the final loss layer, and improve performance by
+discarding the final average pooling layer") with the pad of the published networks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Literal
 from fcn_core.networks.architecture import Architecture
 
 PAD = 100
-"""The first convolution pads 100 px, so that every input from 1x1 up leaves at least one cell."""
+"""Pad of the first convolution, px, so that every image from 1x1 up gives at least one cell."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,18 @@ class Layer:
     """One layer of a trunk.
 
     Attributes:
-        name: as published; without parameters it is a name for people only.
-        kind: "conv" (a ReLU follows), "pool" (maximum; its size is rounded up, as Caffe's),
+        name: Published name. For layers without parameters it is only informative.
+        kind: "conv" (followed by a ReLU), "pool" (maximum; output size rounded up, as in Caffe),
             "norm" (LRN over 5 channels, alpha 1e-4, beta 0.75) or "inception".
-        channels: outputs of a convolution, as published.
-        kernel: side, cells.
-        stride: cells.
-        pad: cells on every side. A dilated pool is completed on the right and at the bottom
-            instead, as far as it reaches.
-        dilation: distance of two taps, cells.
-        groups: of a convolution.
-        branches: of an inception: channels of 1x1, 3x3_reduce, 3x3, 5x5_reduce, 5x5, pool_proj.
-        dropout: whether dropout follows in training.
+        channels: Published number of output channels of a convolution.
+        kernel: Side of the kernel, cells.
+        stride: Stride, cells.
+        pad: Padding on every side, cells. A dilated pool is padded on the right and at the bottom
+            instead, as far as its kernel reaches.
+        dilation: Distance of neighboring kernel taps, cells.
+        groups: Groups of a convolution.
+        branches: Channels of an inception's 1x1, 3x3_reduce, 3x3, 5x5_reduce, 5x5, pool_proj.
+        dropout: Whether dropout follows in training.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Layer:
 
 
 def trunk(architecture: Architecture) -> tuple[Layer, ...]:
-    """The layers from the picture to what score_fr reads."""
+    """Return the layers from the image to the input of score_fr."""
     if architecture.variant == "fcn-alexnet":
         return _caffenet()
     if architecture.variant == "fcn-googlenet32s":
@@ -61,7 +62,7 @@ def trunk(architecture: Architecture) -> tuple[Layer, ...]:
 
 
 def _vgg16(first: str, output_stride: int) -> tuple[Layer, ...]:
-    """Pools that would exceed the output stride keep their resolution; then taps move apart."""
+    """Return VGG-16's layers, with pools beyond the output stride replaced by dilation."""
     layers = []
     reached, dilation = 1, 1
     for block, (channels, depth) in enumerate(
@@ -83,7 +84,7 @@ def _vgg16(first: str, output_stride: int) -> tuple[Layer, ...]:
 
 
 def _caffenet() -> tuple[Layer, ...]:
-    """CaffeNet, which unlike AlexNet pools before it normalises."""
+    """Return CaffeNet's layers; unlike AlexNet, it pools before it normalizes."""
     return (
         Layer("conv1", "conv", 96, 11, stride=4, pad=PAD),
         Layer("pool1", "pool", kernel=3, stride=2),
@@ -101,7 +102,7 @@ def _caffenet() -> tuple[Layer, ...]:
 
 
 def _googlenet() -> tuple[Layer, ...]:
-    """Inception v1 to inception_5b; its own pad of 3 grows to 100 before the first layer."""
+    """Return Inception v1 up to inception_5b, with a pad of 100 instead of 3 at the first layer."""
 
     def inception(name: str, *branches: int, dropout: bool = False) -> Layer:
         return Layer(f"inception_{name}", "inception", branches=branches, dropout=dropout)
@@ -130,13 +131,14 @@ def _googlenet() -> tuple[Layer, ...]:
 
 @dataclass(frozen=True)
 class Skip:
-    """A finer score that joins the coarse one.
+    """A finer score that is added to the coarse score.
 
     Attributes:
-        upscore: the 2x deconvolution that brings the coarse score to the finer grid.
-        score: the 1x1 convolution that scores the finer layer.
-        pool: the layer that it scores.
-        scale: the pool is multiplied by it first (a fixed Scale layer of the at-once net).
+        upscore: Name of the 2x deconvolution that brings the coarse score to the finer grid.
+        score: Name of the 1x1 convolution that scores the finer layer.
+        pool: Name of the finer layer.
+        scale: Constant factor of the pool before it is scored (a fixed Scale layer of at-once
+            nets).
     """
 
     upscore: str
@@ -147,13 +149,13 @@ class Skip:
 
 @dataclass(frozen=True)
 class Decoder:
-    """From score_fr back to the size of the picture.
+    """The layers from score_fr to logits of the image's size.
 
     Attributes:
-        skips: in order, coarse to fine.
-        upscore: the last deconvolution.
-        stride: of the last deconvolution, px.
-        kernel: side of the last deconvolution.
+        skips: Skips from coarse to fine.
+        upscore: Name of the last deconvolution.
+        stride: Stride of the last deconvolution, px.
+        kernel: Kernel side of the last deconvolution, px.
     """
 
     skips: tuple[Skip, ...]
@@ -163,13 +165,13 @@ class Decoder:
 
 
 def decoder(architecture: Architecture) -> Decoder:
-    """The layers from score_fr to the logits."""
+    """Return the layers from score_fr to the logits."""
     variant, stride = architecture.variant, architecture.output_stride
     if variant in ("fcn-alexnet", "fcn-googlenet32s"):
         return Decoder((), "upscore", 32, 63)
     if variant not in ("fcn16s", "fcn8s", "fcn8s-atonce"):
         return Decoder((), "upscore", stride, 2 * stride)
-    # net.py of voc-fcn8s-atonce: fixed Scale layers before the skip scores.
+    # Source: net.py of voc-fcn8s-atonce, which has fixed Scale layers before the skip scores.
     scale4, scale3 = (0.01, 0.0001) if variant == "fcn8s-atonce" else (1.0, 1.0)
     pool4 = Skip("upscore2", "score_pool4", "pool4", scale4)
     if variant == "fcn16s":

@@ -1,14 +1,14 @@
-"""The fully convolutional networks of the paper, layer by layer, under the paper's names.
+"""`FCN`: the fully convolutional networks of the paper as torch modules.
 
-Shape suffixes: B batch, C channel, K class, H height px, W width px.
+Layers have the paper's names. Shape suffixes: B batch, C channel, K class, H height px, W width px.
 
 Source: Long, Shelhamer, Darrell 2015, sections 3-4; net.py and the prototxt files of
 shelhamer/fcn.berkeleyvision.org (pads, crops, layer names). Deviations:
 
-- The deconvolutions are fixed to bilinear interpolation unless the architecture says "learned", as
-  in the reference code (lr_mult 0); the paper learns the two 2x ones.
-- Trunks narrower than published (`width` < 1), FCN-GoogLeNet's pad and crop, and dilation are this
-  project's (docs/networks.md).
+- Deconvolutions are fixed to bilinear interpolation unless the architecture says "learned", as in
+  the reference code (lr_mult 0); the paper learns the two 2x ones.
+- Narrower trunks (`width` < 1), the pad and crop of FCN-GoogLeNet, and dilation are additions of
+  this project (docs/networks.md).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from fcn_core.networks.layers import decoder, trunk
 from fcn_core.networks.upsampling import Upscore
 
 STREAMS = {"fcn32s-color-hha": {"color": 3, "hha": 3}}
-"""Trunks of a net that has several: the suffix of their layers, and the channels each reads."""
+"""Networks with several trunks: the suffix of each trunk's layers, and its input channels."""
 
 
 class FCN(nn.Module):
-    """Any network of `Architecture`.
+    """A network of any `Architecture`.
 
-    Any input of 1x1 pixels and up gives logits of exactly its size: the pads, the ceil-mode pools
-    and the constant crops fit together for every height and width.
+    An input of any size from 1x1 px up gives logits of exactly that size: pads, ceil-mode pools and
+    constant crops fit together for every height and width.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -47,7 +47,7 @@ class FCN(nn.Module):
         for stream, inputs in self.streams.items():
             for name, module in trunks.modules(self.layers, architecture, inputs):
                 self.add_module(name + stream, module)
-        # Elementwise, as Caffe's (pytorch-fcn drops whole channels). GoogLeNet has 0.4.
+        # Elementwise, as in Caffe (pytorch-fcn drops whole channels). GoogLeNet uses 0.4.
         self.dropout = nn.Dropout(0.4 if architecture.variant == "fcn-googlenet32s" else 0.5)
         for head, classes in architecture.head_classes.items():
             self._add_decoder(head_suffix(head), classes)
@@ -67,11 +67,11 @@ class FCN(nn.Module):
         self.add_module(self.plan.upscore + suffix, last)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Weights to start training from nothing.
+        """Set initial weights for training from scratch.
 
-        He initialisation in the trunk (VGG's own needs pretraining); scores start at zero (paper
-        section 4.3: "zero-initialize the class scoring layer"), so that a skip begins by adding
-        nothing; learned deconvolutions start bilinear.
+        The trunk gets He initialization (VGG's original one needs pretraining). Scores start at
+        zero (paper section 4.3: "zero-initialize the class scoring layer"), so that a new skip adds
+        nothing at first. Learned deconvolutions start bilinear.
         """
         for name, layer in self.named_children():
             if isinstance(layer, Upscore):
@@ -85,55 +85,55 @@ class FCN(nn.Module):
                     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
 
     def forward(self, image_BCHW: Tensor, head: str | None = None) -> Tensor:
-        """Logits of one head.
+        """Compute the logits of one head.
 
         Args:
-            image_BCHW: preprocessed pixels, float, H and W at least 1; 4 channels for early fusion
+            image_BCHW: Preprocessed pixels, float, H and W at least 1; 4 channels for early fusion
                 (BGR, log-depth), 6 for late fusion (BGR, HHA).
-            head: its name, for a net with several. Default: the first.
+            head: Name of the head, for a network with several. Default: the first.
 
         Returns:
             (B, K, H, W) in the dtype of the computation.
         """
         head = next(iter(self.architecture.head_classes)) if head is None else head
         score_BKHW = self._fused(self._features(image_BCHW), head)
-        return self.upscored(score_BKHW, head, *image_BCHW.shape[-2:])
+        return self.upsample_scores(score_BKHW, head, *image_BCHW.shape[-2:])
 
     def forward_heads(self, image_BCHW: Tensor) -> dict[str, Tensor]:
-        """Logits (B, K, H, W) of every head, by its name, for one pass through the trunk."""
+        """Compute the logits (B, K, H, W) of every head, by name, in one pass through the trunk."""
         features = self._features(image_BCHW)
         size = image_BCHW.shape[-2:]
         return {
-            head: self.upscored(self._fused(features, head), head, *size)
+            head: self.upsample_scores(self._fused(features, head), head, *size)
             for head in self.architecture.head_classes
         }
 
     def with_output_stride(self, output_stride: int) -> FCN:
-        """This network with denser (or coarser) scores: the same parameters, shared.
+        """Return a network with denser or coarser scores that shares these parameters.
 
         Raises:
-            WeightsError: the variant cannot be dilated, or its upsampling is learned, whose
-                kernels fit one stride only.
+            WeightsError: A variant that cannot be dilated, or learned upsampling, whose kernels fit
+                one stride only.
         """
         own = self.architecture
         if own.upsampling != "fixed" and output_stride != own.output_stride:
             raise WeightsError(
                 where="network",
                 found=f"learned upsampling of stride {own.output_stride}",
-                expected=f"fixed upsampling, to have output stride {output_stride}",
-                remedy="Use it at its own stride, or train at the other.",
+                expected=f"fixed upsampling, which output stride {output_stride} needs",
+                remedy="Use the stride of the network, or train a network at the other stride.",
             )
         model = FCN(replace(own, output_stride=output_stride))
         model.load_state_dict(self.state_dict(keep_vars=True), assign=True)
         return model.train(self.training)
 
     def coarse_score(self, image_BCHW: Tensor, head: str | None = None) -> Tensor:
-        """(B, K, h, w): the scores before the last deconvolution, one cell per its stride."""
+        """Compute the scores before the last deconvolution, (B, K, h, w), one cell per stride."""
         head = next(iter(self.architecture.head_classes)) if head is None else head
         return self._fused(self._features(image_BCHW), head)
 
     def _features(self, image_BCHW: Tensor) -> list[dict[str, Tensor]]:
-        """Per trunk: the pools that skips need, and the last layer."""
+        """Return, per trunk, the pools that skips need and the output of the last layer."""
         pools = [skip.pool for skip in self.plan.skips]
         parts = torch.split(image_BCHW, list(self.streams.values()), dim=1)
         return [
@@ -148,11 +148,11 @@ class FCN(nn.Module):
         ]
 
     def _fused(self, features: list[dict[str, Tensor]], head: str) -> Tensor:
-        """(B, K, h, w): the coarse scores joined by the skips."""
+        """Return the coarse scores (B, K, h, w) with all skips added."""
         suffix, last = head_suffix(head), self.layers[-1].name
         scores = [
-            self.get_submodule(f"score_fr{stream}{suffix}")(found[last])
-            for stream, found in zip(self.streams, features, strict=True)
+            self.get_submodule(f"score_fr{stream}{suffix}")(outputs[last])
+            for stream, outputs in zip(self.streams, features, strict=True)
         ]
         # Late fusion: score_fused = 0.5 color + 0.5 hha (net.py; the paper says sum).
         fused: Tensor = scores[0] if len(scores) == 1 else sum(scores) / len(scores)
@@ -164,12 +164,12 @@ class FCN(nn.Module):
             fused = fused + _crop(finer, self.crops[skip.score], *fused.shape[-2:])
         return fused
 
-    def upscored(self, score_BKHW: Tensor, head: str, height: int, width: int) -> Tensor:
-        """(B, K, height, width): the last deconvolution, cropped to the picture."""
+    def upsample_scores(self, score_BKHW: Tensor, head: str, height: int, width: int) -> Tensor:
+        """Apply the last deconvolution and crop to the image: (B, K, height, width)."""
         name, stride = self.plan.upscore, self.plan.stride
         offset = self.crops[name]
         if offset < 0:
-            # The grid of a dilated net begins within the picture: its first cells go on outwards.
+            # The grid of a dilated network starts inside the image: repeat its first cells.
             missing = -(offset // stride)
             score_BKHW = F.pad(score_BKHW, (missing, 0, missing, 0), mode="replicate")
             offset += missing * stride
@@ -179,7 +179,7 @@ class FCN(nn.Module):
 
 
 def head_suffix(head: str) -> str:
-    """What the names of a head's layers end with."""
+    """Return the suffix of a head's layer names."""
     return f"_{head}" if head else ""
 
 

@@ -1,4 +1,4 @@
-"""The trunks: from the table of layers to modules, and through them.
+"""Build the modules of a trunk from its layer table, and apply them.
 
 Shape suffixes: B batch, C channel, H height px, W width px.
 """
@@ -16,18 +16,18 @@ from fcn_core.networks.architecture import Architecture
 from fcn_core.networks.layers import Layer
 
 Find = Callable[[str], nn.Module]
-"""Layer by its published name."""
+"""Function from a layer's published name to its module."""
 
 
 def modules(
     layers: Sequence[Layer], architecture: Architecture, inputs: int
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The convolutions of a trunk, by published name, in order.
+    """Yield the convolutions of a trunk with their published names, in order.
 
     Args:
-        layers: of the trunk.
-        architecture: for its width.
-        inputs: channels of the picture.
+        layers: Layer table of the trunk.
+        architecture: Architecture with the width.
+        inputs: Number of input channels.
     """
     multiple = max(layer.groups for layer in layers)
     for layer in layers:
@@ -59,7 +59,7 @@ def modules(
 
 
 def output_channels(layers: Sequence[Layer], architecture: Architecture, name: str) -> int:
-    """Channels of a layer of the trunk; pools and norms have those of what they read."""
+    """Return the channels of a trunk layer; pools and norms have those of their input."""
     channels, multiple = 0, max(layer.groups for layer in layers)
     for layer in layers:
         if layer.kind == "conv":
@@ -76,31 +76,31 @@ def features(
     layers: Sequence[Layer], find: Find, dropout: nn.Module, image_BCHW: Tensor,
     wanted: Collection[str] = (),
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Through the trunk.
+    """Apply a trunk and collect the outputs of some layers.
 
     Args:
-        layers: of the trunk.
-        find: gives their modules.
-        dropout: follows where the table says so.
-        image_BCHW: preprocessed pixels.
-        wanted: names of layers to keep on the way.
+        layers: Layer table of the trunk.
+        find: Function from a layer's name to its module.
+        dropout: Module applied after layers that have dropout in the table.
+        image_BCHW: Preprocessed pixels.
+        wanted: Names of layers whose outputs to return.
 
     Returns:
-        (B, C, H, W) of each wanted layer, and of the last one.
+        (B, C, H, W) of each wanted layer and of the last one, by name.
     """
-    kept = {}
+    outputs = {}
     x_BCHW = image_BCHW
     for layer in layers:
         x_BCHW = apply(layer, find, x_BCHW)
         if layer.dropout:
             x_BCHW = dropout(x_BCHW)
         if layer.name in wanted:
-            kept[layer.name] = x_BCHW
-    return kept | {layers[-1].name: x_BCHW}
+            outputs[layer.name] = x_BCHW
+    return outputs | {layers[-1].name: x_BCHW}
 
 
 def apply(layer: Layer, find: Find, x_BCHW: Tensor) -> Tensor:
-    """(B, C, H, W) of one layer, without dropout."""
+    """Apply one layer with its padding and ReLU, without dropout: (B, C, H, W)."""
     if layer.kind == "conv":
         return F.relu(find(layer.name)(x_BCHW), inplace=True)
     if layer.kind == "pool":
@@ -110,8 +110,8 @@ def apply(layer: Layer, find: Find, x_BCHW: Tensor) -> Tensor:
     return _inception(layer.name, find, x_BCHW)
 
 
-def unpadded(layer: Layer, find: Find, x_BCHW: Tensor) -> Tensor:
-    """(B, C, H, W) of one layer where it needs no padding; of a convolution without its ReLU."""
+def apply_unpadded(layer: Layer, find: Find, x_BCHW: Tensor) -> Tensor:
+    """Apply one layer without padding, and a convolution without its ReLU: (B, C, H, W)."""
     if layer.kind == "conv":
         conv = find(layer.name)
         assert isinstance(conv, nn.Conv2d)
@@ -127,16 +127,16 @@ def unpadded(layer: Layer, find: Find, x_BCHW: Tensor) -> Tensor:
         return F.max_pool2d(x_BCHW, layer.kernel, layer.stride, dilation=layer.dilation)
     y_BCHW = apply(layer, find, x_BCHW)
     if layer.kind == "inception":
-        return y_BCHW[..., 2:-2, 2:-2]  # what its widest branch, 5x5, has padded
+        return y_BCHW[..., 2:-2, 2:-2]  # removes cells that depend on the padding of the 5x5 branch
     return y_BCHW
 
 
 def _pool(layer: Layer, x_BCHW: Tensor) -> Tensor:
     if layer.stride > 1:
-        # Caffe rounds the size of a pool up; floor breaks the crops for 1139 of 2999 sizes.
+        # Caffe rounds the output size of a pool up; rounding down breaks 1139 of 2999 image sizes.
         return F.max_pool2d(x_BCHW, layer.kernel, layer.stride, ceil_mode=True)
-    # Every cell gets a window; those that reach over the end take the maximum of what there is,
-    # as the last window of a pool that is rounded up does.
+    # Every cell gets a window. Windows that extend beyond the end take the maximum of the existing
+    # cells, as the last window of a pool with rounded-up size does.
     reach = layer.dilation * (layer.kernel - 1)
     x_BCHW = F.pad(x_BCHW, (0, reach, 0, reach), value=-math.inf)
     return F.max_pool2d(x_BCHW, layer.kernel, 1, dilation=layer.dilation)

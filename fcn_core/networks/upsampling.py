@@ -1,17 +1,17 @@
-"""Deconvolutions that begin as bilinear interpolation, in the cheapest form that is the same.
+"""Deconvolutions that start as bilinear interpolation, computed in the cheapest equivalent form.
 
 Shape suffixes: B batch, K class, H height px, W width px, k kernel px.
 
-Source: surgery.upsample_filt and surgery.interp of shelhamer/fcn.berkeleyvision.org. There a
-deconvolution has a dense (K, K, k, k) weight with the bilinear kernel on its diagonal and zeros
-elsewhere. A class is then upsampled on its own, which two cheaper forms do as well (measured in
+Source: surgery.upsample_filt and surgery.interp of shelhamer/fcn.berkeleyvision.org. The original
+deconvolution has a dense (K, K, k, k) weight: the bilinear kernel on the diagonal and zeros
+elsewhere. Each class is then upsampled separately, which two cheaper forms can do (measured in
 docs/networks.md, "Upsampling"):
 
 - grouped: one (k, k) kernel per class;
-- bilinear: torch's interpolation of the score in a ring of zeros, less the outer half stride.
+- bilinear: torch's interpolation of the score in a ring of zeros, without the outer half stride.
 
-They differ from the dense form by float rounding alone. Which one holds is read off the weights
-exactly, when they are loaded: one non-zero weight between two classes, however small, means dense.
+They differ from the dense form only by float rounding. The form is chosen from the exact weights
+when they are loaded: a single non-zero weight between two classes, however small, requires dense.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ UpsamplingForm = Literal["dense", "grouped", "bilinear"]
 
 
 def bilinear_kernel(size: int) -> Tensor:
-    """(size, size) float32 weights of bilinear upsampling by `(size + 1) // 2`.
+    """Return the (size, size) float32 weights of bilinear upsampling by `(size + 1) // 2`.
 
-    Source: surgery.upsample_filt: with f the factor and c the centre,
+    Source: surgery.upsample_filt: with f the factor and c the center,
     w[i, j] = (1 - |i - c| / f) (1 - |j - c| / f).
     """
     factor = (size + 1) // 2
-    centre = factor - 1 if size % 2 else factor - 0.5
-    # On the CPU also inside `torch.device("meta")`: the kernel is not loaded from a file.
+    center = factor - 1 if size % 2 else factor - 0.5
+    # On the CPU even inside `torch.device("meta")`: the kernel is not loaded from a file.
     cells = torch.arange(size, dtype=torch.float64, device="cpu")
-    line = 1 - (cells - centre).abs() / factor
+    line = 1 - (cells - center).abs() / factor
     return torch.outer(line, line).to(torch.float32)
 
 
 def interpolate(score_BKHW: Tensor, stride: int, size: int) -> Tensor:
-    """The bilinear deconvolution of kernel `size`, by torch's interpolation.
+    """Compute the bilinear deconvolution of a kernel size with torch's interpolation.
 
     Args:
-        score_BKHW: any float dtype.
-        stride: factor, at least 2.
-        size: of the kernel, px: 2 * stride or 2 * stride - 1.
+        score_BKHW: Scores of any float dtype.
+        stride: Upsampling factor, at least 2.
+        size: Kernel side, px: 2 * stride or 2 * stride - 1.
 
     Returns:
         (B, K, s(H - 1) + size, s(W - 1) + size), channels last.
     """
     ring = F.pad(score_BKHW, (1,) * 4).contiguous(memory_format=torch.channels_last)
-    if size % 2:  # a cell's centre is a pixel: cells lie on every stride-th pixel, ends included
+    if size % 2:  # cell centers coincide with pixels: every stride-th pixel, ends included
         height, width = (stride * (side - 1) + 1 for side in ring.shape[-2:])
         full = F.interpolate(ring, (height, width), mode="bilinear", align_corners=True)
         return full[..., 1 : height - 1, 1 : width - 1]
@@ -61,8 +61,8 @@ def interpolate(score_BKHW: Tensor, stride: int, size: int) -> Tensor:
     return full[..., half : height - half, half : width - half]
 
 
-def bilinear_upsampling(score_BKHW: Tensor, stride: int, size: int) -> Tensor:
-    """The bilinear deconvolution of kernel `size`: `interpolate`, for strides from 1 up."""
+def upsample_bilinear(score_BKHW: Tensor, stride: int, size: int) -> Tensor:
+    """Compute the bilinear deconvolution of a kernel size, for all strides from 1 up."""
     if stride > 1:
         return interpolate(score_BKHW, stride, size)
     if size == 1:
@@ -73,11 +73,12 @@ def bilinear_upsampling(score_BKHW: Tensor, stride: int, size: int) -> Tensor:
 
 
 class Upscore(nn.Module):
-    """A deconvolution: (B, K, H, W) to (B, K, s(H - 1) + k, s(W - 1) + k), no bias, no pad.
+    """A deconvolution from (B, K, H, W) to (B, K, s(H - 1) + k, s(W - 1) + k), without bias or pad.
 
     Attributes:
-        form: how it is computed without gradients. With gradients a learned one is dense and a
-            fixed one grouped, because interpolation's gradient is not deterministic on a GPU.
+        form: Form of the computation without gradients. With gradients, a learned deconvolution is
+            dense and a fixed one grouped, because the gradient of interpolation is not
+            deterministic on a GPU.
     """
 
     form: UpsamplingForm
@@ -85,14 +86,14 @@ class Upscore(nn.Module):
     def __init__(
         self, num_classes: int, stride: int, size: int | None = None, *, learned: bool = False
     ) -> None:
-        """Bilinear weights.
+        """Create a deconvolution with bilinear weights.
 
         Args:
-            num_classes: K.
-            stride: factor of the upsampling, at least 2.
-            size: k, 2 * stride or 2 * stride - 1. Default: 2 * stride.
-            learned: whether `weight` is a dense parameter of the state dict, or one fixed kernel
-                that is not saved, because it is a function of the architecture.
+            num_classes: Number of classes K.
+            stride: Upsampling factor, at least 2.
+            size: Kernel side k, 2 * stride or 2 * stride - 1. Default: 2 * stride.
+            learned: Whether `weight` is a dense parameter of the state dict. Otherwise there is one
+                fixed kernel, which is not saved because the architecture determines it.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -110,7 +111,7 @@ class Upscore(nn.Module):
     kernel: Tensor
 
     def reset_parameters(self) -> None:
-        """The bilinear kernel between equal classes, zero between others."""
+        """Set the bilinear kernel between equal classes, and zero between different classes."""
         if self.weight is not None and not self.weight.is_meta:
             with torch.no_grad():
                 self.weight.zero_()
@@ -118,14 +119,14 @@ class Upscore(nn.Module):
 
     @torch.no_grad()
     def choose_form(self) -> None:
-        """Look at the weights and take the cheapest form that computes the same."""
+        """Choose the cheapest form that computes the same result with the current weights."""
         if self.weight is None:
             self.form = "bilinear"
-        elif self.weight.is_meta:  # about to be loaded
+        elif self.weight.is_meta:  # the weights will be loaded later
             self.form = "dense"
         else:
             own = self._own()
-            # Exact, without a copy of the weights; NaN counts as non-zero.
+            # An exact comparison without a copy of the weights; NaN counts as non-zero.
             if self.weight.count_nonzero() > own.count_nonzero():
                 self.form = "dense"
             else:
@@ -136,20 +137,20 @@ class Upscore(nn.Module):
         self.choose_form()
 
     def train(self, mode: bool = True) -> Upscore:
-        """Training may have changed the weights: look at them again when it ends."""
+        """Set the mode; after training, choose the form again, because weights may have changed."""
         super().train(mode)
         if self.learned and not mode:
             self.choose_form()
         return self
 
     def _own(self) -> Tensor:
-        """(K, k, k): what each class passes to itself."""
+        """Return the kernel from each class to itself, (K, k, k)."""
         if self.weight is None:
             return self.kernel.expand(self.num_classes, -1, -1)
         return self.weight[range(self.num_classes), range(self.num_classes)]
 
     def forward(self, score_BKHW: Tensor) -> Tensor:
-        """(B, K, s(H - 1) + k, s(W - 1) + k) from (B, K, H, W), s being the stride."""
+        """Upsample (B, K, H, W) to (B, K, s(H - 1) + k, s(W - 1) + k), with stride s."""
         if torch.is_grad_enabled():
             form: UpsamplingForm = "dense" if self.learned else "grouped"
         else:
@@ -164,6 +165,6 @@ class Upscore(nn.Module):
         return interpolate(score_BKHW, self.stride, self.size)
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows."""
+        """Return the text that `print(model)` shows for this layer."""
         kind: Any = "learned" if self.learned else "fixed"
         return f"{self.num_classes}, stride={self.stride}, size={self.size}, {kind}, {self.form}"

@@ -1,1 +1,1 @@
-"""How a network learns: recipes, batches, initialization, and steps."""
+"""Training of a network: recipes, batches, initial weights, and optimizer steps."""

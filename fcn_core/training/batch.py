@@ -1,4 +1,4 @@
-"""From a picture and its label to what the network is trained on. All randomness is handed in.
+"""Turn images and labels into training batches. All randomness comes from the caller.
 
 Shape suffixes: B batch, C channel, H height px, W width px.
 """
@@ -24,21 +24,21 @@ TrainingSample = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 Pixels = tuple[NDArray[np.float32], NDArray[np.uint8]]
-"""An image, (H, W, 3) float32 RGB in 0-255, and its label."""
+"""An image, (H, W, 3) float32 RGB in 0-255, and its label, (H, W) uint8."""
 
 
 NOTHING: TrainingSample = (np.zeros((1, 1, 3), np.uint8), np.full((1, 1), VOID, np.uint8))
-"""In the place of a sample that cannot be used: nothing is learnt from it."""
+"""Replaces a sample that cannot be used; it is all void and changes no weight."""
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What goes through the network at once.
+    """The images of one forward pass.
 
     Attributes:
         image: (B, 3, H, W) preprocessed pixels, float32, channels last.
         label: (B, H, W) int64, class index or 255.
-        slots: the place of each picture among those of the step.
+        slots: Position of each image among the images of the step.
     """
 
     image: Tensor
@@ -46,21 +46,21 @@ class TrainingBatch:
     slots: tuple[int, ...]
 
     @property
-    def labelled(self) -> int:
-        """Pixels that have a class."""
+    def labeled_pixels(self) -> int:
+        """Number of pixels that have a class."""
         return int((self.label != VOID).sum())
 
 
 def augment(sample: TrainingSample, how: Augmentation, rng: np.random.Generator) -> Pixels:
-    """A random view of a picture, and of its label.
+    """Return a random view of an image and its label.
 
     Args:
-        sample: see `TrainingSample`.
-        how: see `Augmentation`.
-        rng: draws the same numbers for every view.
+        sample: Image and label.
+        how: Augmentation settings.
+        rng: Random generator; every call draws the same number of values.
 
     Returns:
-        At most crop x crop; the whole picture without a crop.
+        Pixels and label, at most crop x crop; the whole image without a crop.
     """
     image, label = sample
     enlarge, *place = rng.random(3)
@@ -83,7 +83,7 @@ def _view(
     image: NDArray[np.uint8], label: NDArray[np.uint8], crop: int, factor: float,
     place: Sequence[float],
 ) -> TrainingSample:  # fmt: skip
-    """A window that, enlarged by the factor, has at most crop x crop px."""
+    """Cut a window that has at most crop x crop px after scaling by the factor."""
     height, width = (min(side, max(1, round(crop / factor))) for side in label.shape)
     top, left = (
         int(where * (full - part + 1))
@@ -101,7 +101,7 @@ def _view(
 def stack(
     views: Sequence[Pixels], slots: Sequence[int], how: Augmentation, preprocessing: Preprocessing
 ) -> list[TrainingBatch]:
-    """Views as they go through the network: crops together, whole pictures one by one."""
+    """Batch views for the network: crops in one batch, whole images one by one."""
     if how.crop is None:
         return [
             TrainingBatch(*tensors([view], view[1].shape, preprocessing), (slot,))
@@ -113,7 +113,7 @@ def stack(
 def tensors(
     views: Sequence[Pixels], size: tuple[int, ...], preprocessing: Preprocessing
 ) -> tuple[Tensor, Tensor]:
-    """Float32 (B, 3, *size), channels last, and int64 (B, *size); what is not filled is void."""
+    """Return float32 (B, 3, *size), channels last, and int64 (B, *size), filled up with void."""
     shape = (len(views), *size)
     image_BHWC = np.zeros((*shape, 3), np.float32)  # zero is the mean colour
     label_BHW = np.full(shape, VOID, np.int64)
@@ -123,5 +123,5 @@ def tensors(
         ordered = pixels[..., ::-1] if preprocessing.channels == "BGR" else pixels
         image_BHWC[slot, :height, :width] = (ordered - mean) / std
         label_BHW[slot, :height, :width] = label
-    # A permuted (B, H, W, C) array is what torch calls channels last.
+    # Permuting a (B, H, W, C) array gives torch's channels-last format.
     return torch.from_numpy(image_BHWC).permute(0, 3, 1, 2), torch.from_numpy(label_BHW)

@@ -1,8 +1,9 @@
-"""Where a training starts: from nothing, or from weights that fit as far as they fit.
+"""Initial weights of a training: random ones, or those of another network as far as they fit.
 
-Source: surgery.py of shelhamer/fcn.berkeleyvision.org: `transplant` copies the layers of one net
-into another by name, `expand_score` the classes of one score layer into a larger one. New scores
-are zero (paper, section 4.3), so that a finer net begins by predicting what the coarser one did.
+Source: surgery.py of shelhamer/fcn.berkeleyvision.org: `transplant` copies layers from one network
+into another by name, `expand_score` copies the classes of a score layer into a larger one. New
+scores are zero (paper, section 4.3), so that a finer network first predicts the same as the coarser
+one.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from fcn_core.weights.weights_info import WeightsInfo
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """A network ready to be trained.
+    """A network that is ready to be trained.
 
     Attributes:
-        model: float32, on the CPU.
-        copied: layers that come from the other weights.
-        extended: score layers of which only the first classes do.
-        fresh: layers that start anew.
-        unused: what the other network has and this one has not.
+        model: Network in float32, on the CPU.
+        copied: Layers copied from the other weights.
+        extended: Score layers with copied first classes and new further classes.
+        fresh: Layers with new initial weights.
+        unused: Parts of the other network that this one does not have.
     """
 
     model: FCN
@@ -39,18 +40,18 @@ class StartingPoint:
     unused: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """What of the initial weights is used, in a line."""
+        """Describe in one line how the initial weights are used."""
         parts = [f"{len(self.copied)} layers copied"]
-        for said, names in (
+        for prefix, names in (
             ("classes added to", self.extended), ("new:", self.fresh), ("not used:", self.unused)
         ):  # fmt: skip
             if names:
-                parts.append(f"{said} {', '.join(names)}")
+                parts.append(f"{prefix} {', '.join(names)}")
         return "; ".join(parts)
 
 
-def from_nothing(architecture: Architecture, seed: int) -> FCN:
-    """He initialisation in the trunk, zero scores, bilinear deconvolutions."""
+def initialize_network(architecture: Architecture, seed: int) -> FCN:
+    """Return a network with a He-initialized trunk, zero scores and bilinear deconvolutions."""
     model = FCN(architecture)
     model.reset_parameters(torch.Generator().manual_seed(seed))
     return model
@@ -59,22 +60,22 @@ def from_nothing(architecture: Architecture, seed: int) -> FCN:
 def transplant(
     old: FCN, info: WeightsInfo, architecture: Architecture, labels: LabelSet, where: str
 ) -> StartingPoint:
-    """A network that starts from the weights of another one.
+    """Return a network that starts from the weights of another one.
 
-    Layers of the same name are copied. Scores too, if the classes begin with the old ones, in the
-    old order; classes behind them start at zero. Of other classes no score is copied. Between a
-    staged and an at-once net, whose pools are scaled before they are scored, the weights of the
-    skips change so that the scores do not.
+    Layers of the same name are copied. Score layers are copied if the classes start with the old
+    ones in the old order; the weights of further classes start at zero. With other classes, no
+    score layer is copied. Staged and at-once networks scale their pools differently, so the weights
+    of the skips are rescaled to keep the scores equal.
 
     Args:
-        old: whose weights.
-        info: what they say of themselves.
-        architecture: of the new network.
-        labels: of the new network.
-        where: named in errors.
+        old: Network with the weights to copy.
+        info: Description of these weights.
+        architecture: Architecture of the new network.
+        labels: Label set of the new network.
+        where: Name of the old weights in error messages.
 
     Raises:
-        WeightsError: another trunk or width, so that a layer of the trunk would start anew.
+        WeightsError: Another trunk or width, so that a trunk layer could not be copied.
     """
     model = FCN(architecture)
     model.reset_parameters()
@@ -101,7 +102,7 @@ def transplant(
 
 
 def _skip_factors(old: Architecture, new: Architecture) -> dict[str, float]:
-    """By what the weights of the skips are multiplied."""
+    """Return the factors of the weights of the skips, by parameter name."""
     before = {skip.score: skip.scale for skip in decoder(old).skips}
     return {
         f"{skip.score}{head_suffix(head)}.weight": before[skip.score] / skip.scale
@@ -122,7 +123,7 @@ def _unused(old: FCN, new: FCN) -> set[str]:
 
 @torch.no_grad()
 def _copy(given: Tensor, parameter: Tensor, factor: float) -> None:
-    """Into the first classes: all of them where the shapes are equal."""
+    """Copy into the first classes: all of them if the shapes are equal."""
     # A score layer is (K, C, 1, 1) and (K,), a learned deconvolution (K, K, k, k).
     inner = tuple(
         slice(min(old, new)) for old, new in zip(given.shape, parameter.shape, strict=True)
@@ -135,6 +136,6 @@ def _other_trunk(name: str, given: Tensor | None, parameter: Tensor, where: str)
     return WeightsError(
         where=where,
         found=found,
-        expected=f"{tuple(parameter.shape)}: the trunk of the network that is to be trained",
+        expected=f"{tuple(parameter.shape)}, as in the trunk of the network to be trained",
         remedy="Name weights of the same trunk and width (model.width), or --init scratch.",
     )

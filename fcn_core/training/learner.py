@@ -1,9 +1,9 @@
-"""The learning itself: a network, its optimizer, one step after the other.
+"""Optimizer steps of a training: forward and backward pass, loss, and update.
 
-A step is a function of the weights, the optimizer's state, the pictures and (seed, step) alone:
-dropout draws its masks per picture from its place in the step. So a training that was stopped goes
-on as if it had not been, and any number of processes that share the pictures of a step learn the
-same (up to the rounding of sums).
+A step depends only on the weights, the optimizer's state, the images and (seed, step): dropout
+draws the mask of an image from its position in the step. So an interrupted training continues as if
+it had not stopped, and any number of processes that share the images of a step learn the same, up
+to rounding of sums.
 
 Shape suffixes: B batch, C channel, K class, H height px, W width px.
 """
@@ -31,59 +31,59 @@ TrainPrecision = Literal["fp32", "bf16"]
 
 
 class ProcessGroup(Protocol):
-    """The processes that share the pictures of every step, from inside one of them."""
+    """The processes that share the images of every step, seen from one of them."""
 
     @property
     def rank(self) -> int:
-        """The number of this one, from 0."""
+        """Number of this process, from 0."""
         ...
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of processes."""
         ...
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model such that gradients are averaged over all processes."""
+        """Wrap a model so that gradients are averaged over all processes."""
         ...
 
-    def quietly(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
-        """Within it, gradients gather here and wait for the next backward pass outside it."""
+    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
+        """Accumulate gradients locally, until the next backward pass outside this context."""
         ...
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Each value summed over all processes, in float64."""
+        """Sum each value over all processes, in float64."""
         ...
 
 
 class SingleProcess:
-    """One process."""
+    """A group of one process."""
 
     rank = 0
     size = 1
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """As it is."""
+        """Return the model unchanged."""
         return model
 
-    def quietly(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
-        """Nothing to do."""
+    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
+        """Return a context that does nothing."""
         return nullcontext()
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """As they are."""
+        """Return the values as floats."""
         return [float(value) for value in values]
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What is the same in every step.
+    """Settings that all steps of a training stage share.
 
     Attributes:
-        recipe: how to train.
-        max_steps: of this stage.
-        seed: of dropout.
-        precision: of the forward pass; weights, loss and updates are float32 always.
+        recipe: Optimizer, loss and schedule.
+        max_steps: Number of steps of the stage.
+        seed: Seed of dropout.
+        precision: Precision of the forward pass; weights, loss and updates are always float32.
     """
 
     recipe: Recipe
@@ -94,24 +94,24 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """A finished step.
+    """The result of one step.
 
     Attributes:
-        number: in the stage, counted from 1.
-        loss: mean cross-entropy per labelled pixel, nats, before the step's update; 0 where none
-            is labelled. For recipes of a summed loss too, so that recipes can be compared.
-        learning_rate: of the update, of weights.
-        labelled: pixels that had a class.
+        number: Step number in the stage, from 1.
+        loss: Mean cross-entropy per labeled pixel before the update, nats; 0 without labeled
+            pixels. A mean also for recipes with a summed loss, so that recipes can be compared.
+        learning_rate: Learning rate of weights in the update.
+        labeled_pixels: Number of pixels that had a class.
     """
 
     number: int
     loss: float
     learning_rate: float
-    labelled: int
+    labeled_pixels: int
 
 
 class SampleDropout(nn.Module):
-    """Elementwise dropout whose mask for a picture depends on nothing but that picture's seed."""
+    """Elementwise dropout whose mask for an image depends only on the seed of that image."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -119,94 +119,94 @@ class SampleDropout(nn.Module):
         self._generators: list[torch.Generator] = []
 
     def begin(self, seeds: Sequence[int], device: torch.device) -> None:
-        """A forward pass begins, of pictures with these seeds."""
+        """Set the seeds of the images of the next forward pass."""
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Some elements 0, the others divided by 1 - p; as it is in eval mode."""
+        """Drop elements and divide the others by 1 - p; in eval mode, return the input."""
         if not self.training or self.p == 0:
             return x_BCHW
         keep_BCHW = torch.empty_like(x_BCHW)
-        for kept, generator in zip(keep_BCHW, self._generators, strict=True):
-            kept.bernoulli_(1 - self.p, generator=generator)
+        for keep_CHW, generator in zip(keep_BCHW, self._generators, strict=True):
+            keep_CHW.bernoulli_(1 - self.p, generator=generator)
         return x_BCHW * keep_BCHW / (1 - self.p)
 
 
 class Learner:
-    """Trains a network in place.
+    """Train a network in place, step by step.
 
     Args:
-        model: float32; its dropout is replaced. Moved to the device.
-        course: see there.
-        device: "cpu", "cuda", "cuda:1".
-        group: of processes that train together.
+        model: Network in float32. Its dropout is replaced, and it is moved to the device.
+        plan: Settings shared by all steps.
+        device: "cpu", "cuda" or "cuda:1".
+        group: Processes that train together. Default: this one only.
     """
 
     def __init__(
-        self, model: FCN, course: StepPlan, device: str = "cpu", group: ProcessGroup | None = None
+        self, model: FCN, plan: StepPlan, device: str = "cpu", group: ProcessGroup | None = None
     ) -> None:
         self.model = model.to(device).to(memory_format=torch.channels_last)
-        self.course = course
+        self.plan = plan
         self.device = torch.device(device)
         self.group = SingleProcess() if group is None else group
-        self.dropout = SampleDropout(course.recipe.dropout)
+        self.dropout = SampleDropout(plan.recipe.dropout)
         model.dropout = self.dropout  # type: ignore[assignment]  # both are modules
-        self.optimizer = _optimizer(self.model, course.recipe)
-        self._rate = course.recipe.base_rate(model.architecture)
+        self.optimizer = _optimizer(self.model, plan.recipe)
+        self._rate = plan.recipe.base_rate(model.architecture)
         self._wrapped = self.group.wrap(self.model)
 
     def learn(self, number: int, batches: Sequence[TrainingBatch]) -> StepResult:
-        """One step.
+        """Do one optimizer step.
 
         Args:
-            number: counted from 1.
-            batches: what this process has of the step's pictures.
+            number: Step number, from 1.
+            batches: This process's part of the images of the step.
 
         Raises:
-            TrainingError: the loss or a gradient is not finite; nothing was changed.
+            TrainingError: A loss or gradient that is not finite; the weights are then unchanged.
         """
         self.model.train()
-        recipe, group = self.course.recipe, self.group
-        labelled = group.sum([sum(batch.labelled for batch in batches)])[0]
-        # Gradients are averaged over the processes: times their number, they are summed.
-        scale = group.size / (max(labelled, 1) if recipe.loss == "mean" else recipe.batch_size)
+        recipe, group = self.plan.recipe, self.group
+        labeled = group.sum([sum(batch.labeled_pixels for batch in batches)])[0]
+        # The group averages gradients; multiplied by its size, they are sums.
+        scale = group.size / (max(labeled, 1) if recipe.loss == "mean" else recipe.batch_size)
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device, dtype=torch.float64)
-        for place, batch in enumerate(batches):
-            is_last = place == len(batches) - 1
-            with nullcontext() if is_last else group.quietly(self._wrapped):
+        for index, batch in enumerate(batches):
+            is_last = index == len(batches) - 1
+            with nullcontext() if is_last else group.no_sync(self._wrapped):
                 loss = self._loss(number, batch)
                 torch.autograd.backward(loss * scale)
                 total += loss.detach()
-        mean = group.sum([float(total)])[0] / max(labelled, 1)
+        mean = group.sum([float(total)])[0] / max(labeled, 1)
         if not math.isfinite(mean):
             raise _diverged(number, f"the loss is {mean}")
-        factor = recipe.schedule(number, self.course.max_steps)
+        factor = recipe.schedule(number, self.plan.max_steps)
         self._update(number, factor)
-        return StepResult(number, mean, self._rate * factor, int(labelled))
+        return StepResult(number, mean, self._rate * factor, int(labeled))
 
     def check_is_finite(self, number: int) -> None:
-        """Refuse weights that hold NaN or infinity.
+        """Check that no weight is NaN or infinite.
 
         Raises:
-            TrainingError: naming the first tensor that does.
+            TrainingError: A parameter that is not finite; the message names it.
         """
         for name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise _diverged(number, f"{name} holds NaN or infinity")
 
     def _loss(self, number: int, batch: TrainingBatch) -> Tensor:
-        """Cross-entropy summed over the labelled pixels, in float32."""
-        seeds = [_seed(self.course.seed, number, slot) for slot in batch.slots]
+        """Compute the cross-entropy, summed over labeled pixels, in float32."""
+        seeds = [_seed(self.plan.seed, number, slot) for slot in batch.slots]
         self.dropout.begin(seeds, self.device)
-        low = self.course.precision == "bf16"
+        low = self.plan.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             logits_BKHW = self._wrapped(batch.image.to(self.device, non_blocking=True))
         label_BHW = batch.label.to(self.device, non_blocking=True)
         return summed_cross_entropy(logits_BKHW, label_BHW)
 
     def _update(self, number: int, factor: float) -> None:
-        recipe = self.course.recipe
+        recipe = self.plan.recipe
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm):
@@ -218,7 +218,7 @@ class Learner:
         self.optimizer.step()
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The optimizer's memory: "conv1_1.weight.momentum_buffer", …; on the CPU."""
+        """Return the optimizer's state on the CPU: "conv1_1.weight.momentum_buffer", …."""
         return {
             f"{name}.{key}": value.detach().to("cpu").contiguous()
             for name, parameter in self.model.named_parameters()
@@ -227,10 +227,10 @@ class Learner:
         }
 
     def load_optimizer(self, tensors: Mapping[str, Tensor], where: str) -> None:
-        """What `optimizer_tensors` gave.
+        """Restore the state that `optimizer_tensors` returned.
 
         Raises:
-            WeightsError: it is of another network or another optimizer.
+            WeightsError: State of another network or another optimizer.
         """
         parameters = dict(self.model.named_parameters())
         for full, value in tensors.items():
@@ -238,20 +238,22 @@ class Learner:
             fits = name in parameters and value.shape in ((), parameters[name].shape)
             if not fits:
                 raise WeightsError(
-                    where=where, found=f"optimizer state {full} of shape {tuple(value.shape)}",
-                    expected="that of this network", remedy="Train into a new directory.",
-                )  # fmt: skip
-            # AdamW counts steps in a tensor that stays on the CPU.
+                    where=where,
+                    found=f"optimizer state {full} of shape {tuple(value.shape)}",
+                    expected="the optimizer state of this network",
+                    remedy="Train into a new directory.",
+                )
+            # AdamW keeps its step counter on the CPU.
             device = "cpu" if key == "step" else self.device
             self.optimizer.state[parameters[name]][key] = value.to(device)
 
 
 def summed_cross_entropy(logits_BKHW: Tensor, label_BHW: Tensor) -> Tensor:
-    """Summed over the labelled pixels, in float32; 0 where none is labelled.
+    """Compute the cross-entropy, summed over labeled pixels, in float32; 0 if there are none.
 
     Args:
-        logits_BKHW: any float dtype.
-        label_BHW: int64 in [0, K) or 255, which counts for nothing.
+        logits_BKHW: Logits of any float dtype.
+        label_BHW: int64 in [0, K), or 255 for pixels that are ignored.
     """
     return F.cross_entropy(logits_BKHW.float(), label_BHW, ignore_index=VOID, reduction="sum")
 
@@ -259,9 +261,9 @@ def summed_cross_entropy(logits_BKHW: Tensor, label_BHW: Tensor) -> Tensor:
 def _diverged(number: int, found: str) -> TrainingError:
     return TrainingError(
         where=f"training, step {number}", found=found, expected="finite numbers",
-        remedy="Lower the rate (--set train.learning_rate=…, a tenth for a start), or lengthen the "
-        "warm-up; if one sample does it every time, look at it. Running the same command again "
-        "repeats the same steps: train into a new directory, --init from the last checkpoint.",
+        remedy="Lower the learning rate (--set train.learning_rate=…, first to a tenth), or "
+        "lengthen the warm-up; if the same sample fails every time, inspect it. The same command "
+        "repeats the same steps: train into a new directory, with --init from the last checkpoint.",
     )  # fmt: skip
 
 

@@ -1,12 +1,12 @@
-"""Recipes: everything that decides how a network learns, under names that can be looked up.
+"""Training recipes: all settings that decide how a network learns, by name.
 
-`heavy`, `accum` and `online` are the three regimes of the authors, `modern` is this project's, for
-networks that start from nothing. docs/training.md has them as a table.
+`heavy`, `accum` and `online` are the three training modes of the paper's authors. `modern` is this
+project's recipe for training from scratch. docs/training.md compares them in a table.
 
 Sources: solver.prototxt, solve.py and net.py of shelhamer/fcn.berkeleyvision.org; Long, Shelhamer,
-Darrell 2015, section 4.3. The authors published solvers of `heavy` alone, and of FCN-AlexNet, which
-accumulates 20 images; `accum` and `online` are heavy's solver with the batch and the momentum of
-their names.
+Darrell 2015, section 4.3. The authors published only solvers of `heavy`, and one of FCN-AlexNet,
+which accumulates 20 images. Here, `accum` and `online` are the heavy solver with the batch size and
+momentum of their descriptions.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Literal
 from fcn_core.networks.architecture import Architecture, Variant
 
 REFERENCE_WIDTH = 1 / 8
-"""The width at which the rate of `modern` holds; see `Recipe.rate_by_width`."""
+"""The width for which the learning rate of `modern` is given; see `Recipe.rate_by_width`."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a picture, and to its label with it, before the network sees them.
+    """Random changes of an image and its label before training.
 
     Attributes:
-        crop: side of the square that is cut out, px; smaller pictures are filled up with the mean
-            colour, and their labels with void. None: the whole picture, in its own size.
-        scale: least and greatest factor by which it is enlarged first; needs a crop.
-        flip: whether half of them are mirrored left to right.
-        jitter: largest relative change of contrast, and of each channel's brightness; 0 for none.
+        crop: Side of the square crop, px; smaller images are padded with the mean color, and their
+            labels with void. None: the whole image, in its own size.
+        scale: Smallest and largest scale factor before cropping; needs a crop.
+        flip: Whether half of the images are mirrored left to right.
+        jitter: Largest relative change of contrast, and of each channel's brightness; 0 for none.
     """
 
     crop: int | None = None
@@ -41,31 +41,31 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. All rates are those of weights; biases have `bias_rate` times as much.
+    """Settings of a training. Learning rates are those of weights; biases multiply them.
 
     Attributes:
-        name: how commands name it.
-        optimizer: "sgd" (with momentum, as Caffe's) or "adamw".
-        learning_rate: after the warm-up.
-        stage_rates: the rates of those variants that have their own.
-        rate_by_width: whether the rate is that of a trunk of width 1/8, and others have it times
-            1/8 / width: Adam's best rate goes with one over the width (Yang et al. 2022, Tensor
-            Programs V).
-        momentum: of SGD.
-        batch_size: pictures per step. Those of one crop size share a forward pass; whole pictures
-            go one by one, and their gradients are summed up (Caffe's iter_size).
-        loss: "sum": cross-entropy summed over the labelled pixels of a picture, then averaged over
-            the pictures (Caffe's normalize: false). "mean": over all labelled pixels of the batch.
-        weight_decay: of weights; biases have none.
-        bias_rate: Caffe's lr_mult of biases.
-        warmup_steps: over which the rate rises linearly from near zero; never more than a tenth of
+        name: Name of the recipe in commands.
+        optimizer: "sgd" (with momentum, as in Caffe) or "adamw".
+        learning_rate: Learning rate after the warm-up.
+        stage_rates: Learning rates of the variants that have their own.
+        rate_by_width: Whether the learning rate is that of a trunk of width 1/8 and other widths
+            multiply it by 1/8 / width: the best rate of Adam is proportional to one over the width
+            (Yang et al. 2022, Tensor Programs V).
+        momentum: Momentum of SGD.
+        batch_size: Images per step. Images of one crop size share a forward pass; whole images are
+            passed one by one, and their gradients are summed (Caffe's iter_size).
+        loss: "sum": cross-entropy summed over the labeled pixels of an image, then averaged over
+            the images (Caffe's normalize: false). "mean": mean over all labeled pixels of a batch.
+        weight_decay: Weight decay of weights; biases have none.
+        bias_rate: Factor of the learning rate of biases (Caffe's lr_mult).
+        warmup_steps: Steps over which the rate rises linearly from near zero; at most a tenth of
             all steps.
-        power: the rate then falls as (1 - progress) ** power; 0 keeps it.
-        clip_norm: longest gradient, longer ones are shortened; None for any. Without batch
-            normalisation single steps can otherwise throw a new network back to nothing.
-        dropout: probability at fc6 and fc7, elementwise.
-        augmentation: see there.
-        max_steps: optimizer steps of a stage, unless told otherwise.
+        power: After the warm-up, the rate falls as (1 - progress) ** power; 0 keeps it constant.
+        clip_norm: Largest norm of the gradient; longer ones are scaled down. None for no limit.
+            Without batch normalization, a single step could otherwise destroy a new network.
+        dropout: Dropout probability at fc6 and fc7, elementwise.
+        augmentation: Random changes of the images.
+        max_steps: Default number of optimizer steps of a stage.
     """
 
     name: str
@@ -86,16 +86,16 @@ class Recipe:
     max_steps: int = 100_000
 
     def base_rate(self, architecture: Architecture) -> float:
-        """The learning rate of a network's weights, before the schedule."""
+        """Return the learning rate of a network's weights, before the schedule."""
         rate = self.stage_rates.get(architecture.variant, self.learning_rate)
         return rate * REFERENCE_WIDTH / architecture.width if self.rate_by_width else rate
 
     def schedule(self, step: int, max_steps: int) -> float:
-        """What the rate is multiplied by.
+        """Return the factor of the learning rate at a step.
 
         Args:
-            step: of the stage, counted from 1.
-            max_steps: of the stage.
+            step: Step number in the stage, from 1.
+            max_steps: Number of steps of the stage.
         """
         warmup = min(self.warmup_steps, max_steps // 10)
         if step <= warmup:
@@ -107,15 +107,15 @@ _STAGES: Mapping[Variant, float] = {"fcn16s": 1e-12, "fcn8s": 1e-14}
 
 
 HEAVY = Recipe("heavy", "sgd", 1e-10, _STAGES, momentum=0.99)
-"""One picture a step, high momentum. Source: solver.prototxt of voc-fcn32s, 16s, 8s, 8s-atonce."""
+"""One image per step, high momentum. Source: solver.prototxt of voc-fcn32s, 16s, 8s, 8s-atonce."""
 
 
 ONLINE = Recipe("online", "sgd", 1e-10, _STAGES, momentum=0.9)
-"""One picture a step; heavy's solver with the momentum of the paper."""
+"""One image per step; the heavy solver with the paper's momentum."""
 
 
 ACCUM = Recipe("accum", "sgd", 1e-10, _STAGES, momentum=0.9, batch_size=20)
-"""Gradients of 20 pictures a step, as in the paper (minibatch 20, momentum 0.9)."""
+"""Gradients of 20 images per step, as in the paper (minibatch 20, momentum 0.9)."""
 
 
 MODERN = Recipe(
@@ -134,8 +134,8 @@ MODERN = Recipe(
     augmentation=Augmentation(crop=320, scale=(0.75, 1.5), flip=True, jitter=0.1),
     max_steps=20_000,
 )
-"""AdamW, warm-up and polynomial decay, crops of enlarged, mirrored pictures: from nothing."""
+"""AdamW, warm-up, polynomial decay, and crops of scaled, mirrored images: trains from scratch."""
 
 
 RECIPES: Mapping[str, Recipe] = {r.name: r for r in (HEAVY, ACCUM, ONLINE, MODERN)}
-"""By the names under which commands find them."""
+"""Recipes by the names that commands accept."""

@@ -1,1 +1,1 @@
-"""Weights files: read, written, described, and converted from other projects."""
+"""Weights files: reading, writing, description, and conversion from other projects."""

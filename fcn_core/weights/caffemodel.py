@@ -1,11 +1,12 @@
-"""Caffe's `.caffemodel` files, read with protobuf alone.
+"""Read the layers of Caffe's `.caffemodel` files, with protobuf only.
 
-Only what weights need of Caffe's messages is declared here; everything else in a file is skipped.
+Only the parts of Caffe's messages that weights need are declared here; the rest of a file is
+skipped.
 
 Source: BVLC/caffe, src/caffe/proto/caffe.proto (field numbers, layer types) and src/caffe/blob.cpp
-(legacy shapes). Deviation: `data` and `double_data` are declared as bytes. On the wire a packed
-list of floats and a string of bytes are the same, and bytes become an array without a Python object
-per number.
+(legacy shapes). Deviation: `data` and `double_data` are declared as bytes. A packed list of floats
+and a byte string have the same encoding, and bytes become an array without one Python object per
+number.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ V1_TYPES: Mapping[int, str] = {
     31: "Threshold", 32: "DummyData", 33: "Slice", 34: "MVN", 35: "AbsVal", 36: "Silence",
     37: "ContrastiveLoss", 38: "Exp", 39: "Deconvolution",
 }  # fmt: skip
-"""V1LayerParameter.LayerType, under the names that the later format uses."""
+"""V1LayerParameter.LayerType numbers, with the type names of the later format."""
 
 
-# Message: {field: (number, kind, repeated?)}; a kind that is no scalar names a message.
+# Message: {field: (number, kind, repeated?)}; a kind is a scalar type or the name of a message.
 _MESSAGES: Mapping[str, Mapping[str, tuple[int, str, bool]]] = {
     "BlobShape": {"dim": (1, "int64", True)},
     "BlobProto": {
@@ -71,10 +72,10 @@ _REMEDY = "Copy or download the file again, and compare its checksum."
 
 @dataclass(frozen=True)
 class CaffeLayer:
-    """A layer that has weights.
+    """A layer with weights.
 
     Attributes:
-        name: as in the prototxt ("conv1_1").
+        name: Name in the prototxt ("conv1_1").
         type: "Convolution", "Deconvolution", "InnerProduct", "Scale", ….
         blobs: float32, read-only, in Caffe's order and shape: weight, then bias. Legacy shapes
             are resolved: an InnerProduct weight is (O, I), a bias (O,).
@@ -86,28 +87,28 @@ class CaffeLayer:
 
 
 def read_caffemodel(data: bytes, where: str) -> dict[str, CaffeLayer]:
-    """The layers that have weights, by name, in the order of the file.
+    """Read the layers with weights, by name, in the order of the file.
 
-    Both layer formats are read: V1 (`layers`, enumerated types) and V2 (`layer`, types by name).
+    Both layer formats are supported: V1 (`layers`, enumerated types) and V2 (`layer`, type names).
 
     Args:
-        data: the file.
-        where: named in errors.
+        data: Content of the file.
+        where: Name of the file in error messages.
 
     Raises:
-        WeightsError: not a NetParameter, truncated, of the V0 format, without weights, or with
-            blobs whose shape and data disagree.
+        WeightsError: Data that is not a NetParameter, is truncated, has the V0 format or no
+            weights, or has blobs whose shape and data disagree.
     """
     from google.protobuf.message import DecodeError
 
-    expected = "a whole .caffemodel (a binary NetParameter of Caffe)"
+    expected = "a complete .caffemodel (a binary NetParameter of Caffe)"
     net = _message_classes()["NetParameter"]()
     try:
         net.ParseFromString(data)
     except DecodeError as error:
         raise WeightsError(
             where=where,
-            found=f"{len(data)} bytes that break off or are something else",
+            found=f"{len(data)} bytes that are truncated or have another format",
             expected=expected,
             remedy=_REMEDY,
         ) from error
@@ -118,7 +119,7 @@ def read_caffemodel(data: bytes, where: str) -> dict[str, CaffeLayer]:
             raise WeightsError(
                 where=where,
                 found=f"two layers {layer.name!r}",
-                expected="names that differ",
+                expected="layer names must differ",
                 remedy=_REMEDY,
             )
         if layer.blobs:
@@ -141,7 +142,7 @@ def _layer(message: Any, where: str) -> CaffeLayer:
             where=where,
             found="layers of the V0 format (Caffe of 2013)",
             expected="the V1 or V2 format",
-            remedy="Upgrade the file with Caffe's own upgrade_net_proto_binary.",
+            remedy="Upgrade the file with Caffe's tool upgrade_net_proto_binary.",
         )
     name = message.name.decode(errors="replace")
     if v1:
@@ -161,7 +162,7 @@ def _blob(message: Any, index: int, kind: str, where: str) -> FloatArray:
         shape = tuple(message.shape.dim)
     else:
         shape = (message.num, message.channels, message.height, message.width)
-        # Blob::ShapeEquals: missing axes were written as leading ones.
+        # Source: Blob::ShapeEquals. Missing axes were written as leading ones.
         axes = 1 if index else 2 if kind == "InnerProduct" else 4
         if shape[: 4 - axes] == (1,) * (4 - axes):
             shape = shape[4 - axes :]
@@ -181,7 +182,7 @@ def _values(message: Any, where: str) -> FloatArray:
         raise WeightsError(
             where=where,
             found=f"{len(raw)} bytes",
-            expected=f"numbers of {dtype.itemsize}",
+            expected=f"numbers of {dtype.itemsize} bytes each",
             remedy=_REMEDY,
         )
     values = np.frombuffer(raw, dtype) if raw else _unpacked(message)
@@ -189,7 +190,7 @@ def _values(message: Any, where: str) -> FloatArray:
 
 
 def _unpacked(message: Any) -> FloatArray:
-    """Numbers written one by one: parsers must take them for the same list."""
+    """Return numbers that were written one by one, which is valid for packed fields as well."""
     from google.protobuf.unknown_fields import UnknownFieldSet
 
     fixed32, fixed64 = 5, 1  # wire types
@@ -203,7 +204,7 @@ def _unpacked(message: Any) -> FloatArray:
 
 @cache
 def _message_classes() -> dict[str, Any]:
-    """The classes of `_MESSAGES`, in a pool of their own: others may know a package `caffe`."""
+    """Build the classes of `_MESSAGES` in a separate pool, because others may register `caffe`."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     file = descriptor_pb2.FileDescriptorProto(name="fcn_core/caffemodel", package="caffe")

@@ -1,17 +1,14 @@
-"""Weights of other projects as networks of this one.
+"""Convert weights of other projects to networks of this project.
 
-The layer names are the paper's on both sides, so that a conversion is a comparison: which network
-do the names and shapes belong to, and is it the one that was asked for? Deviations:
+Both sides use the paper's layer names. So a conversion is a comparison: names and shapes determine
+the possible networks, and the requested one must be among them. Deviations:
 
-- Deconvolutions that hold exactly the bilinear kernel (all published ones do) are not kept: ours
-  compute it. Any other are kept as learned ones.
-- The Scale layers of at-once nets are checked and not kept: ours multiply by the same constants.
-- Weights of an image classifier start a training: fc6 and fc7 become convolutions, the scores are
-  zero (paper, section 4.3), and the file says that it is an initialisation.
-
-What published networks hold fixed: Scale layers and bilinear deconvolutions.
-
-Ours compute both, so that a file's own are compared and then left out.
+- Deconvolutions with exactly the bilinear kernel (all published ones) are dropped, because the
+  network computes them. Other deconvolutions are kept as learned ones.
+- Scale layers of at-once nets are checked and dropped, because the network multiplies by the same
+  constants.
+- Weights of an image classifier only start a training: fc6 and fc7 become convolutions, scores are
+  zero (paper, section 4.3), and the file is marked as an initialization.
 """
 
 from __future__ import annotations
@@ -33,27 +30,28 @@ from fcn_core.weights.sources import SourceWeights, read_source
 from fcn_core.weights.weights_file import build
 from fcn_core.weights.weights_info import INITIALISATION, WeightsInfo
 
-_LOOK_ALIKE = ": their files look alike, and only where yours comes from tells which it is"
+_LOOK_ALIKE = " (their files look alike: choose by the origin of the file)"
 
 _ARCHES = {"FCN32s": "fcn32s", "FCN16s": "fcn16s", "FCN8s": "fcn8s", "FCN8sAtOnce": "fcn8s-atonce"}
 
 _VGG16: tuple[Variant, ...] = ("fcn32s", "fcn16s", "fcn8s", "fcn8s-atonce", "fcn32s-color-d")
 
 _CLASSIFIER_HEADS = ("fc8.", "loss1/", "loss2/", "loss3/")
-"""Layers of a classifier that no FCN has."""
+"""Prefixes of classifier layers that no FCN has."""
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What a file is, and what it shall become.
+    """Format of the source file, and the requested network.
 
     Attributes:
-        format: of the file.
-        variant: of the network. It must be named: a staged and an at-once state dict are alike.
-        labels: one label set per head, the one that masks are made of first.
-        preprocessing: what the network was trained on. Default: by format, variant and heads; see
-            `default_preprocessing`.
-        output_stride: 16 or 8 for a dilated network of the same weights.
+        format: Format of the file.
+        variant: Variant of the network. Required, because staged and at-once state dicts look
+            alike.
+        labels: One label set per head; masks are made with the first.
+        preprocessing: Preprocessing that the network was trained with. Default: by format, variant
+            and heads; see `default_preprocessing`.
+        output_stride: 16 or 8 for a dilated network with the same weights.
     """
 
     format: SourceFormat
@@ -65,7 +63,7 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Converted:
-    """A network, what its file will say, and what was left out on the way, in words."""
+    """A converted network, its description, and notes on dropped or added layers."""
 
     model: FCN
     info: WeightsInfo
@@ -73,16 +71,16 @@ class Converted:
 
 
 def convert(data: bytes, request: ConvertOptions, where: str) -> Converted:
-    """The network of a file.
+    """Convert a file of another project.
 
     Args:
-        data: the file.
-        request: what it is, and what it shall become.
-        where: named in errors.
+        data: Content of the file.
+        request: Format of the file, and the requested network.
+        where: Name of the file in error messages.
 
     Raises:
-        WeightsError: the file is of another format, variant or number of classes, damaged,
-            truncated, unsafe, or holds NaN; the message says which and what to do.
+        WeightsError: A file of another format, variant or number of classes, or one that is
+            damaged, truncated, unsafe, or contains NaN.
     """
     source = read_source(data, request.format, where)
     _check_variant(source, request.variant)
@@ -94,7 +92,7 @@ def convert(data: bytes, request: ConvertOptions, where: str) -> Converted:
             where=where,
             found=f"preprocessing of {len(preprocessing.mean)} channels",
             expected=f"{request.variant} reads {architecture.input_channels}",
-            remedy="Leave --preprocessing out, or name one of as many channels.",
+            remedy="Leave --preprocessing out, or name one with the same number of channels.",
         )
     tensors, notes = dict(source.tensors), []
     if source.scales:
@@ -118,11 +116,11 @@ def convert(data: bytes, request: ConvertOptions, where: str) -> Converted:
 
 
 def default_preprocessing(form: SourceFormat, architecture: Architecture) -> Preprocessing:
-    """What weights of that origin expect, unless it is known better.
+    """Return the usual preprocessing of weights from a source.
 
-    torchvision's are RGB with its mean and std. All others are BGR with the VOC mean, whatever the
-    label set: that is what FCNs are usually trained further with. Nets of two heads exist for
-    SIFT Flow only, those of depth for NYUDv2 only.
+    Weights of torchvision use RGB with its mean and std. All others use BGR with the VOC mean,
+    whatever their label set, because FCNs are usually fine-tuned with it. Networks with two heads
+    exist for SIFT Flow only, networks with depth for NYUDv2 only.
     """
     if form == "torchvision":
         return PREPROCESSINGS["torchvision"]
@@ -137,9 +135,10 @@ def _check_variant(source: SourceWeights, variant: Variant) -> None:
     if not fitting:
         raise WeightsError(
             where=source.where,
-            found=f"no first layer of a network of the paper among {', '.join(sorted(names)[:4])}, …",
+            found="no first layer of a network of the paper among "
+            f"{', '.join(sorted(names)[:4])}, …",
             expected="conv1_1, conv1_1_bgrd, conv1_1color, conv1 or conv1/7x7_s2",
-            remedy="Only networks of the paper, and the classifiers they start from, can be converted.",
+            remedy="Choose a network of the paper, or a classifier that these start from.",
         )
     if variant not in fitting:
         kind = "a classifier for" if source.is_classifier else "the layers of"
@@ -147,19 +146,21 @@ def _check_variant(source: SourceWeights, variant: Variant) -> None:
             where=source.where,
             found=f"{kind} {' or '.join(fitting)}",
             expected=f"--variant {variant}",
-            remedy=f"Say --variant {' or '.join(fitting)}"
+            remedy=f"Use --variant {' or '.join(fitting)}"
             f"{_LOOK_ALIKE if len(fitting) > 1 else ''}, or name another file.",
         )
-    said = _ARCHES.get(source.arch or "", variant)
-    if said != variant:
+    stored = _ARCHES.get(source.arch or "", variant)
+    if stored != variant:
         raise WeightsError(
-            where=source.where, found=f"a checkpoint of pytorch-fcn's {source.arch}", expected=f"--variant {variant}",
-            remedy=f"Say --variant {said}, or name another file.",
-        )  # fmt: skip
+            where=source.where,
+            found=f"a checkpoint of pytorch-fcn's {source.arch}",
+            expected=f"--variant {variant}",
+            remedy=f"Use --variant {stored}, or name another file.",
+        )
 
 
 def _variants(source: SourceWeights) -> tuple[Variant, ...]:
-    """The variants that have layers of these names."""
+    """Return the variants that have layers of these names."""
     names = source.tensors
     others: dict[str, Variant] = {
         "conv1_1color": "fcn32s-color-hha", "conv1_1_bgrd": "fcn32s-color-d",
@@ -180,7 +181,7 @@ def _variants(source: SourceWeights) -> tuple[Variant, ...]:
 def _architecture(
     source: SourceWeights, request: ConvertOptions
 ) -> tuple[Architecture, tuple[LabelSet, ...]]:
-    """The network by its shapes, and the label sets in the order of its heads."""
+    """Return the architecture that fits the shapes, and its label sets in the order of heads."""
     labels = request.labels
     width = _width(source, request.variant)
     prefix = f"score_fr{next(iter(STREAMS.get(request.variant, {''})))}"
@@ -196,20 +197,23 @@ def _architecture(
         scores = ", ".join(f"score_fr{f'_{head}' if head else ''} of {count} classes"
                            for head, count in classes.items())  # fmt: skip
         raise WeightsError(
-            where=source.where, found=f"heads: {scores or 'none'}",
+            where=source.where,
+            found=f"heads: {scores or 'none'}",
             expected=f"one label set for each, not {len(labels)}",
-            remedy="Name --label-set once per head, the one that masks are made of first.",
-        )  # fmt: skip
-    # Heads in the order of the label sets, matched by their numbers of classes.
+            remedy="Give --label-set once per head, starting with the head that predicts masks.",
+        )
+    # Heads follow the order of the label sets; numbers of classes match them.
     heads: list[tuple[str, int]] = []
     for one in labels:
         fitting = [head for head, count in classes.items() if count == one.num_classes]
         if not fitting:
             counts = " and ".join(str(count) for count in classes.values())
             raise WeightsError(
-                where=source.where, found=f"scores for {counts} classes", expected=f"label set {one.name!r} has "
-                f"{one.num_classes}", remedy="Name the label set that the network was trained on.",
-            )  # fmt: skip
+                where=source.where,
+                found=f"scores for {counts} classes",
+                expected=f"label set {one.name!r} has {one.num_classes}",
+                remedy="Name the label set that the network was trained on.",
+            )
         heads.append((fitting[0], classes.pop(fitting[0])))
     several = tuple(heads) if len(heads) > 1 or heads[0][0] else ()
     try:
@@ -220,36 +224,39 @@ def _architecture(
 
 
 def _width(source: SourceWeights, variant: Variant) -> float:
-    """The width by the widest layer: 4096 channels of fc6 are 1."""
+    """Return the width, from the widest layer: 4096 channels of fc6 mean width 1."""
     convolutions = [layer for layer in trunk(Architecture(variant, 1)) if layer.kind == "conv"]
     widest = max(convolutions, key=lambda layer: layer.channels)
     name = f"{widest.name}{next(iter(STREAMS.get(variant, {''})))}.bias"
     if name not in source.tensors:
         raise WeightsError(
-            where=source.where, found=f"no {name}", expected=f"the layers of {variant}",
-            remedy="The file is truncated, or of another network.",
-        )  # fmt: skip
+            where=source.where,
+            found=f"no {name}",
+            expected=f"the layers of {variant}",
+            remedy="The file is truncated or belongs to another network: name another file.",
+        )
     return len(source.tensors[name]) / widest.channels
 
 
 def _start_training(
     tensors: dict[str, Tensor], architecture: Architecture, where: str
 ) -> list[str]:
-    """A classifier's weights become those of a network about to be trained."""
+    """Turn a classifier's weights into initial weights of a network; return notes."""
     dropped = sorted({name.rpartition(".")[0] for name in tensors
                       if name.startswith(_CLASSIFIER_HEADS)})  # fmt: skip
     if not dropped:
         raise WeightsError(
-            where=where, found="neither score layers nor the last layer of a classifier (fc8, loss3)",
+            where=where,
+            found="neither score layers nor the last layer of a classifier (fc8, loss3)",
             expected="a network of the paper, or a classifier to start from",
             remedy="The file is truncated: copy or download it again.",
-        )  # fmt: skip
+        )
     for name in list(tensors):
         if name.startswith(_CLASSIFIER_HEADS):
             del tensors[name]
     notes = [f"{', '.join(dropped)}: left out"]
     if architecture.variant == "fcn32s-color-d" and "conv1_1.weight" in tensors:
-        # net.py of nyud-fcn32s-color-d: log-depth starts as the mean of the colours.
+        # Source: net.py of nyud-fcn32s-color-d. Log-depth starts as the mean of the colors.
         colour = tensors.pop("conv1_1.weight")
         tensors["conv1_1_bgrd.weight"] = torch.cat((colour, colour.mean(1, keepdim=True)), 1)
         tensors["conv1_1_bgrd.bias"] = tensors.pop("conv1_1.bias")
@@ -261,7 +268,7 @@ def _start_training(
         if name in scores:
             tensors[name] = torch.zeros(tensor.shape)
         elif name in tensors and tensors[name].numel() == tensor.numel():
-            # C, H, W is the order of a flattened input in Caffe and torch alike.
+            # Both Caffe and torch flatten inputs in the order C, H, W.
             tensors[name] = tensors[name].reshape(tensor.shape)
     layers = sorted({name.rpartition(".")[0] for name in scores})
     return [*notes, f"{', '.join(layers)}: zero, to be trained"]
@@ -270,62 +277,71 @@ def _start_training(
 def check_scales(source: SourceWeights, variant: Variant) -> None:
     """Compare the Scale layers of a caffemodel with the constants of the variant.
 
-    Only a caffemodel tells a staged from an at-once net: by these layers of the latter.
+    Only caffemodels distinguish staged from at-once nets: at-once nets have Scale layers.
 
     Raises:
-        WeightsError: the layers are missing, too many, or hold other factors.
+        WeightsError: Scale layers that are missing, unexpected, or hold other factors.
     """
     if source.format != "caffe":
         return
     if source.is_classifier and source.scales:
         raise WeightsError(
-            where=source.where, found=f"a classifier with Scale layers ({', '.join(source.scales)})",
-            expected="VGG-16, CaffeNet or GoogLeNet, which have none", remedy="Name one of these.",
-        )  # fmt: skip
+            where=source.where,
+            found=f"a classifier with Scale layers ({', '.join(source.scales)})",
+            expected="VGG-16, CaffeNet or GoogLeNet, which have none",
+            remedy="Name one of these.",
+        )
     plan = decoder(Architecture(variant, 1))
     wanted = {f"scale_{skip.pool}": skip.scale for skip in plan.skips if skip.scale != 1}
-    found = {
+    actual = {
         name: sorted({float(value) for value in (scale.min(), scale.max())})
         for name, scale in source.scales.items()
     }
     if source.is_classifier:
         return
-    if not found and wanted:
-        raise WeightsError(
-            where=source.where, found="no Scale layers: a staged network", expected=f"--variant {variant} has "
-            f"{' and '.join(wanted)}", remedy="Say --variant fcn8s, or name another file.",
-        )  # fmt: skip
-    said = ", ".join(f"{name} of {' to '.join(f'{v:g}' for v in ends)}"
-                     for name, ends in found.items())  # fmt: skip
-    if found and not wanted:
-        raise WeightsError(
-            where=source.where, found=f"Scale layers ({said}): an at-once network", expected=f"--variant {variant} has "
-            "none", remedy="Say --variant fcn8s-atonce, or name another file.",
-        )  # fmt: skip
-    exact = {name: [float(torch.tensor(scale))] for name, scale in wanted.items()}
-    if found != exact:
-        ones = all(ends == [1.0] for ends in found.values())
+    if not actual and wanted:
         raise WeightsError(
             where=source.where,
-            found=f"Scale layers: {said}" + (", as a staged network" if ones else ""),
+            found="no Scale layers: a staged network",
+            expected=f"--variant {variant} has {' and '.join(wanted)}",
+            remedy="Use --variant fcn8s, or name another file.",
+        )
+    scales = ", ".join(
+        f"{name} of {' to '.join(f'{v:g}' for v in ends)}" for name, ends in actual.items()
+    )
+    if actual and not wanted:
+        raise WeightsError(
+            where=source.where,
+            found=f"Scale layers ({scales}): an at-once network",
+            expected=f"--variant {variant} has none",
+            remedy="Use --variant fcn8s-atonce, or name another file.",
+        )
+    exact = {name: [float(torch.tensor(scale))] for name, scale in wanted.items()}
+    if actual != exact:
+        ones = all(ends == [1.0] for ends in actual.values())
+        raise WeightsError(
+            where=source.where,
+            found=f"Scale layers: {scales}" + (", as in a staged network" if ones else ""),
             expected=f"{variant} has {', '.join(f'{name} of {v:g}' for name, v in wanted.items())}",
-            remedy="Scales of 1 are those of --variant fcn8s: leave the layers out." if ones
-            else "No variant here has these scales; fold them into the score layers behind them.",
-        )  # fmt: skip
+            remedy="Scales of 1 belong to --variant fcn8s: remove the layers."
+            if ones
+            else "No variant has these scales; multiply them into the following score layers.",
+        )
 
 
 def fit_upsampling(
     tensors: dict[str, Tensor], architecture: Architecture, where: str
 ) -> tuple[bool, str]:
-    """Whether the deconvolutions are learned, and that in words.
+    """Return whether the deconvolutions are learned, and a note about them.
 
     Args:
-        tensors: of the file. Fixed deconvolutions are taken out, grouped ones written out densely.
-        architecture: of the network.
-        where: named in errors.
+        tensors: Tensors of the file. Fixed deconvolutions are removed from it, grouped ones are
+            replaced by dense ones.
+        architecture: Architecture of the network.
+        where: Name of the file in error messages.
 
     Raises:
-        WeightsError: a deconvolution has another shape than the network's.
+        WeightsError: A deconvolution with a shape that does not fit the network.
     """
     plan = decoder(architecture)
     suffixes = [f"_{head}" if head else "" for head in architecture.head_classes]
@@ -342,22 +358,24 @@ def fit_upsampling(
         weight = _dense(tensors[name])
         if weight.shape != shape:
             raise WeightsError(
-                where=where, found=f"tensor {name} is {tuple(tensors[name].shape)}", expected=f"{shape} for "
-                f"{architecture.variant}", remedy="Name the variant that the file is of.",
-            )  # fmt: skip
+                where=where,
+                found=f"tensor {name} is {tuple(tensors[name].shape)}",
+                expected=f"{shape} for {architecture.variant}",
+                remedy="Name the variant of the file.",
+            )
         tensors[name] = weight
         if not _is_bilinear(weight):
             learned.append(name.removesuffix(".weight"))
     names = ", ".join(name.removesuffix(".weight") for name in expected)
     if learned:
         return True, f"{', '.join(learned)}: not bilinear, so that {names} are kept as learned"
-    found = [tensors.pop(name, None) is not None for name in expected]
-    kind = "exactly bilinear" if all(found) else "bilinear, as far as they are in the file"
+    present = [tensors.pop(name, None) is not None for name in expected]
+    kind = "exactly bilinear" if all(present) else "bilinear, as far as they are in the file"
     return False, f"{names}: {kind}, computed rather than stored"
 
 
 def _dense(weight: Tensor) -> Tensor:
-    """(K, K, k, k) of a deconvolution that may be grouped, (K, 1, k, k)."""
+    """Return the dense (K, K, k, k) weight of a deconvolution that may be grouped, (K, 1, k, k)."""
     if weight.ndim != 4 or weight.shape[1] != 1 or weight.shape[0] == 1:
         return weight
     dense = weight.new_zeros(len(weight), len(weight), *weight.shape[2:])

@@ -1,10 +1,10 @@
-"""The published weights: names, checksums, what each is for, and the scores their authors give.
+"""The published weights: file names, checksums, purposes, and the scores that their authors report.
 
 Sources: README.md and the caffemodel-url files of shelhamer/fcn.berkeleyvision.org; README.md of
 wkentaro/fcn (exact scores of the caffemodels on seg11valid) and of wkentaro/pytorch-fcn (md5s,
 scores of the conversions); readme.md of BVLC/caffe's models and testdata/dnn/download_models.py of
-opencv/opencv_extra (sha1s); torchvision's file names (the beginning of a sha256). Only scores that
-one of them states are listed, and no file here was scored by this project.
+opencv/opencv_extra (sha1s); torchvision's file names (the start of a sha256). Only scores from
+these sources are listed; this project scored none of these files.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class Published:
     """One published file.
 
     Attributes:
-        file: its name.
-        format: what `fcnseg weights convert --from` calls it.
-        variant: of the network; None where it starts the training of any with that trunk.
-        label_sets: of its heads, as `--label-set` names them; empty for a classifier.
-        purpose: what it is for, in words.
-        source: where its authors put it. Old links may be dead.
-        checksum: "md5:…", "sha1:…" or "sha256:…" (or the beginning of one); "" where none is known.
-        preprocessing: a key of `fcn_core.preprocessing.PREPROCESSINGS`.
-        scores: percent, by the names of scores.json.
-        scores_from: who says so, and on which images.
+        file: File name.
+        format: Name of the format in `fcnseg weights convert --from`.
+        variant: Variant of the network; None for a classifier that can start several variants.
+        label_sets: Label sets of the heads, as for `--label-set`; empty for a classifier.
+        purpose: Short description.
+        source: Address given by the authors. Old links may be dead.
+        checksum: "md5:…", "sha1:…" or "sha256:…" (or the start of one); "" if unknown.
+        preprocessing: A key of `fcn_core.preprocessing.PREPROCESSINGS`.
+        scores: Percent, with the names of scores.json.
+        scores_from: Source of the scores, and the images they were measured on.
     """
 
     file: str
@@ -54,7 +54,7 @@ class Published:
     scores_from: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able form."""
+        """Return the JSON form."""
         return {**vars(self), "label_sets": list(self.label_sets), "scores": dict(self.scores)}
 
 
@@ -123,11 +123,11 @@ PUBLISHED: tuple[Published, ...] = (
     *(_other(f"siftflow-{variant}-heavy.caffemodel", variant, ("siftflow", "siftflow-geo"),
              "siftflow", _SIFT) for variant in ("fcn32s", "fcn16s", "fcn8s")),
     _other("nyud-fcn32s-color-heavy.caffemodel", "fcn32s", ("nyudv2",), "nyud",
-           "NYUDv2, 40 classes, from colour pictures"),
+           "NYUDv2, 40 classes, from color images"),
     _other("nyud-fcn32s-hha-heavy.caffemodel", "fcn32s", ("nyudv2",), "nyud-hha",
-           "NYUDv2, 40 classes, from depth coded as HHA pictures"),
+           "NYUDv2, 40 classes, from depth coded as HHA images"),
     _other("nyud-fcn32s-color-hha-heavy.caffemodel", "fcn32s-color-hha", ("nyudv2",),
-           "nyud-color-hha", "NYUDv2, 40 classes, late fusion of colour and HHA"),
+           "nyud-color-hha", "NYUDv2, 40 classes, late fusion of color and HHA"),
     _pytorch_fcn("fcn32s_from_caffe.pth", "fcn32s", "d3eb467a80e7da0468a20dfcbc13e6c8", 63.63),
     _pytorch_fcn("fcn16s_from_caffe.pth", "fcn16s", "a2d4035f669f09483b39c9a14a0d6670", 65.01),
     _pytorch_fcn("fcn8s_from_caffe.pth", "fcn8s", "de93e540ec79512f8770033849c8ae89", 65.51),
@@ -154,21 +154,22 @@ PUBLISHED: tuple[Published, ...] = (
 )  # fmt: skip
 
 
-def published(file: str) -> Published | None:
-    """The published weights of that file name, if any."""
+def find_published(file: str) -> Published | None:
+    """Return the published weights with a file name, or None."""
     return next((entry for entry in PUBLISHED if entry.file == file), None)
 
 
-def identify(data: bytes, file: str, where: str) -> Published | None:
-    """Which published file these bytes are, by checksum; None if they are no published one.
+def identify_published(data: bytes, file: str, where: str) -> Published | None:
+    """Return the published file with the same checksum, or None.
 
     Args:
-        data: the file.
-        file: its name, without folders. A published name whose checksum is known must be that file.
-        where: named in the error.
+        data: Content of the file.
+        file: Name of the file, without folders. If it is a published name with a known checksum,
+            the checksums must agree.
+        where: Name of the file in error messages.
 
     Raises:
-        WeightsError: it has a published name and another checksum.
+        WeightsError: A published name with another checksum.
     """
     digests = {kind: hashlib.new(kind, data, usedforsecurity=False).hexdigest()
                for kind in ("md5", "sha1", "sha256")}  # fmt: skip
@@ -176,7 +177,7 @@ def identify(data: bytes, file: str, where: str) -> Published | None:
         kind, _, digest = entry.checksum.partition(":")
         if digest and digests[kind].startswith(digest):
             return entry
-    named = published(file)
+    named = find_published(file)
     if named is None or not named.checksum:
         return None
     kind, _, digest = named.checksum.partition(":")
@@ -184,21 +185,21 @@ def identify(data: bytes, file: str, where: str) -> Published | None:
         where=where,
         found=f"{kind} {digests[kind]}, {len(data)} bytes",
         expected=f"the published {file} has {kind} {digest}",
-        remedy="Download it again; rename it if it is another file on purpose.",
+        remedy="Download the file again, or rename it if it is intentionally another file.",
     )
 
 
 def check_checksum(data: bytes, kind: Literal["md5", "sha256"], wanted: str, where: str) -> None:
-    """Compare with a checksum that somebody gave.
+    """Compare the checksum of a file with a given one.
 
     Raises:
-        WeightsError: it differs.
+        WeightsError: Another checksum.
     """
-    found = hashlib.new(kind, data, usedforsecurity=False).hexdigest()
-    if found != wanted.strip().lower():
+    actual = hashlib.new(kind, data, usedforsecurity=False).hexdigest()
+    if actual != wanted.strip().lower():
         raise WeightsError(
             where=where,
-            found=f"{kind} {found}, {len(data)} bytes",
+            found=f"{kind} {actual}, {len(data)} bytes",
             expected=f"{kind} {wanted}, as given",
             remedy="Copy or download the file again.",
         )

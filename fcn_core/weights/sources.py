@@ -1,8 +1,8 @@
-"""Weights of other projects as tensors under the paper's layer names.
+"""Read weights of other projects as tensors with the paper's layer names.
 
-Four formats: Caffe's caffemodels, state dicts and checkpoints of pytorch-fcn, torchvision's VGG-16,
-and state dicts of Caffe's VGG-16 in torchvision's layout or the older one of jcjohnson/pytorch-vgg.
-What network the tensors belong to is for `fcn_core.weights.convert` to find out.
+Four formats are supported: Caffe's caffemodels; state dicts and checkpoints of pytorch-fcn;
+torchvision's VGG-16; and state dicts of Caffe's VGG-16 in the layout of torchvision or the older
+one of jcjohnson/pytorch-vgg. `fcn_core.weights.convert` finds the network of the tensors.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ VGG16_LAYERS: Mapping[int, str] = {
     14: "conv3_3", 17: "conv4_1", 19: "conv4_2", 21: "conv4_3", 24: "conv5_1", 26: "conv5_2",
     28: "conv5_3",
 }  # fmt: skip
-"""torchvision's numbers of the convolutions of `vgg16().features`."""
+"""Layer names by torchvision's index in `vgg16().features`."""
 
 
-# Positions of fc6, fc7, fc8 in `classifier`: torchvision's layout, and the one before 2017, which
-# jcjohnson's files still have (jcjohnson/pytorch-vgg #3).
+# Positions of fc6, fc7, fc8 in `classifier`: torchvision's layout, and its layout before 2017,
+# which jcjohnson's files have (jcjohnson/pytorch-vgg #3).
 _CLASSIFIERS = ((0, 3, 6), (1, 4, 6))
 
 _LOST_CLASSIFIER = (
     "Such files (torchvision's IMAGENET1K_FEATURES, vgg16_features-amdegroot-88682ab5.pth) cannot "
-    "start an FCN: take vgg16_from_caffe.pth or VGG_ILSVRC_16_layers.caffemodel."
+    "start an FCN: use vgg16_from_caffe.pth or VGG_ILSVRC_16_layers.caffemodel."
 )
 
 _DAMAGED = "The file is damaged: copy or download it again."
@@ -40,15 +40,15 @@ _DAMAGED = "The file is damaged: copy or download it again."
 
 @dataclass(frozen=True)
 class SourceWeights:
-    """What was read.
+    """The weights of a file of another project.
 
     Attributes:
-        where: named in errors.
-        format: of the file.
-        tensors: "<layer>.weight" and "<layer>.bias", float32. Weights of the fully connected layers
-            of a classifier are (O, I).
-        scales: the factors of Caffe's Scale layers, by layer.
-        arch: the class that a checkpoint of pytorch-fcn says it is of.
+        where: Name of the file in error messages.
+        format: Format of the file.
+        tensors: "<layer>.weight" and "<layer>.bias", float32. Weights of fully connected layers of
+            a classifier are (O, I).
+        scales: Factors of Caffe's Scale layers, by layer name.
+        arch: Class name in a checkpoint of pytorch-fcn, if any.
     """
 
     where: str
@@ -59,34 +59,40 @@ class SourceWeights:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether these are weights of an image classifier, which has no score layers."""
+        """Whether the weights belong to an image classifier, which has no score layers."""
         return not any(name.startswith("score") for name in self.tensors)
 
 
 def read_source(data: bytes, form: SourceFormat, where: str) -> SourceWeights:
-    """The tensors of a file.
+    """Read the tensors of a file.
 
     Args:
-        data: the file.
-        form: what it is said to be.
-        where: named in errors.
+        data: Content of the file.
+        form: Format that the file should have.
+        where: Name of the file in error messages.
 
     Raises:
-        WeightsError: it is something else, truncated, damaged, an unsafe pickle, or holds weights
-            of a kind that no network of the paper has.
+        WeightsError: A file of another format, one that is truncated, damaged or an unsafe pickle,
+            or weights of a layer type that no network of the paper has.
     """
-    _refuse_other_kinds(data, form, where)
+    _check_format(data, form, where)
     if form == "caffe":
         return _caffe(data, where)
     state = read_state_dict(data, where)
     is_vgg = any(name.startswith(("features.", "classifier.")) for name in state.tensors)
     if is_vgg != (form in ("torchvision", "vgg-caffe-pth")):
-        kind = "an image classifier (features.N, classifier.N)" if is_vgg else "no image classifier"
+        kind = (
+            "an image classifier (features.N, classifier.N)"
+            if is_vgg
+            else "not an image classifier"
+        )
         right = "torchvision or vgg-caffe-pth" if is_vgg else "pytorch-fcn"
         raise WeightsError(
-            where=where, found=f"{kind}: {_few(state.tensors)}", expected=f"what --from {form} reads",
-            remedy=f"Say --from {right}.",
-        )  # fmt: skip
+            where=where,
+            found=f"{kind}: {_few(state.tensors)}",
+            expected=f"what --from {form} reads",
+            remedy=f"Use --from {right}.",
+        )
     if is_vgg:
         return SourceWeights(where, form, _vgg16(state.tensors, where))
     return SourceWeights(where, form, dict(state.tensors), arch=state.arch)
@@ -97,14 +103,16 @@ def _caffe(data: bytes, where: str) -> SourceWeights:
     scales: dict[str, Tensor] = {}
     layers = read_caffemodel(data, where)
     for name in list(layers):
-        layer = layers.pop(name)  # frees its bytes when they are copied
+        layer = layers.pop(name)  # so that its bytes are freed after the copy
         most = {"Convolution": 2, "Deconvolution": 2, "InnerProduct": 2, "Scale": 1}
         if len(layer.blobs) > most.get(layer.type, 0):
             raise WeightsError(
                 where=where,
-                found=f"layer {name!r} of type {layer.type} with {len(layer.blobs)} blobs of weights",
-                expected="Convolution, Deconvolution and InnerProduct layers of two, Scale layers of one",
-                remedy="This is no network of the paper: none of its layers can be left out.",
+                found=f"layer {name!r} of type {layer.type} with {len(layer.blobs)} blobs of "
+                "weights",
+                expected="Convolution, Deconvolution and InnerProduct layers of two, Scale layers "
+                "of one",
+                remedy="Use a network of the paper: this one has other layers, and all are needed.",
             )
         copies = [torch.from_numpy(blob.copy()) for blob in layer.blobs]
         if any(not blob.size for blob in layer.blobs):
@@ -123,7 +131,7 @@ def _caffe(data: bytes, where: str) -> SourceWeights:
 
 
 def _vgg16(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """VGG-16's tensors under Caffe's names."""
+    """Return VGG-16's tensors with Caffe's layer names."""
     layers = {f"features.{index}": name for index, name in VGG16_LAYERS.items()}
     heads = [
         dict(zip((f"classifier.{index}" for index in positions), ("fc6", "fc7", "fc8"),
@@ -139,15 +147,16 @@ def _vgg16(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
                 expected="fc6 and fc7",
                 remedy=_LOST_CLASSIFIER,
             )
-        fitting = heads[:1]  # whose tensors the next check misses
+        fitting = heads[:1]  # the next check reports the missing tensors
     layers |= fitting[0]
     wanted = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
     if wanted != set(state):
         raise WeightsError(
             where=where,
-            found=f"not VGG-16: missing {_few(wanted - set(state))}; unknown {_few(set(state) - wanted)}",
+            found=f"not VGG-16: missing {_few(wanted - set(state))}; "
+            f"unknown {_few(set(state) - wanted)}",
             expected="the 16 layers of VGG-16 without batch normalisation",
-            remedy="Take the weights of vgg16.",
+            remedy="Use the weights of vgg16.",
         )
     tensors = {}
     for name, tensor in state.items():
@@ -163,22 +172,22 @@ def _vgg16(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _refuse_other_kinds(data: bytes, form: SourceFormat, where: str) -> None:
-    """Name files whose first bytes give them away."""
+def _check_format(data: bytes, form: SourceFormat, where: str) -> None:
+    """Recognize files of other formats by their first bytes, for a helpful error."""
     pickles = (b"PK\3\4", b"\x80\x02")
     kinds = [
         ((b"\x89HDF",), "an HDF5 file", "Save it with pycaffe as a .caffemodel: net.save(PATH)."),
         ((b"<",), "a web page or XML",
-         "The download gave a page instead of the file: download it with a browser."),
+         "The download returned a web page instead of the file: use a browser."),
         ((b"name:", b"layer"), "a prototxt, which has no weights", "Name the .caffemodel."),
     ]  # fmt: skip
     if form == "caffe":
-        kinds.append((pickles, "a file of torch", "Say --from pytorch-fcn, or what it is."))
+        kinds.append((pickles, "a file of torch", "Use --from pytorch-fcn, or the right format."))
     elif not data.startswith(pickles):
-        kinds.append(((b"\n",), "perhaps a caffemodel", "Say --from caffe."))
+        kinds.append(((b"\n",), "perhaps a caffemodel", "Use --from caffe."))
     if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
         kinds.append(((data[:9],), "a safetensors file",
-                      "If it is of this project, it needs no conversion."))  # fmt: skip
+                      "A file of this project needs no conversion."))  # fmt: skip
     for starts, kind, remedy in kinds:
         if data.startswith(starts):
             raise WeightsError(
@@ -187,5 +196,6 @@ def _refuse_other_kinds(data: bytes, form: SourceFormat, where: str) -> None:
 
 
 def _few(names: Iterable[str]) -> str:
-    found = sorted(names)
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "") or "-"
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return ", ".join(ordered[:3]) + more or "-"

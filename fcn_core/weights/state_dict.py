@@ -1,8 +1,8 @@
-"""State dicts that PyTorch saved (`.pth`, `.pth.tar`), read without running what they pickle.
+"""Read state dicts saved by PyTorch (`.pth`, `.pth.tar`) without running pickled code.
 
-Source: torch.load with weights_only=True. Checkpoints of wkentaro/pytorch-fcn hold their best mean
-IU as a numpy number, which torch refuses; here numpy's names stand for inert stand-ins, so that
-such files are read and nothing of numpy is called.
+Source: torch.load with weights_only=True. Checkpoints of wkentaro/pytorch-fcn store their best mean
+IoU as a numpy number, which torch refuses. Here, inert classes replace the numpy names, so that
+such files can be read and no numpy code is called.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 _CHECKPOINT_KEYS = ("model_state_dict", "state_dict")
 
 _RESAVE = (
-    "Where you trust the file, save its tensors alone and convert those: "
+    "If you trust the file, save only its tensors and convert the new file: "
     "torch.save(torch.load(OLD, weights_only=False).state_dict(), NEW), without .state_dict() if "
-    "it holds a dictionary."
+    "the file contains a dictionary."
 )
 
 _DOWNLOAD = "Copy or download the file again, and compare its checksum."
 
 
 class _Inert:
-    """Stands for a numpy dtype or number in a pickle: takes anything, does nothing."""
+    """Replaces a numpy dtype or number in a pickle: accepts any arguments and does nothing."""
 
     def __init__(self, *_args: object) -> None:
         pass
@@ -55,8 +55,8 @@ class StateDict:
     """The tensors of a file by name, float32, on the CPU.
 
     Attributes:
-        tensors: "conv1_1.weight", …; the prefix `module.` of a DataParallel is removed.
-        arch: the class that a pytorch-fcn checkpoint says it is of ("FCN8sAtOnce"), if any.
+        tensors: "conv1_1.weight", …, without the prefix `module.` of DataParallel.
+        arch: Class name in a checkpoint of pytorch-fcn ("FCN8sAtOnce"), if any.
     """
 
     tensors: Mapping[str, Tensor]
@@ -64,15 +64,15 @@ class StateDict:
 
 
 def read_state_dict(data: bytes, where: str) -> StateDict:
-    """The tensors of a state dict, or of a checkpoint that has one under `model_state_dict`.
+    """Read the tensors of a state dict, or of a checkpoint with a key `model_state_dict`.
 
     Args:
-        data: the file, in either of torch's formats (zip since 1.6, pickles before).
-        where: named in errors.
+        data: Content of the file, in either format of torch (zip since 1.6, pickles before).
+        where: Name of the file in error messages.
 
     Raises:
-        WeightsError: not a file of torch, truncated, with anything but tensors, numbers and texts
-            in it, or without a state dict.
+        WeightsError: A file that is not from torch, is truncated, contains more than tensors,
+            numbers and strings, or has no state dict.
     """
     loaded = _load(data, where)
     arch = None
@@ -85,7 +85,7 @@ def read_state_dict(data: bytes, where: str) -> StateDict:
     if not isinstance(loaded, Mapping) or not loaded:
         raise WeightsError(
             where=where,
-            found=f"a {type(loaded).__name__}, empty or of something else",
+            found=f"a {type(loaded).__name__} that is empty or not a state dict",
             expected="a state dict, or a checkpoint with model_state_dict",
             remedy=_RESAVE,
         )
@@ -98,39 +98,39 @@ def read_state_dict(data: bytes, where: str) -> StateDict:
 def _load(data: bytes, where: str) -> Any:
     import torch
 
-    stand_ins: list[Any] = [(_Inert, name) for name in _INERT_NAMES]
+    replacements: list[Any] = [(_Inert, name) for name in _INERT_NAMES]
     try:
-        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about its own old formats
+        with torch.serialization.safe_globals(replacements), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about its own old formats
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if not found:
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        if not match:
             raise _damaged(where, data, error) from error
         raise WeightsError(
             where=where,
-            found=f"a pickle that calls {found[1]}",
-            expected="tensors alone: unpickling anything else can run any program",
+            found=f"a pickle that calls {match[1]}",
+            expected="only tensors, because unpickling other objects can run any code",
             remedy=_RESAVE,
         ) from error
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
+    except Exception as error:  # a damaged pickle can raise any exception
         if "TorchScript" in str(error):
             raise WeightsError(
-                where=where, found="a TorchScript program", expected="tensors alone", remedy=_RESAVE
+                where=where, found="a TorchScript program", expected="only tensors", remedy=_RESAVE
             ) from error
         raise _damaged(where, data, error) from error
 
 
 def _damaged(where: str, data: bytes, error: Exception) -> WeightsError:
-    # torch wraps the reason into advice to switch its safety off.
-    said = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    detail = re.split(r"[.\n]", said)[0]
+    # torch adds advice to disable its safety check; only the reason is kept.
+    reason = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    detail = re.split(r"[.\n]", reason)[0]
     if not detail or detail.startswith("Weights only load failed"):
         detail = type(error).__name__
     return WeightsError(
         where=where,
         found=f"{len(data)} bytes that torch cannot read ({detail})",
-        expected="a whole file written by torch.save with its own pickle protocol 2",
+        expected="a complete file written by torch.save with pickle protocol 2",
         remedy=_DOWNLOAD,
     )
 
@@ -148,7 +148,9 @@ def _float32(value: object, name: str, where: str) -> Tensor:
     tensor: Tensor = value
     if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_quantized:
         raise WeightsError(
-            where=where, found=f"tensor {name} of {tensor.dtype}, {tensor.layout}", expected="dense floating point",
+            where=where,
+            found=f"tensor {name} of {tensor.dtype}, {tensor.layout}",
+            expected="dense floating point",
             remedy="Convert the network to float32 and save it again.",
-        )  # fmt: skip
+        )
     return tensor.detach().to(torch.float32)

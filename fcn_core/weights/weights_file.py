@@ -1,9 +1,8 @@
-"""Weights files: safetensors whose metadata says everything needed to use them.
+"""`WeightsFile`: safetensors files whose metadata describes the network completely.
 
-The header is read without torch, so that planning and Prefect flows know weights without loading
-a network. Weight metadata holds no time and no host: equal weights are equal files.
-
-The header of a safetensors file, read without torch and without its tensors.
+Metadata and header are read without torch and without the tensors, so that planning and Prefect
+flows can inspect weights without loading a network. Nothing depends on time or host: equal weights
+give equal files.
 
 Source: the safetensors README, section "Format": 8 bytes of little-endian header length, a JSON
 header, tensors.
@@ -36,39 +35,39 @@ if TYPE_CHECKING:
 
 
 DEMO_WEIGHTS = "demo"
-"""The name under which commands find the weights in this package."""
+"""Name of the weights in this package, for commands."""
 
 
-_REMEDY = "Name a .safetensors file written by this project, or convert yours to it."
+_REMEDY = "Name a .safetensors file written by this project, or convert your file to one."
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """The bytes of a weights file, checked as far as its header goes.
+    """The bytes of a weights file, with a checked header.
 
     Raises (on creation):
-        WeightsError: not safetensors, not of this project, or cut short.
+        WeightsError: Data that is not safetensors, not of this project, or truncated.
     """
 
     data: bytes
     where: str
     path: str | None = field(default=None, repr=False)
-    """Of a file that holds the same bytes and will keep them: tensors are mapped, not copied."""
+    """Path of an unchanging file with the same bytes, from which tensors are memory-mapped."""
 
     def __post_init__(self) -> None:
         _ = self.info
 
     @classmethod
     def mapped(cls, path: str, where: str) -> WeightsFile:
-        """A file that nobody will change: what is not read takes no memory.
+        """Map an unchanging file into memory; parts that are not read take no memory.
 
         Raises:
-            OSError: it cannot be read.
-            WeightsError: as on creation.
+            OSError: A file that cannot be read.
+            WeightsError: As on creation.
         """
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return cls(cast(bytes, data), where, path)  # measured and sliced like bytes
+        return cls(cast(bytes, data), where, path)  # an mmap has len() and slices like bytes
 
     @cached_property
     def sha256(self) -> str:
@@ -77,7 +76,7 @@ class WeightsFile:
 
     @cached_property
     def info(self) -> WeightsInfo:
-        """The parsed metadata."""
+        """Description of the network, parsed from the metadata."""
         document = self._document()
         try:
             labels = LabelSet.from_dict(document["labels"], self.where)
@@ -114,9 +113,11 @@ class WeightsFile:
             document = dict(json.loads(self._header.metadata[KEY]))
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(
-                where=self.where, found="a safetensors file without our metadata", expected="variant, classes and "
-                "preprocessing are read from it", remedy=_REMEDY,
-            ) from error  # fmt: skip
+                where=self.where,
+                found="a safetensors file without metadata of this project",
+                expected="the variant, classes and preprocessing are read from the metadata",
+                remedy=_REMEDY,
+            ) from error
         if document.get("format") != WEIGHTS_FORMAT:
             raise WeightsError(
                 where=self.where,
@@ -132,28 +133,28 @@ class WeightsFile:
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """The tensors by name, from the header."""
+        """Dtypes and shapes of the tensors, by name, from the header."""
         return self._header.tensors
 
     def check_is_trained(self) -> None:
-        """Refuse weights whose masks mean nothing.
+        """Check that the weights belong to a trained network.
 
         Raises:
-            WeightsError: they only start a training.
+            WeightsError: Weights that only start a training, so that their masks are meaningless.
         """
         if self.info.is_initialisation:
             raise WeightsError(
                 where=self.where,
-                found="weights that only start a training: their scores are zero",
+                found="initial weights for training, whose scores are all zero",
                 expected="a trained network",
-                remedy="Train it first, or convert the weights of a trained one.",
+                remedy="Train the network first, or convert the weights of a trained one.",
             )
 
     def load(self) -> FCN:
-        """The network, in eval mode, float32, on the CPU.
+        """Load the network, in eval mode, float32, on the CPU.
 
         Raises:
-            WeightsError: tensors are missing, left over, of the wrong shape, or not finite.
+            WeightsError: Tensors that are missing, unexpected, of the wrong shape, or not finite.
         """
         return build(self.info.architecture, self._tensors(), self.where, _REMEDY)
 
@@ -168,13 +169,13 @@ class WeightsFile:
             raise WeightsError(
                 where=self.where,
                 found=f"unreadable tensors ({error})",
-                expected="a whole safetensors file",
+                expected="a complete safetensors file",
                 remedy=_REMEDY,
             ) from error
 
 
-def _peaks(found: Mapping[str, Any]) -> dict[str, float]:
-    peaks = {name: float(peak) for name, peak in dict(found).items()}
+def _peaks(document: Mapping[str, Any]) -> dict[str, float]:
+    peaks = {name: float(peak) for name, peak in dict(document).items()}
     if not all(math.isfinite(peak) and peak >= 0 for peak in peaks.values()):
         raise ValueError("int8_peaks: numbers from 0 up expected")
     return peaks
@@ -186,22 +187,22 @@ def build(
     where: str,
     remedy: str = "Name the variant, the label set and the file that belong together.",
 ) -> FCN:
-    """A network of given weights, in eval mode, float32, on the CPU.
+    """Build a network from given weights, in eval mode, float32, on the CPU.
 
     Args:
-        architecture: of the network.
-        tensors: its state dict.
-        where: named in errors.
-        remedy: of tensors that are not the network's.
+        architecture: Architecture of the network.
+        tensors: State dict of the network.
+        where: Name of the weights in error messages.
+        remedy: Remedy in errors about tensors that do not belong to the network.
 
     Raises:
-        WeightsError: tensors are missing, left over, of the wrong shape, or not finite.
+        WeightsError: Tensors that are missing, unexpected, of the wrong shape, or not finite.
     """
     import torch
 
     from fcn_core.networks.model import FCN
 
-    # Without memory for its parameters: a damaged header may promise any size.
+    # On "meta", parameters take no memory: a damaged header may describe any size.
     with torch.device("meta"):
         model = FCN(architecture)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -220,7 +221,7 @@ def build(
                 f"{architecture.width:g}, {architecture.num_classes} classes",
                 remedy=remedy,
             )
-        # Least and greatest pass NaN on, and are found in a tenth of the time of `isfinite`.
+        # aminmax() propagates NaN, and takes a tenth of the time of `isfinite`.
         if tensors[name].numel() and not all(map(math.isfinite, tensors[name].aminmax())):
             raise WeightsError(
                 where=where,
@@ -234,24 +235,26 @@ def build(
 
 
 def save_weights(model: FCN, info: WeightsInfo, *, half: bool = False) -> bytes:
-    """The file for a network; equal weights give equal bytes.
+    """Return the file content for a network; equal weights give equal bytes.
 
     Args:
-        model: its parameters are written, its fixed deconvolutions are not.
-        info: must describe the model.
-        half: store float16 (loaded as float32).
+        model: Network. Its parameters are stored; its fixed deconvolutions are not.
+        info: Description of the same network.
+        half: Whether to store float16, which is loaded as float32.
 
     Raises:
-        WeightsError: `info` describes another network.
+        WeightsError: A description of another network.
     """
     import safetensors.torch
     import torch
 
     described, arch = info.architecture, model.architecture
     if described != arch:
-        found = f"metadata for {described}"
         raise WeightsError(
-            where="weights", found=found, expected=f"{arch}", remedy="Describe the model."
+            where="weights",
+            found=f"metadata for {described}",
+            expected=f"{arch}",
+            remedy="Give a WeightsInfo that describes this model.",
         )
     dtype = torch.float16 if half else torch.float32
     tensors = {n: t.detach().to("cpu", dtype).contiguous() for n, t in model.state_dict().items()}
@@ -259,10 +262,10 @@ def save_weights(model: FCN, info: WeightsInfo, *, half: bool = False) -> bytes:
 
 
 def read_weights(path: str | Path) -> WeightsFile:
-    """A weights file from the local disk, or the shipped one by the name "demo".
+    """Read a weights file from the local disk; "demo" is the file shipped with this package.
 
     Raises:
-        WeightsError: there is no such file, or it is not ours.
+        WeightsError: A file that does not exist, or is not a weights file of this project.
     """
     is_demo = str(path) == DEMO_WEIGHTS
     source = files("fcn_core").joinpath("demo.safetensors") if is_demo else Path(path)
@@ -279,24 +282,24 @@ def read_weights(path: str | Path) -> WeightsFile:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header of a weights file says of a tensor: "F32" or "F16", and its shape."""
+    """Dtype ("F32" or "F16") and shape of a tensor, from the header."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def parameters(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the tensors.
+    """The header of a safetensors file.
 
     Attributes:
-        metadata: as it is, which may be anything in a damaged file.
-        tensors: by name.
+        metadata: Unchecked metadata, which may have any JSON type in a damaged file.
+        tensors: Tensors by name.
     """
 
     metadata: Any
@@ -304,12 +307,12 @@ class Header:
 
 
 def read_header(data: bytes, where: str, remedy: str) -> Header:
-    """The header of a whole file.
+    """Read the header of a complete file.
 
     Raises:
-        WeightsError: not safetensors, or not as long as its header says.
+        WeightsError: Data that is not safetensors, or a length that contradicts the header.
     """
-    expected = "a whole safetensors file"
+    expected = "a complete safetensors file"
     if len(data) < 8:
         raise WeightsError(
             where=where, found=f"{len(data)} bytes", expected=expected, remedy=remedy
@@ -318,11 +321,11 @@ def read_header(data: bytes, where: str, remedy: str) -> Header:
     try:
         header = dict(json.loads(data[8 : 8 + length]))
         metadata = header.pop("__metadata__", None)
-        ends = [found["data_offsets"][1] for found in header.values()]
+        ends = [entry["data_offsets"][1] for entry in header.values()]
         size = 8 + length + max(ends, default=0)
         tensors = {
-            name: TensorInfo(str(found["dtype"]), tuple(int(side) for side in found["shape"]))
-            for name, found in sorted(header.items())
+            name: TensorInfo(str(entry["dtype"]), tuple(int(side) for side in entry["shape"]))
+            for name, entry in sorted(header.items())
         }
     except (ValueError, LookupError, TypeError) as error:
         raise WeightsError(
@@ -332,7 +335,7 @@ def read_header(data: bytes, where: str, remedy: str) -> Header:
         raise WeightsError(
             where=where,
             found=f"{len(data)} bytes",
-            expected=f"its header promises {size}",
+            expected=f"{size} bytes according to the header",
             remedy="The file is truncated or damaged: copy it again.",
         )
     return Header(metadata, tensors)

@@ -1,4 +1,4 @@
-"""What a weights file says about itself. Needs no torch."""
+"""`WeightsInfo`: the description that a weights file stores in its metadata. Needs no torch."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ INITIALISATION = "initialisation"
 
 
 INT8_VARIANTS = ("fcn32s", "fcn16s", "fcn8s", "fcn8s-atonce")
-"""The networks that `fcn_core.inference.int8` can compute."""
+"""The variants that `fcn_core.inference.int8` supports."""
 
 
 KEY = "fcn"
-"""Of the safetensors metadata: one JSON document."""
+"""Key of the safetensors metadata whose value is the JSON document."""
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What a weights file says about itself.
+    """The description of a network in a weights file.
 
     Attributes:
-        architecture: which network; staged and at-once FCN-8s have equal shapes, so that only
-            its variant tells them apart.
-        labels: the classes it predicts, of the first head if there are several.
-        preprocessing: what its first layer expects.
-        origin: where the weights come from, in words and numbers.
-        other_labels: the classes of the other heads, in their order.
-        int8_peaks: for int8, the greatest output of each convolution of the trunk on pictures;
-            empty if that was not measured.
+        architecture: Variant and shapes. Staged and at-once FCN-8s have equal shapes and differ
+            only in their variant.
+        labels: Label set of the first head.
+        preprocessing: Preprocessing of the pixels.
+        origin: Source of the weights, as texts and numbers.
+        other_labels: Label sets of the other heads, in order.
+        int8_peaks: Largest output of each trunk convolution on sample images, for int8; empty if it
+            was not measured.
 
     Raises (on creation):
-        WeightsError: the label sets are not those of the heads.
+        WeightsError: Label sets whose class counts differ from those of the heads.
     """
 
     architecture: Architecture
@@ -59,13 +59,13 @@ class WeightsInfo:
             raise WeightsError(
                 where="weights",
                 found=f"label sets of {described} classes",
-                expected=f"heads of {classes}",
-                remedy="Describe every head, in order.",
+                expected=f"heads of {classes} classes",
+                remedy="Give one label set per head, in order.",
             )
 
     @property
     def is_initialisation(self) -> bool:
-        """Whether these weights only start a training, so that their masks mean nothing."""
+        """Whether the weights only start a training, so that their masks are meaningless."""
         return self.origin.get("role") == INITIALISATION
 
     @property
@@ -73,53 +73,54 @@ class WeightsInfo:
         """One of `fcn_core.networks.architecture.VARIANTS`."""
         return self.architecture.variant
 
-    def check_can_have_ranges(self, where: str) -> None:
-        """Refuse networks that int8 is not for.
+    def check_supports_int8(self, where: str) -> None:
+        """Check that int8 supports this network.
 
         Args:
-            where: named in the error.
+            where: Name of the weights in error messages.
 
         Raises:
-            WeightsError: this is one.
+            WeightsError: A variant or width that int8 does not support.
         """
         if self.variant not in INT8_VARIANTS:
             raise WeightsError(
                 where=where,
                 found=self.variant,
                 expected=f"one of {', '.join(INT8_VARIANTS)} for int8",
-                remedy="Use --precision bf16 or fp32 with it.",
+                remedy="Use --precision bf16 or fp32.",
             )
-        fc6_inputs = 7 * 7 * self.architecture.channels(512)  # no layer sums more products
+        fc6_inputs = 7 * 7 * self.architecture.channels(512)  # fc6 sums the most products
         if fc6_inputs * 255 * 127 >= 2**31:
             raise WeightsError(
                 where=where,
                 found=f"width {self.architecture.width:g}",
-                expected="at most 2.64 for int8: sums of more products do not fit 32 bits",
-                remedy="Use --precision bf16 or fp32 with it.",
+                expected="at most 2.64 for int8, because larger sums do not fit 32 bits",
+                remedy="Use --precision bf16 or fp32.",
             )
 
-    def check_has_ranges(self, where: str) -> None:
-        """Refuse weights that cannot be computed in int8.
+    def check_int8_ranges(self, where: str) -> None:
+        """Check that these weights can be used in int8.
 
         Args:
-            where: named in the error.
+            where: Name of the weights in error messages.
 
         Raises:
-            WeightsError: the network is none for it, or ranges are missing.
+            WeightsError: A network that int8 does not support, or missing ranges.
         """
-        self.check_can_have_ranges(where)
+        self.check_supports_int8(where)
         convolutions = [layer.name for layer in trunk(self.architecture) if layer.kind == "conv"]
         missing = [name for name in convolutions if name not in self.int8_peaks]
         if missing:
             raise WeightsError(
                 where=where,
-                found=f"no range for int8 of {missing[0]}",
-                expected="the greatest outputs of its layers on pictures like yours",
-                remedy="Measure them: fcnseg weights calibrate SRC DST --input INPUT, and use DST.",
+                found=f"no int8 range of layer {missing[0]}",
+                expected="a measured range of every convolution of the trunk",
+                remedy="Measure the ranges on images like yours: fcnseg weights calibrate SRC DST "
+                "--input INPUT, and use DST.",
             )
 
     def to_metadata(self) -> dict[str, str]:
-        """The safetensors metadata."""
+        """Return the safetensors metadata with this description."""
         document: dict[str, Any] = {
             "format": WEIGHTS_FORMAT,
             **self.architecture.to_dict(),

@@ -108,7 +108,7 @@ def _sbd(source: Store, split: str | None, _files: ExitStack) -> list[TarSample]
     images = paths_by_id(paths, f"{root}img/", (".jpg",))
     labels = paths_by_id(paths, f"{root}cls/", (".mat",))
     _refuse_missing(ids, images, f"{root}img/<id>.jpg", labels, f"{root}cls/<id>.mat")
-    return _chosen(source, ids, images, labels, _matlab_label(source, VOC, matfiles.sbd_label))
+    return _chosen(source, ids, images, labels, _matlab_label(source, VOC, matfiles.read_sbd_label))
 
 
 def _siftflow(source: Store, split: str | None, folder: str, labels: LabelSet) -> list[TarSample]:
@@ -124,7 +124,7 @@ def _siftflow(source: Store, split: str | None, folder: str, labels: LabelSet) -
     )
     _refuse_missing(ids, images, f"{places[0]}<id>.jpg", mats, f"{places[1]}<id>.mat")
     return _chosen(
-        source, ids, images, mats, _matlab_label(source, labels, matfiles.siftflow_label)
+        source, ids, images, mats, _matlab_label(source, labels, matfiles.read_siftflow_label)
     )
 
 
@@ -153,7 +153,9 @@ def _nyudv2(source: Store, split: str | None, files: ExitStack) -> list[TarSampl
     _refuse_missing(
         ids, images, f"{root}data/images/<id>.png", labels, f"{root}segmentation/<id>.mat"
     )
-    return _chosen(source, ids, images, labels, _matlab_label(source, NYUDV2, matfiles.nyud_label))
+    return _chosen(
+        source, ids, images, labels, _matlab_label(source, NYUDV2, matfiles.read_nyud_label)
+    )
 
 
 def _nyudv2_file(
@@ -191,11 +193,11 @@ def _nyud_labels(
 ) -> Callable[[int], NDArray[np.uint8]]:
     mapping, labels = f"{root}classMapping40.mat", f"{root}labels40.mat"
     if mapping in paths:
-        table = matfiles.nyud_class_mapping(source.read(mapping), source.location(mapping))
+        table = matfiles.read_nyud_class_mapping(source.read(mapping), source.location(mapping))
         return lambda index: file.label(index, table)
     if labels in paths:
         data, place = source.read(labels), source.location(labels)
-        return matfiles.nyud_labels40(data, place, len(file))
+        return matfiles.read_nyud_labels40(data, place, len(file))
     raise InputError(
         where=source.location(root),
         found=f"only {NYUD_FILE}, whose labels have 894 classes",
@@ -209,7 +211,7 @@ def _nyud_numbers(source: Store, split: str | None, root: str, paths: list[str])
     mat = f"{root}splits.mat"
     listed = split is not None and (is_address(split) or f"{root}{split}.txt" in paths)
     if not listed and mat in paths:
-        splits = matfiles.nyud_splits(source.read(mat), source.location(mat))
+        splits = matfiles.read_nyud_splits(source.read(mat), source.location(mat))
         if split not in splits:
             raise unknown_split(source.location(mat), split, list(splits), "")
         return list(splits[split])

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn_core.errors import FcnError, WeightsError
-from fcn_core.images import MAX_PIXELS, colour, decode_image, encode_image, encode_mask, overlay
+from fcn_core.images import MAX_PIXELS, colorize, decode_image, encode_image, encode_mask, overlay
 from fcn_core.predictor import Precision, Predictor, check_scores
 from fcn_core.weights.weights_file import WeightsFile
 from pipeline.concurrency import map_ordered
@@ -131,7 +131,7 @@ def _write(
     check_scores(prediction.mean_confidence, picture.address)
     labels, mask = predictor.labels, prediction.mask
     painted = overlay(image, mask, labels.palette)
-    side = side_by_side(image, colour(mask, labels.palette), painted)
+    side = side_by_side(image, colorize(mask, labels.palette), painted)
     results = (encode_mask(mask, labels.palette), encode_image(painted), encode_image(side))
     paths = _results(picture.name)
     for path, data in zip(paths, results, strict=True):

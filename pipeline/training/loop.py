@@ -14,7 +14,7 @@ import torch
 from fcn_core.errors import TrainingError
 from fcn_core.networks.model import FCN
 from fcn_core.predictor import Predictor
-from fcn_core.training.initialization import from_nothing, transplant
+from fcn_core.training.initialization import initialize_network, transplant
 from fcn_core.training.learner import Learner, ProcessGroup, StepPlan, StepResult
 from fcn_core.weights.weights_file import build, save_weights
 from fcn_core.weights.weights_info import WeightsInfo
@@ -292,17 +292,17 @@ class TrainingLoop:
     def _first_model(self) -> FCN:
         network, init = self.prepared.architecture(0), self.prepared.init
         if init is None:
-            return from_nothing(network, self.config.seed)
+            return initialize_network(network, self.config.seed)
         start = transplant(init.load(), init.info, network, self.prepared.labels, init.where)
         if self.is_first:
             log.warning("%s: %s", init.where, start.describe())
         return start.model
 
     def _teach(self, model: FCN) -> Learner:
-        course = StepPlan(
+        plan = StepPlan(
             self.recipe, self.prepared.stage_steps, self.config.seed, self.config.precision
         )
-        return Learner(model, course, self.around.device, self.around.group)
+        return Learner(model, plan, self.around.device, self.around.group)
 
 
 def _quality(line: Mapping[str, Any]) -> float:

@@ -156,7 +156,7 @@ class _Processes:
         """Distributed data parallel."""
         return ray.train.torch.prepare_model(model, move_to_device=False)
 
-    def quietly(self, wrapped: Any) -> AbstractContextManager[Any]:
+    def no_sync(self, wrapped: Any) -> AbstractContextManager[Any]:
         """Without averaging."""
         return cast(AbstractContextManager[Any], getattr(wrapped, "no_sync", nullcontext)())
 

@@ -54,7 +54,7 @@ def test_blank_canvases_are_computed_as_pictures_are(random_fcn, monkeypatch):
         inside.pop()
 
     features, seen = BlankFeatures._features, []
-    monkeypatch.setattr(Predictor, "_products", products)
+    monkeypatch.setattr(Predictor, "_cudnn_settings", products)
     monkeypatch.setattr(
         BlankFeatures, "_features", lambda *args: seen.append(list(inside)) or features(*args)
     )
@@ -236,7 +236,7 @@ def test_means_of_another_number_of_channels_are_refused(random_fcn):
 
 
 def test_the_description_of_other_heads_is_refused(random_fcn):
-    with pytest.raises(WeightsError, match=r"the network's are \{'': 5\}"):
+    with pytest.raises(WeightsError, match=r"the network has heads \{'': 5\}"):
         Predictor(random_fcn(num_classes=5), info())
 
 
@@ -252,7 +252,7 @@ def test_the_description_of_other_heads_is_refused(random_fcn):
 def test_what_is_no_picture_with_depth_is_refused(random_fcn, picture, found):
     model = random_fcn("fcn32s-color-d")
     predictor = Predictor(model, WeightsInfo(model.architecture, LABELS, CAFFE_NYUD_COLOR_D))
-    with pytest.raises(ImageError, match=f"^picture 0: {found}"):
+    with pytest.raises(ImageError, match=f"^image 0: {found}"):
         predictor.predict([picture])
 
 
@@ -295,7 +295,7 @@ def test_missing_weights_are_refused(tmp_path):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_picture_is_refused_by_its_place(predictor, picture, found):
-    with pytest.raises(ImageError, match=f"^picture 1: {found}; "):
+    with pytest.raises(ImageError, match=f"^image 1: {found}; "):
         predictor.predict([LARGE, picture])
 
 

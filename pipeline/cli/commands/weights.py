@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fcn_core.networks.architecture import Variant
-from fcn_core.weights.published import PUBLISHED, Published, SourceFormat, published
+from fcn_core.weights.published import PUBLISHED, Published, SourceFormat, find_published
 from pipeline.cli import console
 from pipeline.cli.options import AsJson
 from pipeline.errors import ConfigError
@@ -32,7 +32,7 @@ def list_published(
     """List the published weights: what each is for, its scores, its checksum."""
     chosen = PUBLISHED
     if file is not None:
-        entry = published(file)
+        entry = find_published(file)
         if entry is None:
             raise ConfigError(
                 where=file, found="no published weights", expected="a name that `fcnseg weights list` prints",

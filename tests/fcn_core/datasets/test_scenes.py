@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from fcn_core.datasets.scenes import SIDES, render_scene, training_scenes
+from fcn_core.datasets.scenes import SIDES, render_scene, render_training_scenes
 from fcn_core.errors import FcnError
 from fcn_core.labels import SCENES, VOID
 from fcn_core.metrics import ConfusionMatrix
@@ -107,6 +107,6 @@ def test_colour_alone_does_not_tell_the_class(scenes):
 
 
 def test_seven_of_eight_training_scenes_are_squares():
-    shapes = [scene.label.shape for scene in training_scenes(range(16), 64)]
+    shapes = [scene.label.shape for scene in render_training_scenes(range(16), 64)]
     assert shapes.count((64, 64)) == 14
     assert shapes[7] == render_scene(7).label.shape

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcn_core.inference import device_transfer as bus
+from fcn_core.inference import device_transfer
 from fcn_core.inference.device_transfer import CudaTransfer
 from fcn_core.predictor import Predictor
 from tests.fcn_core.test_predictor import PICTURES, info, same
@@ -90,16 +90,16 @@ class Streams:
 @pytest.fixture
 def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
     found = Streams()
-    monkeypatch.setattr(bus.torch, "cuda", found)
-    monkeypatch.setattr(bus, "copy", found.copy)
-    monkeypatch.setattr(bus, "keep", found.keep)
-    monkeypatch.setattr(bus, "_pinned", found.pin)
+    monkeypatch.setattr(device_transfer.torch, "cuda", found)
+    monkeypatch.setattr(device_transfer, "queue_copy", found.copy)
+    monkeypatch.setattr(device_transfer, "keep_until_done", found.keep)
+    monkeypatch.setattr(device_transfer, "_pinned", found.pin)
     return found
 
 
 @pytest.fixture(scope="module")
 def predictors(random_fcn):
-    """By batch size: one, and one to have another bus."""
+    """By batch size: one, and one to have another device_transfer."""
     return {
         size: [Predictor(random_fcn(), info(), batch_size=size) for _ in range(2)]
         for size in (1, 3)
@@ -121,7 +121,7 @@ def test_nothing_is_read_before_it_is_there(
     streams, predictors, chosen, size, confidence, labelled
 ):
     plain, carried = predictors[size]
-    carried._bus = CudaTransfer(torch.device("cpu"))
+    carried._transfer = CudaTransfer(torch.device("cpu"))
     carried.device = torch.device("meta")  # no CPU: counts there
     pictures = [PICTURES[index] for index in chosen]
     labels = [picture[..., 0] if n % 2 else None for n, picture in enumerate(pictures)]
@@ -142,8 +142,8 @@ def test_a_copy_that_nobody_waits_for_is_seen(streams, predictors, monkeypatch):
     """Of the stand-in: each of the waits is needed."""
     for name in ("computing", "back"):
         carried = predictors[1][1]
-        carried._bus = CudaTransfer(torch.device("cpu"))
-        deaf = streams.computing if name == "computing" else carried._bus._back
+        carried._transfer = CudaTransfer(torch.device("cpu"))
+        deaf = streams.computing if name == "computing" else carried._transfer._download
         with monkeypatch.context() as patch:
             patch.setattr(deaf, "wait_stream", lambda other: None)
             found = carried.predict([PICTURES[0]])[0]
@@ -152,7 +152,7 @@ def test_a_copy_that_nobody_waits_for_is_seen(streams, predictors, monkeypatch):
 
 def test_memory_is_kept_for_the_streams_that_use_it(streams, predictors):
     carried = predictors[1][1]
-    carried._bus = CudaTransfer(torch.device("cpu"))
+    carried._transfer = CudaTransfer(torch.device("cpu"))
     carried.predict([PICTURES[0]])
     height, width = PICTURES[0].shape[:2]
     shapes = [tuple(tensor.shape) for tensor in streams.kept]

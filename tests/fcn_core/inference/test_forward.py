@@ -136,7 +136,7 @@ def layer_by_layer(model, image_BCHW):
     pad = model.layers[0].pad
     x_BCHW = F.pad(image_BCHW, (pad,) * 4)
     found = [x_BCHW]
-    x_BCHW = F.relu(trunks.unpadded(model.layers[0], model.get_submodule, x_BCHW))
+    x_BCHW = F.relu(trunks.apply_unpadded(model.layers[0], model.get_submodule, x_BCHW))
     found.append(x_BCHW)
     for layer in model.layers[1 : windowed_layers(model.layers)]:
         x_BCHW = trunks.apply(layer, model.get_submodule, x_BCHW)

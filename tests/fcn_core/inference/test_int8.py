@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
-from fcn_core.calibration import _watch, calibrated
+from fcn_core.calibration import _record_peak, measure_int8_ranges
 from fcn_core.datasets.scenes import render_scene
 from fcn_core.errors import FcnError, ImageError, WeightsError
 from fcn_core.inference.int8 import Int8Layers, Int8Ranges, has_int8
@@ -45,7 +45,7 @@ def weights_file(random_fcn, variant="fcn8s", preprocessing=CENTRED_RGB, **optio
 
 
 def with_ranges(file, seen):
-    return WeightsFile(save_weights(file.load(), calibrated(file, seen)), file.where)
+    return WeightsFile(save_weights(file.load(), measure_int8_ranges(file, seen)), file.where)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_layers_are_sums_of_integers(random_fcn, preprocessing, variant, options
     image = (image - mean) / std
     oracle = slowly(file, image)
     layers = Int8Layers(model.layers, model.get_submodule, Int8Ranges.of(pre, file.info.int8_peaks))
-    x = layers.entered(image)
+    x = layers.to_input(image)
     for layer in model.layers:
         expected = oracle[layer.name]
         x = layers.apply(layer, x)
@@ -138,7 +138,7 @@ def test_windows_change_no_bit(random_fcn, height, width, seed, variant):
     ranges = Int8Ranges.of(file.info.preprocessing, file.info.int8_peaks)
     whole = Int8Layers(fast.model.layers, fast.model.get_submodule, ranges)
     image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
-    x = whole.entered(image.contiguous(memory_format=torch.channels_last))
+    x = whole.to_input(image.contiguous(memory_format=torch.channels_last))
     with torch.inference_mode():
         for layer in fast.model.layers:
             x = whole.apply(layer, x)
@@ -190,9 +190,9 @@ def test_the_shipped_network_hardly_changes():
 def test_ranges_are_the_greatest_outputs(random_fcn):
     file = weights_file(random_fcn)
     seen = pictures((40, 57), (20, 30))
-    found = calibrated(file, seen)
+    found = measure_int8_ranges(file, seen)
     model = file.load()
-    one = [calibrated(file, [picture]).int8_peaks for picture in seen]
+    one = [measure_int8_ranges(file, [picture]).int8_peaks for picture in seen]
     assert found.int8_peaks == {name: max(peaks[name] for peaks in one) for name in one[0]}
     assert list(found.int8_peaks) == [layer.name for layer in model.layers if layer.kind == "conv"]
     assert found.origin["int8_pictures"] == 2
@@ -214,13 +214,13 @@ def test_features_that_are_not_finite_have_no_range(random_fcn, layer):
     weight = model.get_submodule(layer).weight
     weight[0, 0], weight[0, 1] = 3e38, -3e38
     damaged = WeightsFile(save_weights(model, file.info), "damaged")
-    with pytest.raises(WeightsError, match=rf"{layer} gives (inf|nan)"):
-        calibrated(damaged, pictures((40, 57), (20, 30)))
+    with pytest.raises(WeightsError, match=rf"{layer} reaches (inf|nan)"):
+        measure_int8_ranges(damaged, pictures((40, 57), (20, 30)))
 
 
 def test_nan_is_not_lost_in_a_maximum():
-    look = _watch("fc6", {"fc6": 2.0}, "here")
-    with pytest.raises(WeightsError, match="fc6 gives nan"):
+    look = _record_peak("fc6", {"fc6": 2.0}, "here")
+    with pytest.raises(WeightsError, match="fc6 reaches nan"):
         look(nn.Identity(), None, torch.tensor([1.0, torch.nan]))
 
 
@@ -232,7 +232,7 @@ def test_wider_networks_would_not_fit_32_bits():
         assert (inputs * 255 * 127 < 2**31) == fits
         info = WeightsInfo(Architecture("fcn8s", 2, width), labels, CENTRED_RGB)
         with nullcontext() if fits else pytest.raises(WeightsError, match=r"at most 2\.64"):
-            info.check_can_have_ranges("here")
+            info.check_supports_int8("here")
 
 
 def test_ranges_travel_in_the_file(small):
@@ -257,7 +257,7 @@ def test_damaged_ranges_are_refused(small, peaks):
 def test_what_cannot_be_int8_says_why(random_fcn, small, monkeypatch):
     without = weights_file(random_fcn)
     monkeypatch.setattr("fcn_core.inference.int8.has_int8", lambda: True)
-    with pytest.raises(WeightsError, match=r"no range for int8 of conv1_1.*weights calibrate"):
+    with pytest.raises(WeightsError, match=r"no int8 range of layer conv1_1.*weights calibrate"):
         Predictor.load(without, precision="int8")
     with pytest.raises(FcnError, match="int8 in the plain forward pass"):
         Predictor.load(small, precision="int8", plain=True)
@@ -265,21 +265,22 @@ def test_what_cannot_be_int8_says_why(random_fcn, small, monkeypatch):
     with pytest.raises(WeightsError, match="fcn-alexnet"):
         Predictor.load(alexnet, precision="int8")
     with pytest.raises(WeightsError, match="fcn-alexnet"):
-        calibrated(alexnet, pictures((20, 20)))
-    with pytest.raises(WeightsError, match="no pictures"):
-        calibrated(without, [])
+        measure_int8_ranges(alexnet, pictures((20, 20)))
+    with pytest.raises(WeightsError, match="no readable images"):
+        measure_int8_ranges(without, [])
     with pytest.raises(ImageError):
-        calibrated(without, [np.zeros((3, 3), np.uint8)])
+        measure_int8_ranges(without, [np.zeros((3, 3), np.uint8)])
     monkeypatch.setattr("fcn_core.inference.int8.has_int8", lambda: False)
     with pytest.raises(
-        FcnError, match=r"does not sum bytes exactly.*avx512_vnni.*--precision fp32"
+        FcnError, match=r"without exact sums of byte products.*avx512_vnni.*--precision fp32"
     ):
         Predictor.load(small, precision="int8")
 
 
 @needs_units
 def test_a_cpu_without_units_is_found_out_and_no_random_number_is_taken():
-    script = "import torch; from fcn_core.inference.int8 import has_int8; before = torch.get_rng_state(); "
+    script = "import torch; from fcn_core.inference.int8 import has_int8; "
+    script += "before = torch.get_rng_state(); "
     script += "print(has_int8(), torch.equal(before, torch.get_rng_state()))"
     for units, expected in (("AVX2", "False True"), ("DEFAULT", "True True")):
         environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": units}
@@ -293,5 +294,5 @@ def test_a_missing_layer_is_named(small):
     peaks = dict(small.info.int8_peaks)
     del peaks["conv3_2"]
     file = WeightsFile(save_weights(small.load(), replace(small.info, int8_peaks=peaks)), "less")
-    with pytest.raises(WeightsError, match="no range for int8 of conv3_2"):
-        file.info.check_has_ranges(file.where)
+    with pytest.raises(WeightsError, match="no int8 range of layer conv3_2"):
+        file.info.check_int8_ranges(file.where)

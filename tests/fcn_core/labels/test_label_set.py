@@ -106,7 +106,9 @@ def test_every_cityscapes_id_has_its_train_id():
     assert CITYSCAPES.encode(ids[None]).tolist() == [expected]
     kept = np.array([[*range(19), VOID]], np.uint8)
     assert CITYSCAPES_TRAINIDS.encode(kept).tolist() == kept.tolist()
-    with pytest.raises(LabelError, match=r"label value 34 .* maps 7-8, 11-13, 17, 19-28, 31-33"):
+    with pytest.raises(
+        LabelError, match=r"label value 34 .* has classes for 7-8, 11-13, 17, 19-28, 31-33"
+    ):
         CITYSCAPES.encode(np.array([[34]]))
 
 
@@ -272,8 +274,8 @@ def test_an_unknown_colour_is_named_with_its_place():
     rgb[0, 3] = (9, 9, 9)
     with pytest.raises(
         LabelError,
-        match=r"sample 7: colour \(9, 8, 7\) in 2 pixels, the first in row 1, column 2; label set "
-        r"'voc' has RGB codes for 22 colours",
+        match=r"sample 7: color \(9, 8, 7\) in 2 pixels, the first in row 1, column 2; label set "
+        r"'voc' has RGB codes for 22 colors",
     ):
         VOC.encode(rgb, "sample 7")
 
@@ -281,8 +283,8 @@ def test_an_unknown_colour_is_named_with_its_place():
 @pytest.mark.parametrize(
     ("data", "colours", "message"),
     [
-        (png(np.zeros((2, 2, 3), np.uint8)), False, "a RGB PNG; a label is a grey or palette PNG"),
-        (png(np.zeros((2, 2, 4), np.uint8)), True, "see-through pixels"),
+        (png(np.zeros((2, 2, 3), np.uint8)), False, "a RGB PNG; a label is a gray or palette PNG"),
+        (png(np.zeros((2, 2, 4), np.uint8)), True, "transparent pixels"),
         (png(np.zeros((2, 2, 2), np.uint8)), True, "a LA PNG"),
     ],
 )
@@ -293,7 +295,7 @@ def test_other_pictures_are_no_rgb_labels(data, colours, message):
 
 def test_a_set_that_accepts_no_rgb_says_so():
     assert NYUDV2.colours == ()
-    with pytest.raises(LabelError, match=r"colour \(0, 0, 0\) in 4 pixels"):
+    with pytest.raises(LabelError, match=r"color \(0, 0, 0\) in 4 pixels"):
         NYUDV2.encode(np.zeros((2, 2, 3), np.uint8))
 
 
@@ -331,14 +333,14 @@ def test_a_set_of_another_name_or_classes_has_no_codes_of_a_built_in_one():
     [
         ({"mapping": ((7, 2),)}, "map sends 7 to 2; class indices are 0-1"),
         ({"mapping": ((7, -1),)}, "map sends 7 to -1"),
-        ({"mapping": ((7, 0), (7, 1))}, "map names a raw value twice"),
+        ({"mapping": ((7, 0), (7, 1))}, "map has a raw value twice"),
         ({"mapping": ((255, 0),)}, "map makes 255 a class"),
         ({"mapping": ((7, 255),)}, "map makes every value void"),
         ({"mapping": ((7, 1),), "ignore": (7,)}, "ignore value 7 is also the class 'b'"),
         ({"colours": (((0, 0, 256), 0),)}, r"the RGB code \(0, 0, 256\)"),
         ({"colours": (((0, 0, 0), 2),)}, r"the RGB code \(0, 0, 0\) for class 2"),
         ({"colours": (((0, 0, 0), 0), ((0, 0, 0), 1))}, r"the RGB code \(0, 0, 0\) stands for two"),
-        ({"classes": ("a", "void"), "colours": (((0, 0, 0), 255),)}, "a class 'void' and colours"),
+        ({"classes": ("a", "void"), "colours": (((0, 0, 0), 255),)}, "a class 'void' and colors"),
     ],
     ids=str,
 )

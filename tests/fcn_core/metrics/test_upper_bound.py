@@ -10,7 +10,12 @@ from hypothesis.extra import numpy as arrays
 
 from fcn_core.labels import VOID
 from fcn_core.metrics import ConfusionMatrix
-from fcn_core.metrics.upper_bound import FACTORS, PAPER_MEAN_IOU, coarsened, upper_bound_confusions
+from fcn_core.metrics.upper_bound import (
+    FACTORS,
+    PAPER_MEAN_IOU,
+    coarsen_label,
+    upper_bound_confusions,
+)
 from tests.support import oracles
 
 
@@ -24,7 +29,7 @@ def labels(draw):
 @given(labels(), st.integers(1, 6))
 def test_every_known_pixel_gets_a_class_of_the_largest_score(label, factor):
     scores = oracles.coarse_scores(label, factor)
-    mask = coarsened(label, factor)
+    mask = coarsen_label(label, factor)
     for y, x in np.argwhere(label != VOID):
         best = max(plane[y][x] for plane in scores.values())
         assert scores[int(mask[y, x])][y][x] >= best - 1e-5
@@ -32,14 +37,14 @@ def test_every_known_pixel_gets_a_class_of_the_largest_score(label, factor):
 
 @given(labels())
 def test_factor_1_gives_the_truth_back_and_scores_1(label):
-    assert np.array_equal(coarsened(label, 1), label)
+    assert np.array_equal(coarsen_label(label, 1), label)
     scores = ConfusionMatrix(3, upper_bound_confusions(label, 3, [1])[0]).scores()
     assert scores.mean_iou == 1.0 or (label == VOID).all()
 
 
 @given(labels(), st.integers(1, 12))
 def test_a_known_pixel_is_never_void_and_void_is_never_scored(label, factor):
-    mask = coarsened(label, factor)
+    mask = coarsen_label(label, factor)
     assert set(mask[label != VOID].tolist()) <= set(label[label != VOID].tolist())
     assert upper_bound_confusions(label, 3, [factor]).sum() == np.count_nonzero(label != VOID)
 
@@ -52,30 +57,30 @@ def test_void_takes_no_part(label, factor, shift):
     padded = np.pad(label, ((0, 0), (0, width - label.shape[1])), constant_values=VOID)
     wide = np.hstack([padded, border])
     inner = max(0, width - factor)
-    found, alone = (coarsened(each, factor)[:, :inner] for each in (wide, padded))
+    found, alone = (coarsen_label(each, factor)[:, :inner] for each in (wide, padded))
     assert np.array_equal(found, alone)
 
 
 def test_a_factor_over_the_picture_gives_its_most_frequent_class():
     label = np.array([[0, 1, 1], [1, 2, VOID]], np.uint8)
-    assert (coarsened(label, 128) == 1).all()
+    assert (coarsen_label(label, 128) == 1).all()
 
 
 def test_a_straight_edge_between_cells_stays_and_within_a_cell_it_moves():
     between = np.repeat(np.array([[0] * 8 + [1] * 8], np.uint8), 16, axis=0)
-    assert np.array_equal(coarsened(between, 8), between)
+    assert np.array_equal(coarsen_label(between, 8), between)
     within = np.repeat(np.array([[0] * 10 + [1] * 6], np.uint8), 16, axis=0)
-    assert not np.array_equal(coarsened(within, 8), within)
+    assert not np.array_equal(coarsen_label(within, 8), within)
 
 
 def test_a_thing_thinner_than_half_a_cell_is_lost():
     label = np.zeros((16, 16), np.uint8)
     label[:, 6:8] = 1
-    assert (coarsened(label, 8) == 0).all()
+    assert (coarsen_label(label, 8) == 0).all()
 
 
 def test_all_void_stays_void():
-    assert (coarsened(np.full((5, 7), VOID, np.uint8), 4) == VOID).all()
+    assert (coarsen_label(np.full((5, 7), VOID, np.uint8), 4) == VOID).all()
 
 
 def test_the_table_of_the_paper():

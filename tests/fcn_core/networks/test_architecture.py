@@ -44,7 +44,7 @@ def test_a_usual_network_is_described_as_ever():
         ({"width": None}, "unreadable network"),
         ({"upsampling": "nearest"}, "upsampling 'nearest'; fixed or learned"),
         ({"output_stride": 4}, "output stride 4; 32, 16 or 8"),
-        ({"output_stride": 8}, "output stride 8 of fcn8s; 32: only fcn32s"),
+        ({"output_stride": 8}, "output stride 8 of fcn8s; 32, because only fcn32s"),
         ({"heads": [["sem", 4], ["geo", 3]]}, "5 classes, but heads"),
         ({"heads": [["a", 5], ["a", 3]]}, "different names"),
         ({"heads": [["", 5]]}, "different names"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fcn_core.networks.architecture import VARIANTS, Architecture
-from fcn_core.networks.crops import CropPosition, crops, places
+from fcn_core.networks.crops import CropPosition, crops, layer_positions
 from fcn_core.networks.layers import trunk
 from tests.support import oracles
 
@@ -54,8 +54,12 @@ def test_the_crop_of_googlenet_follows_from_its_pad():
 def test_a_dilated_grid_begins_where_the_coarse_one_does(stride, offset):
     dilated, coarse = (Architecture("fcn32s", 2, output_stride=s) for s in (stride, 32))
     assert crops(dilated) == {"upscore": offset}
-    assert places(dilated)["score_fr"].shift == places(coarse)["score_fr"].shift == 12.5
-    assert places(dilated)["score_fr"].scale == stride
+    assert (
+        layer_positions(dilated)["score_fr"].shift
+        == layer_positions(coarse)["score_fr"].shift
+        == 12.5
+    )
+    assert layer_positions(dilated)["score_fr"].scale == stride
 
 
 @pytest.mark.parametrize(
@@ -72,9 +76,9 @@ def test_receptive_fields_are_those_of_the_papers_table_1(variant, field):
 
 
 def test_layers_that_do_not_meet_are_refused():
-    with pytest.raises(ValueError, match="does not fall onto"):
+    with pytest.raises(ValueError, match="does not align with"):
         CropPosition().offset(CropPosition().window(2))  # half a cell
-    with pytest.raises(ValueError, match="does not fall onto"):
+    with pytest.raises(ValueError, match="does not align with"):
         CropPosition().offset(CropPosition().window(1, stride=2))
 
 

@@ -100,7 +100,7 @@ def test_stitched_scores_are_the_dilated_ones_away_from_the_border(fcn, stride):
     inside = (..., slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     assert len(rows) >= 2 and len(columns) >= 3
     assert relative_error(stitched[inside], dilated[inside]) < 1e-12
-    # Nearer to it the two see borders in different places.
+    # Nearer to it the two see borders in different layer_positions.
     assert relative_error(stitched, dilated) > 1e-4
 
 

@@ -207,11 +207,11 @@ def test_upsampling_is_the_explicit_sum(stride):
 def test_upsampling_is_interpolation_of_the_picture_in_a_ring_of_zeros(stride):
     score_BKHW = picture(4, 5)
     ring = F.interpolate(F.pad(score_BKHW, (1,) * 4), scale_factor=stride, mode="bilinear")
-    upscored = Upscore(3, stride).double()(score_BKHW)
-    height, width = upscored.shape[-2:]
+    upsample_scores = Upscore(3, stride).double()(score_BKHW)
+    height, width = upsample_scores.shape[-2:]
     half = stride // 2
     expected = ring[..., half : half + height, half : half + width]
-    assert relative_error(upscored, expected) < 1e-12
+    assert relative_error(upsample_scores, expected) < 1e-12
 
 
 @pytest.mark.parametrize("stride", [2, 8, 16, 32])
@@ -223,9 +223,9 @@ def test_upsampling_keeps_a_constant_away_from_the_border(stride):
 def test_upsampling_does_not_mix_classes():
     score_BKHW = torch.zeros(1, 3, 2, 2)
     score_BKHW[:, 1] = 1
-    upscored = Upscore(3, 2)(score_BKHW)
-    assert upscored[:, 1].any()
-    assert not upscored[:, ::2].any()
+    upsample_scores = Upscore(3, 2)(score_BKHW)
+    assert upsample_scores[:, 1].any()
+    assert not upsample_scores[:, ::2].any()
 
 
 # --- Starting from the coarser network ---------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
-from fcn_core.networks.upsampling import Upscore, bilinear_kernel, bilinear_upsampling
+from fcn_core.networks.upsampling import Upscore, bilinear_kernel, upsample_bilinear
 from tests.fcn_core.networks.test_model import relative_error
 from tests.support import oracles
 
@@ -85,7 +85,7 @@ def test_what_is_no_number_is_never_called_zero():
 def test_fixed_upsampling_is_caffes_dense_deconvolution(stride, size):
     expected = oracles.deconv(scores(), size, stride)
     assert relative_error(Upscore(K, stride, size).double()(scores()), expected) < 1e-12
-    assert relative_error(bilinear_upsampling(scores(), stride, size), expected) < 1e-12
+    assert relative_error(upsample_bilinear(scores(), stride, size), expected) < 1e-12
 
 
 @pytest.mark.parametrize(("stride", "size"), KERNELS)

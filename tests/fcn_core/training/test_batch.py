@@ -73,7 +73,7 @@ def test_crops_go_together_and_whole_pictures_one_by_one():
     assert [b.slots for b in together] == [(4, 5)] and together[0].image.shape == (2, 3, 8, 8)
     alone = stack(views, [4, 5], Augmentation(), CENTRED_RGB)
     assert [b.slots for b in alone] == [(4,), (5,)] and alone[0].image.shape == (1, 3, 5, 6)
-    assert alone[0].labelled == 30 and together[0].labelled == 60
+    assert alone[0].labeled_pixels == 30 and together[0].labeled_pixels == 60
 
 
 def test_small_pictures_are_filled_up_with_the_mean_colour_and_void():

@@ -9,7 +9,7 @@ from fcn_core.errors import WeightsError
 from fcn_core.labels import LabelSet
 from fcn_core.networks.architecture import Architecture
 from fcn_core.preprocessing import CENTRED_RGB
-from fcn_core.training.initialization import from_nothing, transplant
+from fcn_core.training.initialization import initialize_network, transplant
 from fcn_core.weights.weights_info import WeightsInfo
 from tests.support.networks import random_fcn
 
@@ -80,7 +80,7 @@ def test_another_trunk_is_refused():
 
 
 def test_nothing_is_a_function_of_the_seed():
-    first, same, other = (from_nothing(Architecture("fcn8s", 3, WIDTH), s) for s in (1, 1, 2))
+    first, same, other = (initialize_network(Architecture("fcn8s", 3, WIDTH), s) for s in (1, 1, 2))
     assert torch.equal(first.conv1_1.weight, same.conv1_1.weight)
     assert not torch.equal(first.conv1_1.weight, other.conv1_1.weight)
     assert not first.score_fr.weight.any()

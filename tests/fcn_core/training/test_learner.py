@@ -15,7 +15,7 @@ from fcn_core.networks.architecture import Architecture
 from fcn_core.networks.model import FCN
 from fcn_core.preprocessing import CENTRED_RGB
 from fcn_core.training.batch import NOTHING, stack
-from fcn_core.training.initialization import from_nothing
+from fcn_core.training.initialization import initialize_network
 from fcn_core.training.learner import Learner, SampleDropout, StepPlan, summed_cross_entropy
 from fcn_core.training.recipes import ACCUM, HEAVY, MODERN, ONLINE, RECIPES, Augmentation
 from tests.support.networks import random_fcn
@@ -51,8 +51,8 @@ def network(**options):
     return random_fcn("fcn32s", CLASSES, 1 / 32, biases=0.1, **options)
 
 
-def learner(recipe, model=None, steps=10, **course):
-    return Learner(model or network(), StepPlan(recipe, steps, **course))
+def learner(recipe, model=None, steps=10, **plan):
+    return Learner(model or network(), StepPlan(recipe, steps, **plan))
 
 
 def parameters(taught):
@@ -135,7 +135,7 @@ def test_a_mean_loss_is_over_the_labelled_pixels_of_the_batch():
     taught, before = learner(replace(recipe, bias_rate=1.0)), network()
     lesson = taught.learn(1, batches(1, 2))
     labelled = 2 * (12 * 16 - 3)
-    assert lesson.labelled == labelled
+    assert lesson.labeled_pixels == labelled
     expected = gradients(before, 1, 2, scale=1 / labelled)
     for name, p in parameters(taught).items():
         moved = dict(before.named_parameters())[name].detach() - 1e-4 * expected[name]
@@ -144,7 +144,7 @@ def test_a_mean_loss_is_over_the_labelled_pixels_of_the_batch():
 
 def test_a_tiny_world_is_learnt_from_nothing():
     recipe = replace(MODERN, batch_size=2, dropout=0.0, augmentation=Augmentation(crop=24))
-    start = from_nothing(Architecture("fcn8s", CLASSES, 1 / 16), seed=0)
+    start = initialize_network(Architecture("fcn8s", CLASSES, 1 / 16), seed=0)
     taught = learner(recipe, start, steps=60)
     batch = stack([patches(0), patches(1)], [0, 1], recipe.augmentation, CENTRED_RGB)
     losses = [taught.learn(step, batch).loss for step in range(1, 61)]
@@ -154,7 +154,7 @@ def test_a_tiny_world_is_learnt_from_nothing():
 
 @pytest.mark.parametrize("recipe", [PLAIN, replace(MODERN, dropout=0.0)])
 def test_the_loss_that_is_told_is_per_labelled_pixel(recipe):
-    start = from_nothing(Architecture("fcn32s", CLASSES, 1 / 32), seed=0)
+    start = initialize_network(Architecture("fcn32s", CLASSES, 1 / 32), seed=0)
     lesson = learner(recipe, start).learn(1, batches(1, 2))
     assert lesson.loss == pytest.approx(math.log(CLASSES), rel=1e-5)  # scores start at zero
 
@@ -255,7 +255,7 @@ def test_nothing_is_learnt_from_what_cannot_be_used():
     before = parameters(taught)
     views = [(NOTHING[0].astype(np.float32), NOTHING[1])]
     lesson = taught.learn(1, stack(views, [0], WHOLE, CENTRED_RGB))
-    assert (lesson.loss, lesson.labelled) == (0, 0)
+    assert (lesson.loss, lesson.labeled_pixels) == (0, 0)
     assert all(torch.equal(p, before[n]) for n, p in parameters(taught).items())
 
 

@@ -331,7 +331,7 @@ def test_a_classifier_starts_a_network_of_two_heads(make) -> None:
 
 def test_masks_of_an_initialisation_are_refused(make) -> None:
     found = convert(classifier_caffemodel(make("fcn32s")), request(), "the file")
-    with pytest.raises(WeightsError, match="only start a training"):
+    with pytest.raises(WeightsError, match="initial weights for training"):
         Predictor.load(WeightsFile(save_weights(found.model, found.info), "w"))
 
 
@@ -343,7 +343,9 @@ def test_a_dilated_network_has_the_weights_of_the_coarse_one(make) -> None:
 
 
 def test_what_cannot_be_dilated_is_refused(make) -> None:
-    refused(caffemodel(make()), request(output_stride=8), "output stride 8 of fcn8s; 32: only")
+    refused(
+        caffemodel(make()), request(output_stride=8), "output stride 8 of fcn8s; 32, because only"
+    )
     learned = randomised(Architecture("fcn32s", 4, WIDTH, upsampling="learned"))
     refused(caffemodel(learned), request("fcn32s", output_stride=16), "learned upsampling")
 
@@ -390,14 +392,14 @@ def test_a_file_of_another_variant_is_named(make, form, written, asked) -> None:
 
 def test_a_caffemodel_tells_staged_from_at_once(make) -> None:
     atonce, staged = caffemodel(make("fcn8s-atonce")), caffemodel(make("fcn8s"))
-    refused(atonce, request("fcn8s"), "an at-once network.*Say --variant fcn8s-atonce")
-    refused(staged, request("fcn8s-atonce"), "a staged network.*Say --variant fcn8s,")
+    refused(atonce, request("fcn8s"), "an at-once network.*Use --variant fcn8s-atonce")
+    refused(staged, request("fcn8s-atonce"), "a staged network.*Use --variant fcn8s,")
 
 
 @pytest.mark.parametrize(
     ("scale4", "scale3", "found"),
     [
-        (1, 1, "as a staged network.*--variant fcn8s"),
+        (1, 1, "as in a staged network.*--variant fcn8s"),
         (0.01, 0.001, "scale_pool3 of 0.001; .*scale_pool3 of 0.0001"),
         ([0.01] * 7 + [0.02], 0.0001, "scale_pool4 of 0.01 to 0.02"),
     ],
@@ -514,11 +516,11 @@ def test_a_truncated_file_is_refused(make, form, share, legacy) -> None:
         (torch_file({"a": torch.ones(1)}), "caffe", "a file of torch.*--from pytorch-fcn"),
         (formats.net(), "pytorch-fcn", "perhaps a caffemodel.*--from caffe"),
         (formats.net(), "torchvision", "perhaps a caffemodel"),
-        (torch_file([1, 2]), "pytorch-fcn", "a list, empty or of something else"),
+        (torch_file([1, 2]), "pytorch-fcn", "a list that is empty or not a state dict"),
         (torch_file({}), "pytorch-fcn", "empty"),
         (torch_file({"model_state_dict": 3}), "pytorch-fcn", "model_state_dict is a int"),
         (torch_file({"layer1.0.conv1.weight": torch.ones(1)}), "pytorch-fcn", "no first layer"),
-        (torch_file({"a.weight": torch.ones(1)}), "torchvision", "no image classifier"),
+        (torch_file({"a.weight": torch.ones(1)}), "torchvision", "not an image classifier"),
         (b"", "caffe", "0 layers"),
         (b"", "pytorch-fcn", "0 bytes"),
     ],
@@ -575,7 +577,7 @@ def test_formats_of_torch_are_not_mistaken_for_each_other(make) -> None:
     classifier = torch_file(vgg16_state(make("fcn32s")))
     fcn = torch_file(formats.as_written(make("fcn32s")))
     refused(classifier, request("fcn32s", "pytorch-fcn"), "--from torchvision or vgg-caffe-pth")
-    refused(fcn, request("fcn32s", "torchvision"), "Say --from pytorch-fcn")
+    refused(fcn, request("fcn32s", "torchvision"), "Use --from pytorch-fcn")
     refused(
         classifier_caffemodel(make("fcn32s")), request("fcn-alexnet"), "a classifier for fcn32s or"
     )

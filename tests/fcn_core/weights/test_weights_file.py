@@ -126,7 +126,7 @@ def test_the_header_is_read_without_torch(tmp_path, saved):
 
 @pytest.mark.parametrize("share", [0, 0.00001, 0.0001, 0.5, 0.999999])
 def test_a_truncated_file_is_refused(saved, share):
-    with pytest.raises(WeightsError, match=r"^weights w: .*(a whole safetensors|truncated)"):
+    with pytest.raises(WeightsError, match=r"^weights w: .*(a complete safetensors|truncated)"):
         WeightsFile(saved[: int(share * len(saved))], "weights w")
 
 
@@ -138,13 +138,13 @@ def test_a_file_cut_in_its_tensors_or_too_long_says_so(saved):
 
 @pytest.mark.parametrize("data", [b"PK\3\4" + bytes(100), b"x" * 5, bytes(100)])
 def test_what_is_not_safetensors_is_refused(data):
-    with pytest.raises(WeightsError, match="a whole safetensors file"):
+    with pytest.raises(WeightsError, match="a complete safetensors file"):
         WeightsFile(data, "w")
 
 
 def test_a_foreign_safetensors_file_is_refused():
     foreign = safetensors.torch.save({"layer.weight": torch.ones(2)}, metadata={"format": "pt"})
-    with pytest.raises(WeightsError, match="without our metadata"):
+    with pytest.raises(WeightsError, match="without metadata of this project"):
         WeightsFile(foreign, "w")
 
 
@@ -152,7 +152,7 @@ def test_a_foreign_safetensors_file_is_refused():
 def test_unreadable_metadata_is_refused(saved, metadata):
     header, tensors = split(saved)
     header["__metadata__"] = metadata
-    with pytest.raises(WeightsError, match="without our metadata"):
+    with pytest.raises(WeightsError, match="without metadata of this project"):
         WeightsFile(joined(header, tensors), "w")
 
 

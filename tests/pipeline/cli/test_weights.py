@@ -248,7 +248,7 @@ def test_wrong_places_are_named(
     assert folder[0] == 2 and "a folder" in folder[2]
     for command in ("show", "verify"):
         code, _, err = fcnseg("weights", command, source)
-        assert code == 1 and "a whole safetensors file" in err and "convert" in err
+        assert code == 1 and "a complete safetensors file" in err and "convert" in err
 
 
 # --- The tag is checked ever after ---------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_an_initialisation_labels_nothing(
     assert "only starts a training" in fcnseg("weights", "verify", result)[1]
     for command in (("run", shards, tmp_path / "out"), ("predict", shards, "--output", tmp_path)):
         code, _, err = fcnseg(*command, "--weights", result)
-        assert code == 1 and "weights that only start a training" in err
+        assert code == 1 and "initial weights for training" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_core.datasets.matfiles import sbd_label
+from fcn_core.datasets.matfiles import read_sbd_label
 from fcn_core.errors import LabelError, MissingPackageError
 from fcn_core.labels import CAMVID, NYUDV2, SIFTFLOW, SIFTFLOW_GEO, VOC, VOID
 from pipeline.errors import ConfigError, InputError
@@ -296,7 +296,7 @@ DAMAGED = [
     ("sbd", "cls/2008_000003.mat",
      datasets.mat(GTcls={"Segmentation": np.full((2, 2), 21)}), "label value 21 in 4 pixels"),
     ("sbd", "cls/2008_000003.mat",
-     datasets.mat(GTcls={"Segmentation": np.full((2, 2), 0.5)}), "none whole"),
+     datasets.mat(GTcls={"Segmentation": np.full((2, 2), 0.5)}), "expected integers"),
     ("sbd", "cls/2008_000003.mat",
      datasets.mat(GTcls={"Segmentation": np.full((2, 2), 256)}), "values from 256 to 256"),
 ]  # fmt: skip
@@ -316,14 +316,14 @@ def test_damage_at_any_place_is_an_error_and_never_a_crash() -> None:
     whole = datasets.sbd()[0]["cls/2008_000003.mat"]  # compressed, as MATLAB writes by default
     for length in range(0, len(whole), 7):
         with pytest.raises(LabelError):
-            sbd_label(whole[:length], "x.mat")
+            read_sbd_label(whole[:length], "x.mat")
     random = np.random.default_rng(0)
     for _ in range(200):
         damaged = np.frombuffer(whole, np.uint8).copy()
         places = random.integers(0, len(whole), 3)
         damaged[places] ^= random.integers(1, 256, 3).astype(np.uint8)
         with contextlib.suppress(LabelError):  # in the text of the header it does no harm
-            assert sbd_label(damaged.tobytes(), "x.mat").tolist() == SBD_TRUTH.tolist()
+            assert read_sbd_label(damaged.tobytes(), "x.mat").tolist() == SBD_TRUTH.tolist()
 
 
 def test_a_damaged_matlab_73_file_is_named(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_an_unknown_colour_of_camvid_is_named(tmp_path: Path) -> None:
     rgb["0001TP_006690"][3, 4] = (1, 2, 3)
     name = "LabeledApproved_full/0001TP_006690_L.png"
     files[name] = world.png(rgb["0001TP_006690"])
-    with pytest.raises(LabelError, match=r"colour \(1, 2, 3\) in 1 pixels, .* row 3, column 4"):
+    with pytest.raises(LabelError, match=r"color \(1, 2, 3\) in 1 pixels, .* row 3, column 4"):
         pack(datasets.write(tmp_path / "d", files), "camvid", "all")
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fcn_core.calibration import calibrated
+from fcn_core.calibration import measure_int8_ranges
 from fcn_core.errors import WeightsError
 from fcn_core.images import decode_image
 from fcn_core.inference.int8 import has_int8
@@ -54,7 +54,7 @@ def test_the_ranges_are_those_of_pictures_spread_over_the_input(
     before, after = read_weights(weights), read_weights(path)
     assert f"{path}: ranges of 15 layers on 5 pictures" in out and after.sha256 in out
     seen = [*pictures_of(0, 2), *pictures_of(1, 2), *pictures_of(2, 1)]
-    assert after.info == calibrated(before, seen)
+    assert after.info == measure_int8_ranges(before, seen)
     assert after.tensors == before.tensors
     old, new = before.load().state_dict(), after.load().state_dict()
     assert all(torch.equal(new[name], old[name]) for name in old)
@@ -116,7 +116,7 @@ def test_what_cannot_be_calibrated_writes_nothing(
         calibrate(str(weights), str(target), str(tmp_path / "empty"), 4)
     for shard in shards.iterdir():
         shard.write_bytes(world.tar({"bad.jpg": b"no picture"}))
-    with pytest.raises(WeightsError, match="no pictures"):
+    with pytest.raises(WeightsError, match="no readable images"):
         calibrate(str(weights), str(target), str(shards), 4)
     assert not target.exists()
     target.write_bytes(b"something else")
@@ -132,14 +132,14 @@ def test_int8_without_ranges_is_refused_before_anything_is_written(
     out = tmp_path / "out"
     words = (shards, out, "--weights", weights, "--precision", "int8")
     code, _, err = fcnseg("run", *words)
-    assert code == 1 and "no range for int8 of conv1_1" in err and "weights calibrate" in err
+    assert code == 1 and "no int8 range of layer conv1_1" in err and "weights calibrate" in err
     code, _, err = fcnseg("run", *words, "--plain-forward")
     assert code == 2 and "int8 with the plain forward pass" in err
     assert not out.exists()
     picture = tmp_path / "p.jpg"
     picture.write_bytes(world.samples(0)["img0.jpg"])
     code, _, err = fcnseg("predict", picture, "--output", out, *words[2:])
-    assert code == 1 and "no range for int8 of conv1_1" in err
+    assert code == 1 and "no int8 range of layer conv1_1" in err
 
 
 @needs_units

@@ -27,7 +27,7 @@ class Gloo:
     def wrap(self, model):
         return torch.nn.parallel.DistributedDataParallel(model)
 
-    def quietly(self, wrapped):
+    def no_sync(self, wrapped):
         return wrapped.no_sync()
 
     def sum(self, values):
