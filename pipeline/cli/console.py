@@ -55,7 +55,8 @@ class Terminal:
 
     def print(self, content: RenderableType) -> None:
         """Print a text as it is, or a table; brackets in a text are not markup."""
-        self.rich.print(content, markup=False)
+        # In a table, cells may have markup.
+        self.rich.print(content, markup=not isinstance(content, str))
 
 
 out = Terminal()

@@ -48,7 +48,7 @@ def _print_outcome(result: RunResult) -> None:
         console.say(f"warning: no images in {console.join_names(result.empty)}", logging.WARNING)
     print_vanished(result.vanished, result.vanished_names)
     if result.store_retries:
-        console.say(f"retried {plural(result.store_retries, 'request')} to stores")
+        console.say(f"requests to stores were tried again: {result.store_retries}")
     for failure in result.failed:
         console.say(f"failed: {failure.reason}", logging.ERROR)
     if result.interrupted:
