@@ -6,7 +6,7 @@ OTHER_PYTHON is the interpreter of another build's virtual environment, into whi
 installed: `../old/.venv/bin/python`. Each round starts every command once in each build, this build
 and the other one by turns, so that other work on the machine slows both alike. Without OTHER_PYTHON
 only this build is measured. Times are wall-clock seconds of a whole process, from the start of the
-interpreter to its end; the median of all rounds counts. One round before the first warms the disk
+interpreter to its end, and CPU seconds of the same; the median of all rounds counts. One round before the first warms the disk
 cache and the compiled modules, and does not count. `python` is the interpreter alone: what no build
 can avoid.
 """
@@ -17,12 +17,15 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 COMMANDS = {
     "python": ["-c", "pass"],
@@ -34,34 +37,41 @@ COMMANDS = {
 }
 
 
-def seconds(python: str, words: list[str], folder: str) -> float:
-    """Wall-clock seconds of one process, in an empty folder: the installed build answers."""
+def measure_process(python: str, words: list[str], folder: str) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of one process, in an empty folder: the installed build answers."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if python == sys.executable:
         environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     subprocess.run([python, *words], cwd=folder, env=environment, capture_output=True, timeout=120)
-    return time.perf_counter() - started
+    wall = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measure(other: str | None, rounds: int) -> list[dict[str, object]]:
+def measure(other: str | None, rounds: int) -> list[dict[str, Any]]:
     """One row per command: median seconds of this build and of the other one, and their ratio."""
     builds = {"this": sys.executable} | ({"other": other} if other else {})
-    times: dict[tuple[str, str], list[float]] = {}
+    times: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds + 1):
             for command, words in COMMANDS.items():
                 for build, python in builds.items():
-                    took = seconds(python, words, folder)
+                    spent = measure_process(python, words, folder)
                     if number:
-                        times.setdefault((command, build), []).append(took)
+                        times[command, build].append(spent)
     rows = []
     for command in COMMANDS:
-        own = statistics.median(times[command, "this"])
-        row: dict[str, object] = {"command": command, "this_s": round(own, 3)}
-        if other:
-            others = statistics.median(times[command, "other"])
-            row |= {"other_s": round(others, 3), "ratio": round(others / own, 2)}
+        row: dict[str, Any] = {"command": command}
+        for place, unit in enumerate(("wall", "cpu")):
+            medians = {
+                build: statistics.median(spent[place] for spent in times[command, build])
+                for build in builds
+            }
+            row |= {f"{build}_{unit}_s": round(medians[build], 3) for build in builds}
+            if other:
+                row[f"{unit}_ratio"] = round(medians["other"] / medians["this"], 2)
         rows.append(row)
     return rows
 
@@ -74,10 +84,10 @@ def main() -> None:
     options = parser.parse_args()
     other = str(Path(options.other).absolute()) if options.other else None
     rows = measure(other, options.rounds)
-    print(f"{'command':26} {'this s':>7}" + (f" {'other s':>8} {'ratio':>6}" if other else ""))
+    columns = list(rows[0])[1:]
+    print(f"{'command':26}", *(f"{name:>12}" for name in columns))
     for row in rows:
-        line = f"{row['command']:26} {row['this_s']:7.3f}"
-        print(line + (f" {row['other_s']:8.3f} {row['ratio']:6.2f}" if other else ""))
+        print(f"{row['command']:26}", *(f"{row[name]:12}" for name in columns))
     figures = {
         "command": " ".join(["python -m benchmarks.cli_start", *sys.argv[1:]]),
         "rounds": options.rounds,

@@ -68,7 +68,7 @@ def _print_version(is_given: bool) -> None:
     if is_given:
         from importlib.metadata import version
 
-        console.out.print(f"fcnseg {version('fcn-pipeline')}")
+        typer.echo(f"fcnseg {version('fcn-pipeline')}")
         raise typer.Exit
 
 
