@@ -3,12 +3,12 @@
 Usage: python -m benchmarks.cli_start [OTHER_PYTHON] [--rounds N] [--json FILE]
 
 OTHER_PYTHON is the interpreter of another build's virtual environment, into which that build is
-installed: `../old/.venv/bin/python`. Each round starts every command once in each build, this build
-and the other one by turns, so that other work on the machine slows both alike. Without OTHER_PYTHON
-only this build is measured. Times are wall-clock seconds of a whole process, from the start of the
-interpreter to its end, and CPU seconds of the same; the median of all rounds counts. One round before the first warms the disk
-cache and the compiled modules, and does not count. `python` is the interpreter alone: what no build
-can avoid.
+installed: `../old/.venv/bin/python`. Without it only this build is measured. Each round starts every
+command once in each build, one after the other, so that other work on the machine slows both alike.
+What counts is the median over all rounds of a whole process, from the start of the interpreter to
+its end: wall-clock seconds, and CPU seconds (user and system), which other work changes less. One
+more round comes first and does not count: it fills the disk cache and compiles modules. `python` is
+the interpreter alone, the part that no build can avoid.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COMMANDS = {
 
 
 def measure_process(python: str, words: list[str], folder: str) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of one process, in an empty folder: the installed build answers."""
+    """Wall-clock and CPU seconds of one process, started in an empty folder."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if python == sys.executable:
         environment["PYTHONPATH"] = str(Path(__file__).parents[1])

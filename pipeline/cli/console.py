@@ -166,10 +166,10 @@ def format_size(num_bytes: int) -> str:
     return f"{amount:.1f} TiB"
 
 
-def join_names(names: Sequence[str], most: int = 10) -> str:
+def summarize_names(names: Sequence[str], most: int = 10) -> str:
     """Return the number of names and the first `most` of them, in one line.
 
-    >>> join_names(["a", "b", "c"], most=2)
+    >>> summarize_names(["a", "b", "c"], most=2)
     '3: a, b, …'
     """
     return f"{len(names)}: {list_names(names, most)}"

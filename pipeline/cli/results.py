@@ -45,7 +45,9 @@ def _print_outcome(result: RunResult) -> None:
     console.out.print(line)
     print_ignored(result.passed_over)
     if result.empty:
-        console.say(f"warning: no images in {console.join_names(result.empty)}", logging.WARNING)
+        console.say(
+            f"warning: no images in {console.summarize_names(result.empty)}", logging.WARNING
+        )
     print_vanished(result.vanished, result.vanished_names)
     if result.store_retries:
         console.say(f"requests to stores were tried again: {result.store_retries}")
@@ -126,5 +128,5 @@ def describe_drift(record: RunRecord) -> str:
     reference = f"against {record.comparison.reference}, {images}"
     if not record.drifted:
         return f"none {reference}"
-    quantities = console.join_names([drift.quantity for drift in record.drifted], 3)
+    quantities = console.summarize_names([drift.quantity for drift in record.drifted], 3)
     return f"{quantities} {reference}"

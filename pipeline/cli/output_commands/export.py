@@ -90,9 +90,7 @@ def _progress_display() -> Iterator[Callable[[Exporting], None]]:
     is_due = Throttle(console.LINE_SECONDS, is_due_at_once=False)
 
     def show(now: Exporting) -> None:
-        nonlocal last
-        if time.monotonic() - last >= console.LINE_SECONDS:
-            is_due = Throttle(console.LINE_SECONDS, is_due_at_once=False)
+        if is_due():
             console.err.print(f"exporting: {now.shards} shards, {now.images} images")
 
     yield show
