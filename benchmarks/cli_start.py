@@ -3,8 +3,8 @@
 Usage: python -m benchmarks.cli_start [OTHER_PYTHON] [--rounds N] [--json FILE]
 
 OTHER_PYTHON is the interpreter of another build's virtual environment, into which that build is
-installed: `../old/.venv/bin/python`. Without it only this build is measured. Each round starts every
-command once in each build, one after the other, so that other work on the machine slows both alike.
+installed: `../old/.venv/bin/python`. Without it only this build is measured. Each round starts
+every command in one build and then in the other, so that other work slows both alike.
 What counts is the median over all rounds of a whole process, from the start of the interpreter to
 its end: wall-clock seconds, and CPU seconds (user and system), which other work changes less. One
 more round comes first and does not count: it fills the disk cache and compiles modules. `python` is

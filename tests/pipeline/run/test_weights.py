@@ -52,7 +52,7 @@ def test_the_ranges_are_those_of_pictures_spread_over_the_input(
     code, out, err = fcnseg(*words)
     assert code == 0, err
     before, after = read_weights(weights), read_weights(path)
-    assert f"{path}: ranges of 15 layers on 5 pictures" in out and after.sha256 in out
+    assert f"{path}: ranges of 15 layers on 5 images" in out and after.sha256 in out
     seen = [*pictures_of(0, 2), *pictures_of(1, 2), *pictures_of(2, 1)]
     assert after.info == calibrated(before, seen)
     assert after.tensors == before.tensors
