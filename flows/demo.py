@@ -27,19 +27,20 @@ def main(directory: str) -> int:
     from flows.label import label_dataset
     from pipeline.cli import console
     from pipeline.cli.commands.demo import demo_config, make_scene_shards
+    from pipeline.cli.results import print_scores
     from pipeline.output.status import read_status
     from pipeline.paths import REPORT
     from pipeline.storage.store import Store
 
     make_scene_shards(Store(f"{directory}/shards"))
     state = label_dataset(demo_config(directory, "ray"), return_state=True)
-    console.out.print(f"{state.name}: {state.message}", markup=False)
+    console.out.print(f"{state.name}: {state.message}")
     if not state.is_completed():
         return 1
     output = Store(f"{directory}/output")
     status = read_status(output)
-    console.print_scores(status.scores, status.identity.labels)
-    console.out.print(f"report: {output.location(REPORT)}", markup=False)
+    print_scores(status.scores, status.identity.labels)
+    console.out.print(f"report: {output.location(REPORT)}")
     return 0
 
 

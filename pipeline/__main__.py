@@ -1,4 +1,4 @@
-"""The console entry point: guards the imports too, which take a second or two."""
+"""Entry point of `fcnseg` and `python -m pipeline`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run `fcnseg`; Ctrl-C at any moment ends it with 130 and one line."""
+    """Run `fcnseg`. Ctrl-C ends it with exit code 130 and one line, during imports too."""
     try:
         from pipeline.cli.app import main as run_command
 

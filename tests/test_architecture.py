@@ -51,7 +51,11 @@ def test_imports_run_one_way(path: Path) -> None:
         ("fcn_core.weights.caffemodel", "torch google.protobuf"),
         ("fcn_core.predictor", "ray prefect fsspec"),
         ("pipeline.driver", "torch ray prefect pandas"),
-        ("pipeline.cli.app", "torch ray prefect pandas"),
+        ("pipeline", "numpy pyarrow fsspec pydantic yaml PIL"),
+        (
+            "pipeline.cli.app",
+            "torch ray prefect numpy pyarrow fsspec pydantic yaml PIL rich.console",
+        ),
         ("flows.label", "torch ray"),
     ],
 )

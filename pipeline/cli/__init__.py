@@ -1,1 +1,1 @@
-"""The command line: the application, shared options, and what people see."""
+"""The command line `fcnseg`: one module per command, with shared options and printing."""

@@ -1,11 +1,13 @@
-"""The command line. Every command prints its result to stdout and everything else to stderr."""
+"""The command `fcnseg`: its subcommands, errors and exit codes.
+
+Every command prints its result to stdout and everything else to stderr.
+"""
 
 from __future__ import annotations
 
 import logging
 import signal
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -13,7 +15,6 @@ from typer.core import TyperGroup
 
 from fcn_core.errors import FcnError
 from pipeline.cli import console
-from pipeline.cli.commands import weights as cli_weights
 from pipeline.cli.commands.demo import demo
 from pipeline.cli.commands.doctor import doctor
 from pipeline.cli.commands.evaluate import evaluate
@@ -23,7 +24,7 @@ from pipeline.cli.commands.run import run
 from pipeline.cli.commands.shard import shard
 from pipeline.cli.commands.submit import submit
 from pipeline.cli.commands.train import train
-from pipeline.cli.console import outlive_readers
+from pipeline.cli.commands.weights import app as weights_app
 from pipeline.cli.output_commands.export import export
 from pipeline.cli.output_commands.failed import failed
 from pipeline.cli.output_commands.gc import gc
@@ -34,68 +35,72 @@ from pipeline.cli.output_commands.verify import verify
 
 _TERMINATED = 128 + signal.SIGTERM
 
-_RESUMED = ("demo", "shard", "run", "submit", "train", "export")
+_RESUMABLE = ("demo", "shard", "run", "submit", "train", "export")
 
 
 class _Commands(TyperGroup):
-    """Our errors as one line and an exit code, whichever command raises them."""
+    """A group of commands that turns errors of this project into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        arguments = tuple(ctx.args)  # of the command: gone when it runs
+        """Run a command; print its error, or how it was stopped, and exit."""
+        arguments = tuple(ctx.args)  # kept here, because the call below empties them
         try:
             return super().invoke(ctx)
         except FcnError as error:
             console.say(f"error: {error}", logging.ERROR)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            console.say(_stopped("interrupted", ctx, arguments), logging.WARNING)
+            console.say(_describe_stop("interrupted", ctx, arguments), logging.WARNING)
             raise typer.Exit(130) from None
         except SystemExit as end:
             if end.code == _TERMINATED:
-                console.say(_stopped("terminated", ctx, arguments), logging.WARNING)
+                console.say(_describe_stop("terminated", ctx, arguments), logging.WARNING)
             raise
 
 
-def _stopped(how: str, ctx: Any, arguments: Sequence[str]) -> str:
-    """How it ended, and what to do where the command goes on from what it has done."""
+def _describe_stop(how: str, ctx: Any, arguments: Sequence[str]) -> str:
     command = ctx.invoked_subcommand
-    resumes = command in _RESUMED or (command == "failed" and "--retry" in arguments)
+    resumes = command in _RESUMABLE or (command == "failed" and "--retry" in arguments)
     return f"{how}: run the same command again to resume" if resumes else how
 
 
-def _say_version(wanted: bool) -> None:
-    if wanted:
-        console.out.print(f"fcnseg {version('fcn-pipeline')}", markup=False)
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        from importlib.metadata import version
+
+        typer.echo(f"fcnseg {version('fcn-pipeline')}")
         raise typer.Exit
 
 
 app = typer.Typer(
     cls=_Commands,
-    help="Label image datasets with FCN-8s: exactly once, resumable, on a laptop or a Ray cluster.",
+    help="Segment image datasets with FCN-8s: exactly once, resumable, on a laptop or on Ray.",
     no_args_is_help=True,
     context_settings={"max_content_width": 100},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-_LABEL = (demo, shard, plan, run, submit, predict, evaluate, train)
+_WORK = (demo, shard, plan, run, submit, predict, evaluate, train)
 
-_LOOK = (status, report, history, verify, failed, gc, export, doctor)
+_INSPECT = (status, report, history, verify, failed, gc, export, doctor)
 
 
 @app.callback()
 def _main(
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=_say_version, is_eager=True, help="Show it, exit."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None: ...
 
 
-for command in (*_LABEL, *_LOOK):
+for command in (*_WORK, *_INSPECT):
     app.command()(command)
 
-app.add_typer(cli_weights.app, name="weights")
+app.add_typer(weights_app, name="weights")
 
 
 def _terminate(_signum: int, _frame: object) -> NoReturn:
@@ -103,8 +108,8 @@ def _terminate(_signum: int, _frame: object) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Run a command and exit with its code."""
-    outlive_readers()
+    """Run the command that the arguments name, and exit with its code."""
+    console.outlive_readers()
     console.set_up_logging()
     signal.signal(signal.SIGTERM, _terminate)
     app()

@@ -1,1 +1,1 @@
-"""Commands that do work, one module each."""
+"""Commands that read an INPUT or weights, one module each."""

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""`fcnseg plan`: print what a run would do."""
 
 from __future__ import annotations
 
@@ -7,97 +7,73 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli import console
-from pipeline.cli.options import (
-    AsJson,
-    ConfigFile,
-    Exclude,
-    Include,
-    Input,
-    Labels,
-    LabelSetName,
-    Layout,
-    LimitShards,
-    Masks,
-    Output,
-    Sets,
-    Since,
-    Split,
-    Weights,
-    load_run_config,
-    run_flags,
-    selected,
-)
-from pipeline.config import RunConfig
+from pipeline.cli.options import AsJson, GivenOptions, takes
+from pipeline.cli.results import print_ignored, print_vanished
 from pipeline.text import plural
 
 if TYPE_CHECKING:
-    pass
+    from pipeline.config import RunConfig
 
 
+@takes(
+    "input output weights labels label_set layout split masks",
+    "config sets limit_shards include exclude since exact as_json",
+)
 def plan(
-    input: Input,
-    output: Output,
-    weights: Weights = None,
-    labels: Labels = None,
-    label_set: LabelSetName = None,
-    layout: Layout = None,
-    split: Split = None,
-    masks: Masks = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-    limit_shards: LimitShards = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    since: Since = None,
+    given: GivenOptions,
     exact: Annotated[
-        bool, typer.Option(help="Open every pending shard to count its images.")
+        bool, typer.Option(help="Open every pending shard to count its images exactly.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run would do: shards, bytes, pending. Loads no network, writes nothing."""
-    flags = run_flags(input, output, weights, labels, label_set, masks)
-    flags |= {"input.layout": layout, "input.split": split}
-    flags |= selected(limit_shards, include, exclude, since)
-    _print_plan(load_run_config(config, sets, flags), as_json, exact)
+    """Print what a run would do: shards, bytes, what is pending. Writes nothing."""
+    print_plan(given.load_run_config(), as_json=as_json, exact=exact)
 
 
-def _print_plan(config: RunConfig, as_json: bool, exact: bool = False) -> None:
+def print_plan(config: RunConfig, *, as_json: bool, exact: bool = False) -> None:
+    """Print the plan of a configuration.
+
+    Args:
+        config: what to plan.
+        as_json: whether to print JSON.
+        exact: whether to open every pending shard; otherwise the number of images may be an
+            estimate.
+    """
     from pipeline.driver import plan as plan_run
     from pipeline.plan import MOST_OPENED
 
-    found = plan_run(config)
-    count = found.count_images(None if exact else MOST_OPENED)
-    console.print_passed_over(found.passed_over)
-    console.print_vanished(found.vanished, found.vanished_names)
+    plan = plan_run(config)
+    count = plan.count_images(None if exact else MOST_OPENED)
+    print_ignored(plan.passed_over)
+    print_vanished(plan.vanished, plan.vanished_names)
     for shard_id, reason in count.unreadable.items():
-        console.err.print(f"unreadable {shard_id}: {reason}", markup=False)
+        console.err.print(f"unreadable {shard_id}: {reason}")
     if as_json:
         console.print_json(
             {
-                "shards": found.total,
+                "shards": plan.total,
                 "images": count.images,
                 "images_are_exact": count.is_exact,
                 "unreadable": count.unreadable,
-                "bytes": found.bytes,
-                "pending": [shard.id for shard in found.pending],
-                "pending_bytes": found.pending_bytes,
-                "outdated": found.outdated_ids(),
-                "left": found.left,
-                "unpacked": found.unpacked,
-                "committed": len(found.ledger),
-                "vanished": found.vanished,
-                "vanished_names": list(found.vanished_names),
-                "passed_over": list(found.passed_over),
+                "bytes": plan.bytes,
+                "pending": [shard.id for shard in plan.pending],
+                "pending_bytes": plan.pending_bytes,
+                "outdated": plan.outdated_ids(),
+                "left": plan.left,
+                "unpacked": plan.unpacked,
+                "committed": len(plan.ledger),
+                "vanished": plan.vanished,
+                "vanished_names": list(plan.vanished_names),
+                "passed_over": list(plan.passed_over),
             }
         )
         return
     console.out.print(
-        f"{plural(found.total, 'shard')}, {'' if count.is_exact else 'about '}"
+        f"{plural(plan.total, 'shard')}, {'' if count.is_exact else 'about '}"
         f"{plural(count.images, 'image')}, "
-        f"{console.size(found.bytes)}; "
-        f"{len(found.pending)} pending, {console.size(found.pending_bytes)}"
-        + (f"; {found.outdated} of them changed" if found.outdated else "")
-        + (f"; {found.left} more left out now" if found.left else "")
-        + (f"; {plural(found.unpacked, 'image')} left out now" if found.unpacked else ""),
-        markup=False,
+        f"{console.format_size(plan.bytes)}; "
+        f"{len(plan.pending)} pending, {console.format_size(plan.pending_bytes)}"
+        + (f"; {plan.outdated} of them changed" if plan.outdated else "")
+        + (f"; {plan.left} more left out now" if plan.left else "")
+        + (f"; {plural(plan.unpacked, 'image')} left out now" if plan.unpacked else "")
     )

@@ -1,82 +1,76 @@
-"""TODO docstring."""
+"""`fcnseg shard`: pack a folder or a dataset into WebDataset tars."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pipeline.cli import console
-from pipeline.cli.options import (
-    AsJson,
-    Labels,
-)
+from pipeline.cli.options import AsJson, Labels
 from pipeline.errors import ConfigError
-from pipeline.storage.store import Store
 from pipeline.text import plural
-
-if TYPE_CHECKING:
-    pass
 
 
 def shard(
-    images: Annotated[str, typer.Argument(help="Folder of images, or a dataset; any URL.")],
-    output: Annotated[str, typer.Argument(help="Empty place for the tars; any URL.")],
+    images: Annotated[str, typer.Argument(help="Folder of images, or of a dataset; path or URL.")],
+    output: Annotated[str, typer.Argument(help="Empty folder for the tars; path or URL.")],
     labels: Labels = None,
     layout: Annotated[
         str | None,
         typer.Option(
-            help="A dataset as distributed: voc, sbd, nyudv2, siftflow, siftflow-geo or camvid."
+            help="Dataset as distributed: voc, sbd, nyudv2, siftflow, siftflow-geo or camvid."
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="With --layout: its name, or a file or URL of ids.")
+        str | None,
+        typer.Option(help="With --layout: name of the split, or path or URL of a list of ids."),
     ] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Samples per tar.")] = 256,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images per tar.")] = 256,
     as_json: AsJson = False,
 ) -> None:
     """Pack a folder, or a split of a dataset, into WebDataset tars."""
     from pipeline.inputs.packing import pack_folder
+    from pipeline.storage.store import Store
 
     source, target = Store(images), Store(output)
     if layout is None:
-        _refuse_alone("--split", split, "--layout")
+        _refuse_without_layout(split)
         packed = pack_folder(source, Store(labels) if labels else None, target, shard_size)
     else:
         from pipeline.inputs.datasets import pack_dataset
 
-        _refuse_beside("--labels", labels, f"--layout {layout}")
+        _refuse_labels_of_dataset(labels, layout)
         packed = pack_dataset(layout, source, split, target, shard_size)
     for path, reason in packed.left_out:
-        console.err.print(f"left out {path}: {reason}", markup=False)
+        console.err.print(f"left out {path}: {reason}")
     if as_json:
         console.print_json(vars(packed))
     else:
         console.out.print(
             f"{plural(packed.shards, 'shard')}, {plural(packed.images, 'image')}, "
-            f"{packed.labeled_images} labelled, "
-            f"{len(packed.left_out)} left out",
-            markup=False,
+            f"{packed.labeled_images} labeled, "
+            f"{len(packed.left_out)} left out"
         )
     if packed.left_out:
         raise typer.Exit(3)
 
 
-def _refuse_alone(name: str, value: str | None, needed: str) -> None:
-    if value is not None:
+def _refuse_without_layout(split: str | None) -> None:
+    if split is not None:
         raise ConfigError(
-            where=name,
-            found=f"{value!r} alone",
-            expected=f"it goes with {needed}",
-            remedy=f"Add {needed}.",
+            where="--split",
+            found=f"{split!r} without --layout",
+            expected="--split together with --layout",
+            remedy="Add --layout.",
         )
 
 
-def _refuse_beside(name: str, value: str | None, other: str) -> None:
-    if value is not None:
+def _refuse_labels_of_dataset(labels: str | None, layout: str) -> None:
+    if labels is not None:
         raise ConfigError(
-            where=name,
-            found=f"{value!r} beside {other}",
+            where="--labels",
+            found=f"{labels!r} together with --layout {layout}",
             expected="the labels of the dataset",
-            remedy=f"Leave {name} out.",
+            remedy="Leave --labels out.",
         )

@@ -1,4 +1,4 @@
-"""The commands about weights files: weights list, show, convert, halve, calibrate, verify."""
+"""`fcnseg weights`: list, show, convert, halve, calibrate and verify weights files."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ from pipeline.cli.options import AsJson
 from pipeline.errors import ConfigError
 
 app = typer.Typer(
-    help="Weights files: list the published ones, convert, show, verify.",
+    help="List, show, convert, halve, calibrate and verify weights files.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-File = Annotated[str, typer.Argument(help="A .safetensors file of this project; any URL; `demo`.")]
+WeightsPath = Annotated[
+    str, typer.Argument(help="A .safetensors file of this project (path or URL), or `demo`.")
+]
 
 
 @app.command("list")
 def list_published(
     file: Annotated[
-        str | None, typer.Argument(help="Only this one, with everything known of it.")
+        str | None, typer.Argument(help="Print only this file, with every detail.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the published weights: what each is for, its scores, its checksum."""
+    """List the published weights: purpose, scores, checksum."""
     chosen = PUBLISHED
     if file is not None:
         entry = find_published(file)
         if entry is None:
             raise ConfigError(
-                where=file, found="no published weights", expected="a name that `fcnseg weights list` prints",
-                remedy="Check the spelling; any other file can be converted as well.",
-            )  # fmt: skip
+                where=file,
+                found="not the name of published weights",
+                expected="a name that `fcnseg weights list` prints",
+                remedy="Check the spelling; other files can be converted too.",
+            )
         chosen = (entry,)
     if as_json:
         console.print_json([entry.to_dict() for entry in chosen])
@@ -47,57 +51,55 @@ def list_published(
         _print_table()
 
 
-def show(file: File, as_json: AsJson = False) -> None:
-    """Print what a weights file is: network, classes, preprocessing, origin, tensors."""
+def show(file: WeightsPath, as_json: AsJson = False) -> None:
+    """Print network, classes, preprocessing, origin and tensors."""
     from pipeline.resolve import load_weights
     from pipeline.weights import describe
 
-    found = describe(load_weights(file))
+    description = describe(load_weights(file))
     if as_json:
-        console.print_json(found)
+        console.print_json(description)
         return
-    _print_description(found)
-    width = max(map(len, found["tensors"]), default=0)
-    for name, tensor in found["tensors"].items():
+    _print_description(description)
+    width = max(map(len, description["tensors"]), default=0)
+    for name, tensor in description["tensors"].items():
         shape = " x ".join(map(str, tensor["shape"]))
         console.out.print(
-            f"{name:{width}}  {tensor['dtype']:4} {shape:22} {tensor['parameters']:>11,}",
-            markup=False,
+            f"{name:{width}}  {tensor['dtype']:4} {shape:22} {tensor['parameters']:>11,}"
         )
     console.out.print(
-        f"{len(found['tensors'])} tensors, {found['parameters']:,} parameters, "
-        f"{console.size(found['bytes'])}, sha256 {found['sha256']}",
-        markup=False,
+        f"{len(description['tensors'])} tensors, {description['parameters']:,} parameters, "
+        f"{console.format_size(description['bytes'])}, sha256 {description['sha256']}"
     )
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="The file to convert; any URL.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The file to convert; path or URL.")],
     destination: Annotated[
-        str, typer.Argument(metavar="DST", help="The .safetensors file to write; any URL.")
+        str, typer.Argument(metavar="DST", help="The .safetensors file to write; path or URL.")
     ],
-    form: Annotated[SourceFormat, typer.Option("--from", help="What SRC is.")],
+    form: Annotated[SourceFormat, typer.Option("--from", help="Format of SRC.")],
     variant: Annotated[
-        Variant, typer.Option(help="Its network: two of them can look the same in a file.")
+        Variant, typer.Option(help="Network in SRC; a file alone does not always tell.")
     ],
     label_set: Annotated[
-        list[str], typer.Option(help="Its classes, name or YAML file; once per head.")
+        list[str], typer.Option(help="Label set of SRC: name or YAML file; once per head.")
     ],
     preprocessing: Annotated[
         str | None,
         typer.Option(
             help="voc, context, siftflow, nyud, nyud-hha, nyud-color-d, nyud-color-hha or "
-            "torchvision. Default: that of the published file, else voc."
+            "torchvision. Default: the one of the published file, else voc."
         ),
     ] = None,
     output_stride: Annotated[
-        int, typer.Option(help="16 or 8: dilated, with denser scores. Only of 32s networks.")
+        int, typer.Option(help="16 or 8 for dilated, denser scores; only for 32s networks.")
     ] = 32,
-    md5: Annotated[str | None, typer.Option(help="Refuse SRC if its md5 is another.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="Refuse SRC if its sha256 is another.")] = None,
+    md5: Annotated[str | None, typer.Option(help="Refuse SRC if its md5 differs.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Refuse SRC if its sha256 differs.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert weights of Caffe, pytorch-fcn or torchvision to a .safetensors file."""
+    """Convert weights of Caffe, pytorch-fcn or torchvision."""
     from pipeline.weights import ConvertRequest
     from pipeline.weights import convert as convert_file
 
@@ -109,79 +111,75 @@ def convert(
         console.print_json(result.to_dict())
         return
     if result.published:
-        console.out.print(f"by its checksum the published {result.published}", markup=False)
+        console.out.print(f"published weights, recognized by checksum: {result.published}")
     for note in result.notes:
-        console.out.print(note, markup=False)
+        console.out.print(note)
     _print_description(result.description)
     console.out.print(
         f"{result.destination}: {result.description['parameters']:,} parameters, "
-        f"{console.size(result.bytes)}, sha256 {result.sha256}",
-        markup=False,
+        f"{console.format_size(result.bytes)}, sha256 {result.sha256}"
     )
 
 
 def verify(
-    file: File,
-    sha256: Annotated[str | None, typer.Option(help="Fail if its sha256 is another.")] = None,
+    file: WeightsPath,
+    sha256: Annotated[str | None, typer.Option(help="Fail if its sha256 differs.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Load a weights file wholly, label a small picture with it, print its sha256."""
+    """Load all of a file, segment a small image, print its sha256."""
     from pipeline.resolve import load_weights
     from pipeline.weights import TRIAL_SIZE, try_out
 
-    found = try_out(load_weights(file), sha256)
+    trial = try_out(load_weights(file), sha256)
     if as_json:
-        console.print_json(found)
+        console.print_json(trial)
         return
     height, width = TRIAL_SIZE
-    for head, (low, high) in found["logits"].items():
+    for head, (low, high) in trial["logits"].items():
         console.out.print(
             f"logits{f' of head {head}' if head else ''} of {width}x{height} px of noise: "
-            f"{low:.4g} to {high:.4g}",
-            markup=False,
+            f"{low:.4g} to {high:.4g}"
         )
-    start = ", which only starts a training" if found["initialisation"] else ""
+    start = ", initial weights for a training only" if trial["initialisation"] else ""
     console.out.print(
-        f"{file}: {found['variant']}{start}, {found['parameters']:,} parameters, all finite, "
-        f"sha256 {found['sha256']}",
-        markup=False,
+        f"{file}: {trial['variant']}{start}, {trial['parameters']:,} parameters, all finite, "
+        f"sha256 {trial['sha256']}"
     )
 
 
 def halve(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A weights file; any URL.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A weights file; path or URL.")],
     destination: Annotated[
-        str, typer.Argument(metavar="DST", help="The .safetensors file to write; any URL.")
+        str, typer.Argument(metavar="DST", help="The .safetensors file to write; path or URL.")
     ],
 ) -> None:
-    """Write a weights file again with its numbers in float16: half the size."""
+    """Write a copy in float16: half the size."""
     from pipeline.weights import halve as halve_file
 
     written = halve_file(source, destination)
     console.out.print(
-        f"{destination}: {console.size(len(written.data))}, sha256 {written.sha256}", markup=False
+        f"{destination}: {console.format_size(len(written.data))}, sha256 {written.sha256}"
     )
 
 
 def calibrate(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A weights file; any URL.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A weights file; path or URL.")],
     destination: Annotated[
-        str, typer.Argument(metavar="DST", help="The .safetensors file to write; any URL.")
+        str, typer.Argument(metavar="DST", help="The .safetensors file to write; path or URL.")
     ],
     images: Annotated[
-        str, typer.Option("--input", help="Pictures like those to come: an input of `run`.")
+        str, typer.Option("--input", help="Images like the ones to segment: an INPUT of `run`.")
     ],
-    pictures: Annotated[int, typer.Option(min=1, help="How many of them.")] = 64,
+    pictures: Annotated[int, typer.Option(min=1, help="Number of images to use.")] = 64,
 ) -> None:
-    """Write a weights file again with what `--precision int8` needs: the ranges of its layers."""
+    """Write a copy with the layer ranges that `--precision int8` needs."""
     from pipeline.weights import calibrate as calibrate_file
 
     written = calibrate_file(source, destination, images, pictures)
     seen = written.info.origin["int8_pictures"]
     console.out.print(
-        f"{destination}: ranges of {len(written.info.int8_peaks)} layers on {seen} pictures, "
-        f"{console.size(len(written.data))}, sha256 {written.sha256}",
-        markup=False,
+        f"{destination}: ranges of {len(written.info.int8_peaks)} layers on {seen} images, "
+        f"{console.format_size(len(written.data))}, sha256 {written.sha256}"
     )
 
 
@@ -190,22 +188,20 @@ for command in (show, convert, halve, calibrate, verify):
 
 
 def _print_table() -> None:
-    """The files by what they are for, one line each."""
     row = "  {:39} {:13} {:16} {:21} {:>7}  {}"
-    head = row.format("file", "--from", "--variant", "--label-set", "mean IU", "checksum")
-    console.out.print(head, markup=False)
+    head = row.format("file", "--from", "--variant", "--label-set", "mean IoU", "checksum")
+    console.out.print(head)
     for purpose, entries in itertools.groupby(PUBLISHED, lambda entry: entry.purpose):
-        console.out.print(purpose, markup=False)
+        console.out.print(purpose)
         for entry in entries:
             sets = " ".join(entry.label_sets) or "(your own)"
             score = entry.scores.get("mean_iou")
             percent = "-" if score is None else f"{score:.2f} %"
             variant = entry.variant or "(VGG-16 nets)"
             line = row.format(entry.file, entry.format, variant, sets, percent, entry.checksum)
-            console.out.print(line.rstrip(), markup=False)
+            console.out.print(line.rstrip())
     console.out.print(
-        "mean IU: as published, on PASCAL VOC seg11valid; `fcnseg weights list FILE` says by whom",
-        markup=False,
+        "mean IoU: as published, on PASCAL VOC seg11valid; the source: `fcnseg weights list FILE`"
     )
 
 
@@ -228,33 +224,31 @@ def _print_published(entry: Published) -> None:
     options += [f"--label-set {name}" for name in entry.label_sets or ("voc",)]
     lines.append(f"fcnseg weights convert {entry.file} DST {' '.join(options)}")
     for line in lines:
-        console.out.print(line, markup=False)
+        console.out.print(line)
 
 
-def _print_description(found: dict[str, Any]) -> None:
+def _print_description(description: dict[str, Any]) -> None:
     console.out.print(
-        f"{found['variant']}, width {found['width']:g}, {found['upsampling']} upsampling, "
-        f"output stride {found['output_stride']}",
-        markup=False,
+        f"{description['variant']}, width {description['width']:g}, "
+        f"{description['upsampling']} upsampling, "
+        f"output stride {description['output_stride']}"
     )
-    for head in found["heads"]:
+    for head in description["heads"]:
         name = f"head {head['name']}: " if head["name"] else ""
         classes = ", ".join(head["classes"])
         console.out.print(
-            f"{name}{len(head['classes'])} classes of label set {head['label_set']}: {classes}",
-            markup=False,
+            f"{name}{len(head['classes'])} classes of label set {head['label_set']}: {classes}"
         )
-    pre = found["preprocessing"]
+    pre = description["preprocessing"]
     console.out.print(
-        f"reads {pre['channels']}, mean {_numbers(pre['mean'])}, std {_numbers(pre['std'])}",
-        markup=False,
+        f"reads {pre['channels']}, mean {_numbers(pre['mean'])}, std {_numbers(pre['std'])}"
     )
-    if found["initialisation"]:
-        console.out.print("only starts a training: its scores are zero", markup=False)
-    if found["int8"]:
-        console.out.print("has the ranges that int8 needs", markup=False)
-    for key, value in found["origin"].items():
-        console.out.print(f"origin: {key} {value}", markup=False)
+    if description["initialisation"]:
+        console.out.print("initial weights for a training only: all scores are zero")
+    if description["int8"]:
+        console.out.print("has the layer ranges that int8 needs")
+    for key, value in description["origin"].items():
+        console.out.print(f"origin: {key} {value}")
 
 
 def _numbers(values: Any) -> str:

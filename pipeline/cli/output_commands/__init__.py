@@ -1,1 +1,1 @@
-"""Commands that look at an output or clean it up, one module each."""
+"""Commands that read or clean up the OUTPUT of a run, one module each."""

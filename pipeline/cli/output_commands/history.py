@@ -1,36 +1,57 @@
-"""TODO docstring."""
+"""`fcnseg history`: list the runs of an output."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli import console
-from pipeline.cli.options import AsJson, ConfigFile, Output, Sets, output_store
+from pipeline.cli.options import AsJson, GivenOptions, takes
+from pipeline.cli.results import describe_drift
 
 if TYPE_CHECKING:
-    pass
+    from pipeline.output.history import RunRecord
 
 
+@takes("output last config sets as_json")
 def history(
-    output: Output,
-    last: Annotated[int, typer.Option(min=1, help="At most so many runs, the latest.")] = 30,
-    config: ConfigFile = None,
-    sets: Sets = None,
+    given: GivenOptions,
+    last: Annotated[
+        int, typer.Option(min=1, help="List at most this many runs, the latest ones.")
+    ] = 30,
     as_json: AsJson = False,
 ) -> None:
-    """List what each run did and scored, and how it drifted."""
-    from pipeline.cli.console import print_history
+    """List the runs: what each did, how it scored, how it drifted."""
     from pipeline.manifest import read_manifest
     from pipeline.output.history import read_history
 
-    store = output_store(output, config, sets)
-    read_manifest(store)  # a wrong address is no output without runs
-    found = read_history(store, last)
+    store = given.open_output()
+    read_manifest(store)  # a wrong address must not look like an output without runs
+    records = read_history(store, last)
     if as_json:
-        console.print_json([record.to_dict() for record in found])
-    elif not found:
-        console.err.print("no run has finished here", markup=False)
+        console.print_json([record.to_dict() for record in records])
+    elif not records:
+        console.err.print("no run of this output has finished yet")
     else:
-        print_history(found)
+        _print_records(records)
+
+
+def _print_records(records: Sequence[RunRecord]) -> None:
+    columns = ("began", "shards", "images", "quarantined", "mean IoU", "confidence", "drift")
+    rows = []
+    for record in records:
+        failed = f", {record.failed} failed" if record.failed else ""
+        rows.append(
+            (
+                record.started,
+                f"{record.shards}{failed}",
+                str(record.images),
+                str(record.failures),
+                console.format_score(record.scores["mean_iou"] if record.labeled_images else None),
+                console.format_score(record.mean_confidence),
+                describe_drift(record),
+            )
+        )
+    console.print_rows(columns, rows)

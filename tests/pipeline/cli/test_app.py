@@ -18,7 +18,7 @@ Fcnseg = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def labelled(shards: Path, weights: Path, tmp_path: Path) -> Path:
+def finished_output(shards: Path, weights: Path, tmp_path: Path) -> Path:
     run(world.config(shards, tmp_path / "out", weights))
     return tmp_path / "out"
 
@@ -45,10 +45,10 @@ def test_plan_says_what_is_there_and_writes_nothing(
 
 
 def test_plan_after_a_run_has_nothing_pending(
-    shards: Path, weights: Path, labelled: Path, fcnseg: Fcnseg
+    shards: Path, weights: Path, finished_output: Path, fcnseg: Fcnseg
 ) -> None:
-    assert "; 0 pending" in fcnseg("plan", shards, labelled)[1]
-    assert "; 0 pending" in fcnseg("plan", shards, labelled, "--weights", weights)[1]
+    assert "; 0 pending" in fcnseg("plan", shards, finished_output)[1]
+    assert "; 0 pending" in fcnseg("plan", shards, finished_output, "--weights", weights)[1]
 
 
 def test_run_prints_the_table_to_stdout_and_progress_to_stderr(
@@ -56,9 +56,9 @@ def test_run_prints_the_table_to_stdout_and_progress_to_stderr(
 ) -> None:
     code, out, err = fcnseg("run", shards, tmp_path / "out", "--weights", weights)
     assert code == 0
-    assert "3 shards done now, 3 of 3 in all, 12 images" in out and "mean IU" in out
+    assert "3 shards done now, 3 of 3 in all, 12 images" in out and "mean IoU" in out
     assert f"report: {tmp_path}/out/report.html" in out
-    assert "labelling: 3/3 shards, 12 images" in err
+    assert "segmenting: 3/3 shards, 12 images" in err
     again = fcnseg("run", shards, tmp_path / "out", "--weights", weights)
     assert "nothing pending: all 3 shards are done" in again[1] and again[2] == ""
 
@@ -91,23 +91,23 @@ def test_json_of_a_run_is_the_scores_and_the_shards(
     assert (document["exit_code"], document["shards_committed"]) == (0, 3)
 
 
-def test_status_report_and_verify_agree(labelled: Path, fcnseg: Fcnseg) -> None:
-    scores = json.loads((labelled / "stats/scores.json").read_text())
-    status = json.loads(fcnseg("status", labelled, "--json")[1])
+def test_status_report_and_verify_agree(finished_output: Path, fcnseg: Fcnseg) -> None:
+    scores = json.loads((finished_output / "stats/scores.json").read_text())
+    status = json.loads(fcnseg("status", finished_output, "--json")[1])
     assert status["mean_iou"] == scores["mean_iou"] and status["marker"] == "_SUCCESS"
-    code, out, _ = fcnseg("status", labelled)
+    code, out, _ = fcnseg("status", finished_output)
     assert code == 0 and "3 shards committed of 3, 12 images" in out
-    (labelled / "report.html").unlink()
-    assert f"{scores['mean_iou']:.4f}" in fcnseg("report", labelled)[1]
-    assert (labelled / "report.html").stat().st_size > 1000
-    assert json.loads(fcnseg("report", labelled, "--json")[1])["shards"] == 3
-    code, out, _ = fcnseg("verify", labelled, "--deep")
+    (finished_output / "report.html").unlink()
+    assert f"{scores['mean_iou']:.4f}" in fcnseg("report", finished_output)[1]
+    assert (finished_output / "report.html").stat().st_size > 1000
+    assert json.loads(fcnseg("report", finished_output, "--json")[1])["shards"] == 3
+    code, out, _ = fcnseg("verify", finished_output, "--deep")
     assert code == 0 and "0 problems" in out
 
 
-def test_verify_exits_1_on_a_changed_mask(labelled: Path, fcnseg: Fcnseg) -> None:
-    (labelled / "png/s0/img0.png").write_bytes(b"x")
-    code, out, _ = fcnseg("verify", labelled)
+def test_verify_exits_1_on_a_changed_mask(finished_output: Path, fcnseg: Fcnseg) -> None:
+    (finished_output / "png/s0/img0.png").write_bytes(b"x")
+    code, out, _ = fcnseg("verify", finished_output)
     assert code == 1 and "png/s0/img0.png: 1 bytes" in out
 
 
@@ -128,7 +128,7 @@ def test_shard_then_run(weights: Path, tmp_path: Path, fcnseg: Fcnseg) -> None:
             (tmp_path / top / f"k{index}{suffix}").write_bytes(data)
     arguments = (tmp_path / "images", tmp_path / "tars", "--labels", tmp_path / "labels")
     code, out, _ = fcnseg("shard", *arguments, "--shard-size", "2")
-    assert code == 0 and out.strip() == "3 shards, 5 images, 5 labelled, 0 left out"
+    assert code == 0 and out.strip() == "3 shards, 5 images, 5 labeled, 0 left out"
     assert fcnseg("run", tmp_path / "tars", tmp_path / "out", "--weights", weights)[0] == 0
     direct = (tmp_path / "images", tmp_path / "out2", "--labels", tmp_path / "labels")
     assert fcnseg("run", *direct, "--weights", weights)[0] == 0

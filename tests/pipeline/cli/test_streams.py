@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.console import _PipeSafeStream
+from pipeline.cli.console import PipeSafeStream
 from pipeline.driver import run
 from tests.support import world
 
@@ -31,17 +31,19 @@ def leave_at_once(*arguments: object, stderr_too: bool = False) -> tuple[int, by
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+def finished_output(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
     root = tmp_path_factory.mktemp("streams")
     run(world.config(world.write_shards(root / "in", 1, 2), root / "out", weights))
     return root / "out"
 
 
 @pytest.mark.parametrize("arguments", [("report",), ("report", "--json")], ids=str)
-def test_a_command_ends_as_if_it_had_been_read(labelled: Path, arguments: tuple[str]) -> None:
-    (labelled / "report.html").unlink(missing_ok=True)
-    assert leave_at_once(*arguments, labelled) == (0, b"")
-    assert (labelled / "report.html").exists()
+def test_a_command_ends_as_if_it_had_been_read(
+    finished_output: Path, arguments: tuple[str]
+) -> None:
+    (finished_output / "report.html").unlink(missing_ok=True)
+    assert leave_at_once(*arguments, finished_output) == (0, b"")
+    assert (finished_output / "report.html").exists()
 
 
 def test_so_does_help() -> None:
@@ -54,7 +56,7 @@ def test_an_error_keeps_its_code_when_nobody_hears_it(tmp_path: Path) -> None:
 
 def test_what_is_read_arrives_and_the_rest_is_dropped() -> None:
     reader, writer = os.pipe()
-    stream = _PipeSafeStream(writer, "wb")
+    stream = PipeSafeStream(writer, "wb")
     assert stream.write(b"heard") == 5 and os.read(reader, 9) == b"heard"
     os.close(reader)
     assert stream.write(b"unheard") == 7 and stream.write(b"still there") == 11

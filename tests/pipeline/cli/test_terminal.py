@@ -41,7 +41,7 @@ def test_tab_completes_commands_and_options(
 def rendered(monkeypatch: pytest.MonkeyPatch, width: int) -> str:
     out = io.StringIO()
     terminal = Console(file=out, force_terminal=True, width=width, soft_wrap=True)
-    monkeypatch.setattr(console, "out", terminal)
+    monkeypatch.setattr(console.out, "rich", terminal)
     console.print_rows(("shard", "reason"), [("s0", "[red]broken[/red]"), ("s1", "cut")])
     return out.getvalue()
 

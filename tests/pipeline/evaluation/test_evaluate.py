@@ -320,7 +320,7 @@ def test_the_command_prints_tables_and_json(shards: Path, weights: Path, fcnseg:
     assert code == 0 and "scoring: 3/3 shards, 12 images" in err
     told = json.loads(fcnseg(*arguments, "--json")[1])
     low, high = told["intervals"]["mean_iou"]
-    for text in ("ground", "mean IU", "1 px", "2 px", "all pixels", "s0", "12 labelled images"):
+    for text in ("ground", "mean IoU", "1 px", "2 px", "all pixels", "s0", "12 labeled images"):
         assert text in out
     assert f"{told['mean_iou']:.4f}" in out and f"{low:.4f}-{high:.4f}" in out
     assert [row["width"] for row in told["trimap"]] == [1, 2]
@@ -331,9 +331,9 @@ def test_the_command_says_what_is_bad(troubled: Path, weights: Path, fcnseg: Fcn
     code, out, err = fcnseg(
         "evaluate", troubled, "--weights", weights, "--bootstrap", "0", *ONE_THREAD
     )
-    assert code == 4 and "8 labelled images, 1 without a label left out, 5 bad" in out
+    assert code == 4 and "8 labeled images, 1 without a label left out, 5 bad" in out
     assert "s1.tar" in err and "label is 30x30" in err and "failed: shard s2: 3 of 5" in err
-    assert "95 %" not in out.split("labelled images")[1]
+    assert "95 %" not in out.split("labeled images")[1]
 
 
 def test_the_command_prints_the_upper_bound_beside_the_paper(shards: Path, fcnseg: Fcnseg) -> None:
@@ -358,7 +358,7 @@ def test_the_command_prints_the_upper_bound_beside_the_paper(shards: Path, fcnse
     ("arguments", "code", "said"),
     [
         (["--weights", "demo", "--policy", "mean"], 2, "reference or present"),
-        (["--weights", "demo", "--trimap", "0"], 2, "whole numbers from 1 up"),
+        (["--weights", "demo", "--trimap", "0"], 2, "whole numbers, 1 or more"),
         (["--weights", "demo", "--trimap", "2,2"], 2, "different"),
         (["--weights", "demo", "--trimap", "1.5"], 2, "whole numbers"),
         (["--weights", "demo", "--factors", "4"], 2, "--upper-bound"),
@@ -388,4 +388,4 @@ def test_labels_of_another_set_are_bad_samples_one_by_one(
     code, out, err = fcnseg(
         "evaluate", tmp_path / "in", "--labels", tmp_path / "labels", "--weights", weights
     )
-    assert code == 3 and "1 labelled image, 28 without" in out and "label value 77" in err
+    assert code == 3 and "1 labeled image, 28 without" in out and "label value 77" in err

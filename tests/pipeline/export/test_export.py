@@ -150,7 +150,7 @@ def test_pending_and_changed_shards_are_left_out_and_counted(
     (shards / "s0.tar").write_bytes(world.tar(world.samples(7)))
     code, out, err = fcnseg("export", tmp_path / "out", tmp_path / "dest", "--format", "hf")
     assert (code, out) == (3, f"4 images of 1 shard exported: {tmp_path}/dest\n")
-    assert "1 shard is not labelled" in err and "1 shard is left out: the input" in err
+    assert "1 shard is not segmented" in err and "1 shard is left out: the input" in err
     run(world.config(shards, tmp_path / "out", weights))
     code, _, err = fcnseg("export", tmp_path / "out", tmp_path / "dest", "--format", "hf")
     assert code == 2 and "of another state of OUTPUT" in err

@@ -172,7 +172,7 @@ def test_run_over_its_limit_exits_4_with_every_shard_committed(
         (shards / f"s{shard}.tar").write_bytes(world.tar(members))
     out = tmp_path / "out"
     code, _, stderr = fcnseg("run", shards, out, "--weights", weights)
-    assert code == 4 and "limits exceeded: 3 of 15 images could not be labelled" in stderr
+    assert code == 4 and "limits exceeded: 3 of 15 images could not be segmented" in stderr
     assert len(list((out / "_commits").iterdir())) == 3
     relaxed = ("--set", "limits.max_bad_fraction=0.5")
     assert fcnseg("run", shards, out, "--weights", weights, *relaxed)[0] == 3
@@ -384,7 +384,7 @@ def test_output_without_its_run_record_is_not_taken_over(
 def test_config_that_is_no_text(shards: Path, tmp_path: Path, fcnseg: Fcnseg) -> None:
     (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
     code, _, stderr = fcnseg("run", shards, tmp_path / "out", "--config", tmp_path / "c.yaml")
-    assert code == 2 and "no UTF-8" in stderr
+    assert code == 2 and "not valid UTF-8" in stderr
 
 
 def test_files_that_nobody_looks_at_are_counted(
@@ -395,7 +395,7 @@ def test_files_that_nobody_looks_at_are_counted(
     for name in ("_one.tar", "_two.tar", ".hidden.jpg"):
         (shards / name).write_bytes(b"x")
     _, _, stderr = fcnseg("run", shards, tmp_path / "out", "--weights", weights)
-    assert "passed over: 1 .txt, 1 .tif" in stderr or "1 .tif, 1 .txt" in stderr
+    assert "ignored: 1 .txt, 1 .tif" in stderr or "1 .tif, 1 .txt" in stderr
     assert "2 named _…, 1 named .…" in stderr
 
 

@@ -398,15 +398,15 @@ def test_a_missing_package_says_how_to_install_it(
 def test_the_command(tmp_path: Path, fcnseg: Fcnseg) -> None:
     root = datasets.write(tmp_path / "d", datasets.voc())
     code, out, _ = fcnseg("shard", root, tmp_path / "o", "--layout", "voc", "--split", "val")
-    assert (code, out) == (0, "1 shard, 3 images, 3 labelled, 0 left out\n")
+    assert (code, out) == (0, "1 shard, 3 images, 3 labeled, 0 left out\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--layout", "coco", "--split", "val"), "'coco'; one of voc, sbd, nyudv2"),
-        (("--split", "val"), "--split: 'val' alone"),
-        (("--layout", "voc", "--labels", "x"), "'x' beside --layout voc"),
+        (("--split", "val"), "--split: 'val' without --layout"),
+        (("--layout", "voc", "--labels", "x"), "'x' together with --layout voc"),
         (("--layout", "voc"), "no --split; one of test, train, val"),
         (("--layout", "voc", "--split", "nowhere/ids.txt"), "no such file"),
     ],

@@ -151,11 +151,11 @@ def test_the_commands(devkit: Path, tmp_path: Path, voc_weights: Path, fcnseg: F
     code, out, _ = fcnseg("plan", devkit, tmp_path / "out", *options)
     assert code == 0 and out.startswith("1 shard, 3 images, ")
     code, out, _ = fcnseg("run", devkit, tmp_path / "out", "--weights", voc_weights, *options)
-    assert code == 0 and "(3 labelled of 3 images)" in out
+    assert code == 0 and "(3 labeled of 3 images)" in out
     code, out, _ = fcnseg(
         "evaluate", devkit, "--label-set", "voc", "--upper-bound", "--factors", "4", *options
     )
-    assert code == 0 and out.count("3 labelled images") == 1
+    assert code == 0 and out.count("3 labeled images") == 1
 
 
 def test_a_development_kit_in_any_store(voc_weights: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import concurrency
 from pipeline.cli import console
+from pipeline.cli.output_commands import status
 from pipeline.driver import run
 from pipeline.errors import StoreError
 from pipeline.monitoring import progress as progress_module
@@ -163,16 +164,17 @@ def test_watching_can_be_left(store: Store, fcnseg, monkeypatch, weights, shards
 
 
 @pytest.mark.parametrize(
-    ("look", "line"),
+    ("reading", "line"),
     [
-        (ProgressReading(HOLDER, None, 0.0, None), "not labelling yet; process 7"),
-        (ProgressReading(HOLDER, told(3, 4.0), 2.0, 3723.4), "3/10 shards, 12 images, 2.0/s, 1:02:03 left; "),
+        (ProgressReading(HOLDER, None, 0.0, None), "no image segmented yet; process 7"),
+        (ProgressReading(HOLDER, told(3, 4.0), 2.0, 3723.4),
+         "3/10 shards, 12 images, 2.0/s, 1:02:03 left; "),
         (ProgressReading(HOLDER, Progress(0, 4, 2, 1, 1.0), 2.0, None),
          "0/4 shards, 2 images, 1 quarantined, 2.0/s; process 7 on host"),
     ],
 )  # fmt: skip
-def test_a_look_is_a_line(look: ProgressReading, line: str) -> None:
-    assert console.describe_look(look).startswith(line)
+def test_a_reading_is_a_line(reading: ProgressReading, line: str) -> None:
+    assert status.describe_reading(reading).startswith(line)
 
 
 def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,8 +183,8 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
     shown = io.StringIO()
-    monkeypatch.setattr(console, "out", Console(file=shown, force_terminal=True, width=120))
-    with console.watch_display(as_json=False) as show:
+    monkeypatch.setattr(console.out, "rich", Console(file=shown, force_terminal=True, width=120))
+    with status.watch_display(as_json=False) as show:
         show(ProgressReading(HOLDER, None, 0.0, None))
         show(ProgressReading(HOLDER, told(3, 4.0), 2.0, 3.0))
     assert "3/10 shards" in shown.getvalue() and "━" in shown.getvalue()

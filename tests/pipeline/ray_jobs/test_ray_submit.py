@@ -243,7 +243,7 @@ def test_ctrl_c_stops_following_and_not_the_job(
     _, stderr = follower.communicate(timeout=60)
     assert follower.returncode == 130
     name = re.search(r"submitted job (\S+):", stderr)
-    assert name is not None and f"no longer following job {name[1]}, which goes on" in stderr
+    assert name is not None and f"stopped following job {name[1]}, which is still running" in stderr
     assert Jobs(head.dashboard).info(name[1]).status == "RUNNING"  # type: ignore[union-attr]
     gate.touch()
     *_, last = follow(head.dashboard, name[1], PollInterval(interval=0.2))

@@ -57,7 +57,7 @@ def test_a_run_logs_objects_with_ids(
     assert failed["shard"] == "cut" and failed["message"].startswith("shard failed: ")
     # The next command of this process is for people again, whatever this one was.
     code, stdout, stderr = fcnseg(*ran)
-    assert code == 4 and stderr.startswith("labelling: ")
+    assert code == 4 and stderr.startswith("segmenting: ")
 
 
 def test_the_configuration_may_say_so_and_errors_are_objects_too(
@@ -100,7 +100,7 @@ def test_a_process_of_its_own_says_nothing_else(
     words = [sys.executable, "-m", "pipeline", "run", shards, tmp_path / "out"]
     words += ["--weights", weights, "--log-format", "json"]
     fine = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert lines(fine.stderr)[-1]["message"].startswith("labelling: 3/3 shards")
+    assert lines(fine.stderr)[-1]["message"].startswith("segmenting: 3/3 shards")
     script = (
         "import logging\nfrom pipeline import logs\nlogs.use_json()\n"
         "logging.getLogger('somebody').warning('else')\nlogging.getLogger('x').info('no')\n"

@@ -52,7 +52,7 @@ def test_the_ranges_are_those_of_pictures_spread_over_the_input(
     code, out, err = fcnseg(*words)
     assert code == 0, err
     before, after = read_weights(weights), read_weights(path)
-    assert f"{path}: ranges of 15 layers on 5 pictures" in out and after.sha256 in out
+    assert f"{path}: ranges of 15 layers on 5 images" in out and after.sha256 in out
     seen = [*pictures_of(0, 2), *pictures_of(1, 2), *pictures_of(2, 1)]
     assert after.info == measure_int8_ranges(before, seen)
     assert after.tensors == before.tensors
@@ -61,7 +61,7 @@ def test_the_ranges_are_those_of_pictures_spread_over_the_input(
     assert fcnseg(*words)[0] == 0  # the same bytes are there already
     code, out, _ = fcnseg("weights", "show", path, "--json")
     assert json.loads(out)["int8"] is True
-    assert "has the ranges that int8 needs" in fcnseg("weights", "show", path)[1]
+    assert "has the layer ranges that int8 needs" in fcnseg("weights", "show", path)[1]
 
 
 @pytest.mark.parametrize(("shards_count", "most"), [(15, 8), (15, 14), (3, 3), (2, 9), (9, 1)])

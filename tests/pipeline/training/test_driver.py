@@ -483,5 +483,5 @@ def test_the_end_of_a_training_names_the_figure_that_chose_the_best(
     end = TrainResult("out", 80, 80, "fcn8s", "abc", best, ("a", "b"), 0, 80, 1.0)
     monkeypatch.setattr("pipeline.training.driver.train", lambda *_: end)
     code, out, _ = fcnseg("train", "in", "--output", "out", "--label-set", "voc")
-    line = "best on VAL: step 60, highest mean IU 0.2500, pixel accuracy 0.7500 -> out/best."
+    line = "best on VAL: step 60, highest mean IoU 0.2500, pixel accuracy 0.7500 -> out/best."
     assert code == 0 and line in out
