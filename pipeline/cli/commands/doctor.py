@@ -40,7 +40,7 @@ def doctor(
         "compute.ray_address": address,
     }
     findings = []
-    for finding in examine(_patient(config, sets or [], flags)):
+    for finding in examine(_doctor_input(config, sets or [], flags)):
         findings.append(finding)
         if not as_json:
             console.out.print(str(finding), markup=False)
@@ -57,8 +57,8 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _patient(config: str | None, sets: list[str], flags: dict[str, Any]) -> DoctorInput:
-    """What is to be examined. A configuration has INPUT and OUTPUT; here both may be left out."""
+def _doctor_input(config: str | None, sets: list[str], flags: dict[str, Any]) -> DoctorInput:
+    """Return the configuration to check; unlike a run, it may lack INPUT and OUTPUT."""
     from pipeline.doctor.checks import DoctorInput
 
     text = read_text(config)
