@@ -119,8 +119,8 @@ def examine_device(wanted: str) -> Iterator[Finding]:
                       "Remove compute.device=cuda, or run on a machine with a GPU.")  # fmt: skip
     elif driver is not None:
         found = f"{cores}, although nvidia-smi lists one: {driver}"
-        yield warning("device", found,
-                      f"Update the driver: torch needs one for CUDA {torch.version.cuda}.")  # fmt: skip
+        remedy = f"Update the driver: torch needs one for CUDA {torch.version.cuda}."
+        yield warning("device", found, remedy)
     else:
         yield fine("device", cores)
 
@@ -190,6 +190,7 @@ def _open_files() -> Finding:
 
 def gib(num_bytes: float) -> str:
     """Return a number of bytes as text in GiB.
+
     >>> gib(3 * 2**29)
     '1.5 GiB'
     """

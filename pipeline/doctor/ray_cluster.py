@@ -32,7 +32,9 @@ NODE_SECONDS = 180.0
 """Longest time for the checks of all nodes together; the first import on a node is slow."""
 
 
-_SCALING = "A cluster that scales from zero has none before a run requests it: start one node of each type."
+_SCALING = (
+    "A cluster that scales from zero starts nodes only for a run: start one node of each type."
+)
 
 
 def examine_cluster(address: str, doctor_input: DoctorInput) -> Iterator[Finding]:
