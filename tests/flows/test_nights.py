@@ -386,7 +386,7 @@ def test_three_nights_and_one_without_new_shards(plant: Plant) -> None:
     assert third["name"] == "CompletedWithDrift"
     assert third["message"].startswith("2 shards segmented, 6 of 6 done; drift: ")
     rows = json.loads(plant.site.artifacts(second_run)["classes"])
-    assert all(row["previous run"] is not None for row in rows if row["class"] == "mean IU")
+    assert all(row["previous run"] is not None for row in rows if row["class"] == "mean IoU")
     assert "- drift: class" in plant.site.artifacts(third_run)["summary"]
     jobs = len(plant.jobs("nightly"))
     run = plant.site.run("nightly")
