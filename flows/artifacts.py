@@ -143,6 +143,7 @@ def artifact_key(name: str, series: str) -> str:
     Args:
         name: kind of artifact.
         series: name of the series.
+
     >>> artifact_key("summary", "s3://b/out/{date}")
     'fcnseg-summary-b-out-date-a1c52f'
     """

@@ -48,6 +48,7 @@ def one_line(text: object, most: int = 1_000) -> str:
     Args:
         text: text or exception.
         most: longest result, in characters.
+
     >>> one_line("two\n  lines")
     'two lines'
     """

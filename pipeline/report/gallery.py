@@ -159,7 +159,7 @@ def _previews(output: Store, shard: str, limit: int) -> Iterator[dict[str, Any]]
 def _entry(row: Mapping[str, Any], shard: str, labels: LabelSet) -> dict[str, Any]:
     """Return the dictionary that the page's scripts read for one image.
 
-    Its keys: `key`, `shard`, `why` (list of reasons); `size` of the image and `small` of the preview
+    Its keys: `key`, `shard`, `why` (list of reasons); `size` of the image, `small` of the preview
     (width, height); `image` (data URI), `label` and `mask` (see `_packed`); `confidence`,
     `accuracy`, `iou` (mean IoU), each a share or None; `classes`: (class index, share of the mask,
     IoU or None) of each class that occurs, the largest first.

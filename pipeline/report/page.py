@@ -65,6 +65,7 @@ def page(context: Mapping[str, Any], data: Mapping[str, Any]) -> bytes:
 
 def json_block(data: Any) -> str:
     r"""Return data as JSON that is safe inside a `<script>` element.
+
     >>> json_block({"key": "</script><!--"})
     '{"key":"\\u003c/script\\u003e\\u003c!--"}'
     """
@@ -80,6 +81,7 @@ def shown(text: str, limit: int = _MAX_TEXT) -> str:
     Args:
         text: text from data, such as a key, a URL or a reason.
         limit: longest result, in characters.
+
     >>> shown("s3://key:secret@bucket/a.tar: nothing there", 22)
     's3://bucket/a.tar: no…'
     """
@@ -89,6 +91,7 @@ def shown(text: str, limit: int = _MAX_TEXT) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a share between 0 and 1 as a percentage; a dash for None.
+
     >>> percent(0.52349), percent(0.00001), percent(None)
     ('52.3%', '<0.1%', '—')
     """

@@ -93,6 +93,7 @@ def histograms_of(histograms: Histograms) -> dict[str, Any]:
 
 def _between(edges: Sequence[str]) -> list[str]:
     """Return the names of the bins below, between and above some edges.
+
     >>> _between(["1", "2"])
     ['below 1', '1 to 2', 'from 2']
     """
