@@ -1,1 +1,1 @@
-"""Prefect flows around the pipeline. Importing this package loads no torch."""
+"""Prefect flows for segmentation and training. Importing this package loads no torch."""

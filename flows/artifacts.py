@@ -1,4 +1,7 @@
-"""What a run left behind, as Prefect artifacts: read from the output, whoever the driver was."""
+"""Publish the results of a run as Prefect artifacts, read from OUTPUT.
+
+Everything comes from OUTPUT, because the driver may be this process or a job on a cluster.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from urllib.parse import quote
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.prefect_reporter import quietly
+from flows.prefect_reporter import call_prefect
 from pipeline.config import RunConfig
 from pipeline.errors import OutputError
 from pipeline.output.history import RunRecord, read_history
@@ -27,23 +30,26 @@ from pipeline.paths import REPORT
 from pipeline.report.page import shown
 from pipeline.storage.store import Store
 
-MOST_SHARDS = 20
+MAX_SHARDS = 20
+"""Rows of the table of the worst shards."""
 
-MOST_QUARANTINED = 50
+MAX_QUARANTINED = 50
+"""Rows of the table of quarantined images."""
 
-MOST_PICTURES = 6
-"""They lie in Prefect's database: at most 320 px each, some 15 kB."""
+MAX_IMAGES = 6
+"""Images in the gallery. Prefect's database holds them: at most 320 px, about 15 kB each."""
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """An output after a run.
+    """OUTPUT after a run.
 
     Attributes:
-        output: where.
-        status: how it stands.
-        record: of the run itself; None if it had nothing to do.
-        previous: of the run before it, in this output or in the latest earlier one.
+        output: store of OUTPUT.
+        status: state of OUTPUT.
+        record: record of the run; None if the run had nothing to do.
+        previous: record of the run before it, in this OUTPUT or in the latest earlier one; None
+            if there is none.
     """
 
     output: Store
@@ -53,84 +59,90 @@ class RunOutcome:
 
     @property
     def shards(self) -> int:
-        """Of the input, as the last run that finished found it."""
+        """Number of shards in INPUT, as counted by the last finished run."""
         return int(self.status.marker_document.get("shards", len(self.status.ledger)))
 
     @property
     def committed(self) -> int:
-        """Shards of the input that are done."""
+        """Number of shards of INPUT that are committed."""
         return int(self.status.marker_document.get("committed", len(self.status.ledger)))
 
     @property
     def failed(self) -> dict[str, str]:
-        """Reasons by shard that could not be done."""
+        """Reasons by name of the shards that could not be committed."""
         return dict(self.status.marker_document.get("failed_shards", {}))
 
 
 def read_outcome(config: RunConfig, since: datetime, earlier: Iterable[str]) -> RunOutcome:
-    """What a run left behind.
+    """Return the state of OUTPUT after a run.
 
     Args:
-        config: of the run, with real dates.
-        since: when the flow run was to start: an older record is not of this run.
-        earlier: outputs of the nights before, latest first.
+        config: configuration of the run, with resolved dates.
+        since: scheduled start of the flow run; an older record belongs to another run.
+        earlier: URLs of the outputs of earlier scheduled runs, latest first.
 
     Raises:
-        OutputError: there is no output, or something in it cannot be read.
+        OutputError: OUTPUT does not exist, or an object in it cannot be read.
         StoreError: the store fails.
     """
     output = Store(config.output.url, config.output.store)
-    found = list(read_history(output, 2))
-    record = found.pop() if found and found[-1].ended > f"{since:%Y-%m-%dT%H:%M:%SZ}" else None
-    previous = found[-1] if found else _latest_of(earlier, config)
+    records = list(read_history(output, 2))
+    is_of_this_run = bool(records) and records[-1].ended > f"{since:%Y-%m-%dT%H:%M:%SZ}"
+    record = records.pop() if is_of_this_run else None
+    previous = records[-1] if records else _latest_record(earlier, config)
     return RunOutcome(output, read_status(output), record, previous)
 
 
-def _latest_of(outputs: Iterable[str], config: RunConfig) -> RunRecord | None:
+def _latest_record(outputs: Iterable[str], config: RunConfig) -> RunRecord | None:
     for url in outputs:
-        if found := read_history(Store(url, config.output.store), 1):
-            return found[0]
+        if records := read_history(Store(url, config.output.store), 1):
+            return records[0]
     return None
 
 
 def publish_outcome(outcome: RunOutcome, series: str, links: Sequence[tuple[str, str]]) -> None:
-    """Make the artifacts: summary, classes, worst shards, quarantined images, pictures.
+    """Create the artifacts of a run: summary, classes, worst shards, quarantined images, gallery.
 
     Args:
-        outcome: of the run.
-        series: what the run belongs to; artifacts of one series are versions of one another.
-        links: texts and addresses for the summary.
+        outcome: OUTPUT after the run.
+        series: series of the run; its artifacts are versions of those of earlier runs.
+        links: texts and URLs for the summary.
     """
 
     def table(name: str, rows: list[dict[str, Any]], description: str) -> None:
         key = artifact_key(name, series)
-        quietly(create_table_artifact, table=rows, key=key, description=description)
+        call_prefect(create_table_artifact, table=rows, key=key, description=description)
 
     where = plain(shown(outcome.output.url))
-    table("classes", class_rows(outcome), f"IU per class of {where}")
-    worst = outcome.status.summary.worst_of_all(MOST_SHARDS)
+    table("classes", class_rows(outcome), f"IoU per class of {where}")
+    worst = outcome.status.summary.worst_of_all(MAX_SHARDS)
     table("worst-shards", [_shard_row(score) for score in worst], f"worst shards of {where}")
-    bad = list(islice(quarantined(outcome.output, outcome.status), MOST_QUARANTINED))
+    bad = list(islice(quarantined(outcome.output, outcome.status), MAX_QUARANTINED))
     if bad:
-        table("quarantined", [_bad_row(row) for row in bad], f"quarantined images of {where}")
-    pictures = _pictures(outcome)
-    if pictures:
-        quietly(
+        rows = [_quarantined_row(row) for row in bad]
+        table("quarantined", rows, f"quarantined images of {where}")
+    images = _images_to_review(outcome)
+    if images:
+        call_prefect(
             create_markdown_artifact,
-            markdown=gallery(pictures),
+            markdown=gallery(images),
             key=artifact_key("pictures", series),
-            description=f"Images of this run to look at first, with their masks: {where}",
+            description=f"Images of this run to review first, with their masks: {where}",
         )
-    quietly(
+    call_prefect(
         create_markdown_artifact,
         markdown=summary(outcome, links),
         key=artifact_key("summary", series),
-        description=f"What this run did: {where}",
+        description=f"Summary of this run: {where}",
     )
 
 
 def artifact_key(name: str, series: str) -> str:
-    """A key that all runs of one series share, and no others.
+    """Return the artifact key that all runs of one series share, and no other runs.
+
+    Args:
+        name: kind of artifact.
+        series: name of the series.
 
     >>> artifact_key("summary", "s3://b/out/{date}")
     'fcnseg-summary-b-out-date-a1c52f'
@@ -141,20 +153,20 @@ def artifact_key(name: str, series: str) -> str:
 
 
 def class_rows(outcome: RunOutcome) -> list[dict[str, Any]]:
-    """A row per class and one of mean IU: the whole output, this run, the one before."""
+    """Return one row per class and one of mean IoU: all of OUTPUT, this run, the run before."""
     scores = outcome.status.scores
     whole = dict(zip(scores["classes"], scores["iou"], strict=True))
     pixels = dict(zip(scores["classes"], scores["class_pixels"], strict=True))
     now, before = _iou(outcome.record), _iou(outcome.previous)
     rows = []
-    for name in [*whole, "mean IU"]:
+    for name in [*whole, "mean IoU"]:
         difference = None
         if now.get(name) is not None and before.get(name) is not None:
             difference = now[name] - before[name]
         rows.append(
             {
                 "class": name,
-                "IU": _rounded(scores["mean_iou"] if name == "mean IU" else whole[name]),
+                "IoU": _rounded(scores["mean_iou"] if name == "mean IoU" else whole[name]),
                 "this run": _rounded(now.get(name)),
                 "previous run": _rounded(before.get(name)),
                 "difference": None if difference is None else f"{difference:+.4f}",
@@ -168,7 +180,7 @@ def _iou(record: RunRecord | None) -> dict[str, Any]:
     if record is None:
         return {}
     by_class = zip(record.scores["classes"], record.scores["iou"], strict=True)
-    return {**dict(by_class), "mean IU": record.scores["mean_iou"]}
+    return {**dict(by_class), "mean IoU": record.scores["mean_iou"]}
 
 
 def _rounded(value: float | None) -> float | None:
@@ -178,14 +190,14 @@ def _rounded(value: float | None) -> float | None:
 def _shard_row(score: ShardScore) -> dict[str, Any]:
     return {
         "shard": shown(score.shard),
-        "mean IU" if score.has_labels else "mean confidence": _rounded(score.score),
+        "mean IoU" if score.has_labels else "mean confidence": _rounded(score.score),
         "images": score.images,
         "quarantined": score.failures,
         "seconds": round(sum(score.seconds.values()), 1),
     }
 
 
-def _bad_row(row: Quarantined) -> dict[str, Any]:
+def _quarantined_row(row: Quarantined) -> dict[str, Any]:
     return {
         "shard": shown(row.shard),
         "image": shown(row.key),
@@ -194,21 +206,21 @@ def _bad_row(row: Quarantined) -> dict[str, Any]:
     }
 
 
-def _pictures(outcome: RunOutcome) -> list[Reviewed]:
+def _images_to_review(outcome: RunOutcome) -> list[Reviewed]:
     if outcome.record is None or outcome.record.review is None:
         return []
     try:
-        found = read_review(outcome.output, outcome.record.run)
-    except OutputError:  # only to look at
+        reviewed = read_review(outcome.output, outcome.record.run)
+    except OutputError:  # the gallery is optional
         return []
-    return [image for image in found if image.overlay is not None][:MOST_PICTURES]
+    return [image for image in reviewed if image.overlay is not None][:MAX_IMAGES]
 
 
-def gallery(pictures: Sequence[Reviewed]) -> str:
-    """Markdown that shows images with their masks, and holds them."""
+def gallery(images: Sequence[Reviewed]) -> str:
+    """Return Markdown that shows images with their masks, embedded as data URIs."""
     parts = []
-    for image in pictures:
-        score = "" if image.mean_iou is None else f"mean IU {image.mean_iou:.3f}, "
+    for image in images:
+        score = "" if image.mean_iou is None else f"mean IoU {image.mean_iou:.3f}, "
         confidence = "-" if image.mean_confidence is None else f"{image.mean_confidence:.3f}"
         data = base64.b64encode(image.overlay or b"").decode()
         parts.append(
@@ -220,7 +232,12 @@ def gallery(pictures: Sequence[Reviewed]) -> str:
 
 
 def summary(outcome: RunOutcome, links: Sequence[tuple[str, str]]) -> str:
-    """Markdown for the flow run's page."""
+    """Return the summary artifact of a run, as Markdown.
+
+    Args:
+        outcome: OUTPUT after the run.
+        links: texts and URLs to add.
+    """
     status, record = outcome.status, outcome.record
     scores = status.scores
     done_now = 0 if record is None else record.shards
@@ -229,7 +246,7 @@ def summary(outcome: RunOutcome, links: Sequence[tuple[str, str]]) -> str:
         "",
         f"- shards: {outcome.committed} of {outcome.shards} done, {done_now} in this run",
         f"- images: {scores['images']}, quarantined: {scores['failures']}",
-        f"- mean IU: {_number(scores['mean_iou'])}" + _of_this_run(record, outcome.previous),
+        f"- mean IoU: {_number(scores['mean_iou'])}" + _of_this_run(record, outcome.previous),
         f"- report: {_link(outcome.output.location(REPORT))}",
     ]
     lines += [f"- {plain(text)}: [{plain(url)}]({url})" for text, url in links]
@@ -242,7 +259,7 @@ def summary(outcome: RunOutcome, links: Sequence[tuple[str, str]]) -> str:
 
 
 def _link(location: str) -> str:
-    """An address as a link; which browsers follow depends on its kind."""
+    """Return a location as a Markdown link: a file URI for a local path, else the URL itself."""
     url = Path(location).as_uri() if location.startswith("/") else quote(location, safe=":/")
     return f"[`{_code(location)}`]({url})"
 
@@ -251,8 +268,8 @@ def _of_this_run(record: RunRecord | None, previous: RunRecord | None) -> str:
     if record is None or record.scores["mean_iou"] is None:
         return ""
     before = None if previous is None else previous.scores["mean_iou"]
-    beside = "" if before is None else f", of the run before {before:.4f}"
-    return f" (of this run {record.scores['mean_iou']:.4f}{beside})"
+    previously = "" if before is None else f", previous run {before:.4f}"
+    return f" (this run {record.scores['mean_iou']:.4f}{previously})"
 
 
 def _number(value: float | None) -> str:
@@ -264,5 +281,5 @@ def _code(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text from data, without what Markdown would take for markup."""
+    """Return a text with the characters escaped that Markdown would read as markup."""
     return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", text)

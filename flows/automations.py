@@ -1,10 +1,10 @@
-"""Automations of a Prefect server for our flows: runs that fell silent, and runs that failed.
+"""Create automations on a Prefect server for flow runs that stop responding and that fail.
 
 Usage: python -m flows.automations [--notify BLOCK] [--silence SECONDS]
 
-Run it again to change them; they are known by their names. BLOCK is a notification block of the
-server, for example slack-webhook/operations (`prefect block ls`); without one, a failure is told
-nobody but the server's own pages.
+Run the command again to update the automations; they are found by name. BLOCK is a notification
+block of the server, for example slack-webhook/operations (see `prefect block ls`). Without a block,
+a failure is visible only in the Prefect UI.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FAILURES = "fcn-pipeline: failed or drifted"
 
 
 SILENCE_SECONDS = 600
-"""More than three heartbeats, of which a flow run sends one every 180 s by itself."""
+"""Longest time without a heartbeat: more than three, of which a flow run sends one every 180 s."""
 
 
 _ENDS = ("Completed", "CompletedWithQuarantine", "CompletedWithDrift", "Failed", "Crashed",
@@ -42,14 +42,18 @@ _OF_OUR_FLOWS: dict[str, str | list[str]] = {
 
 
 def zombies(silence: int = SILENCE_SECONDS) -> AutomationCore:
-    """A run without heartbeat becomes Crashed: then it can be retried, and its slot is free.
+    """Return the automation that sets a flow run without a heartbeat to Crashed.
 
-    Nobody is left then who could run the flow's hooks: a Ray job of it goes on, and the retried
-    run, or that of the next night, attaches to it.
+    A crashed run can be retried, and its concurrency slot is free. Its process is gone, so the
+    hooks of the flow do not run: its Ray job continues, and the retried run or the next scheduled
+    run attaches to it.
+
+    Args:
+        silence: longest time without a heartbeat, in seconds.
     """
     return AutomationCore(
         name=ZOMBIES,
-        description="Its process is gone, and had no time to say so.",
+        description="Sets a flow run to Crashed if it sends no heartbeat: its process is gone.",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in _ENDS)},
@@ -64,7 +68,7 @@ def zombies(silence: int = SILENCE_SECONDS) -> AutomationCore:
             ChangeFlowRunState(
                 name=None,
                 state=StateType.CRASHED,
-                message="no heartbeat: its process is gone; retry it, and it goes on where it was",
+                message="no heartbeat: the process is gone; retry the run to resume it",
                 force=False,
             )
         ],
@@ -72,14 +76,17 @@ def zombies(silence: int = SILENCE_SECONDS) -> AutomationCore:
 
 
 def failures(block: str) -> AutomationCore:
-    """Somebody is told of a run that failed, crashed or drifted.
+    """Return the automation that notifies of runs that failed, crashed, timed out or drifted.
+
+    Args:
+        block: notification block of the server, TYPE/NAME.
 
     Raises:
-        ValueError: no such block.
+        ValueError: the block does not exist.
     """
     return AutomationCore(
         name=FAILURES,
-        description="Tell somebody.",
+        description="Sends a notification if a flow run fails, crashes, times out or drifts.",
         trigger=EventTrigger(
             expect={
                 "prefect.flow-run.Failed",
@@ -110,41 +117,41 @@ def _block_id(block: str) -> UUID:
         except ObjectNotFound:
             raise ValueError(
                 f"no block {block}; expected TYPE/NAME of a notification block. See "
-                "`prefect block ls`, or make one on the page Blocks of the server."
+                "`prefect block ls`, or create one on the page Blocks of the server."
             ) from None
 
 
 def put(automation: AutomationCore) -> bool:
-    """Create it, or bring the one of its name up to date; whether it was created."""
+    """Create an automation, or update the one of the same name; return whether it is new."""
     with get_client(sync_client=True) as client:
-        there = client.read_automations_by_name(automation.name)
-        if there:
-            client.update_automation(there[0].id, automation)
+        existing = client.read_automations_by_name(automation.name)
+        if existing:
+            client.update_automation(existing[0].id, automation)
         else:
             client.create_automation(automation)
-    return not there
+    return not existing
 
 
 def main(words: Sequence[str]) -> int:
     """Create or update the automations.
 
     Returns:
-        The exit code: 0, or 2 for a block that is not there.
+        The exit code: 0, or 2 if the notification block does not exist.
     """
     parser = argparse.ArgumentParser(prog="python -m flows.automations", description=__doc__)
-    parser.add_argument("--notify", help="notification block to tell, TYPE/NAME")
+    parser.add_argument("--notify", help="notification block, TYPE/NAME")
     parser.add_argument(
         "--silence", type=int, default=SILENCE_SECONDS, help="seconds without a heartbeat"
     )
     given = parser.parse_args(words)
     try:
-        wanted = [zombies(given.silence)]
+        automations = [zombies(given.silence)]
         if given.notify:
-            wanted.append(failures(given.notify))
+            automations.append(failures(given.notify))
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    for automation in wanted:
+    for automation in automations:
         print(f"{'created' if put(automation) else 'updated'}: {automation.name}")
     return 0
 

@@ -1,4 +1,4 @@
-"""`make demo`: scenes, the flow on them with embedded Prefect and embedded Ray, and a table.
+"""Run the flow on rendered scenes, with an embedded Prefect and an embedded Ray: `make demo`.
 
 Usage: python -m flows.demo [DIR]
 """
@@ -19,7 +19,10 @@ for name, value in {
 
 
 def main(directory: str) -> int:
-    """Make the scenes, run the flow, print the scores.
+    """Render the scenes, run the flow on them, and print the scores.
+
+    Args:
+        directory: folder for the scenes and the output.
 
     Returns:
         The exit code: 0, or 1 when the flow failed.

@@ -1,7 +1,7 @@
-"""The work of the flows: a Ray job that is submitted or attached to, or this process and its Ray.
+"""Execute a run for a flow: as a Ray job of a cluster, or in this process with an embedded Ray.
 
-A job outlives whoever follows it. It is stopped when somebody wants the flow run to end (cancelled,
-terminated, timed out), and left alone when Prefect itself breaks down: the next run attaches to it.
+A job outlives the flow run that follows it. The flow stops its job if the flow run is cancelled,
+terminated or timed out. If Prefect itself fails, the job continues and the next run attaches to it.
 """
 
 from __future__ import annotations
@@ -39,56 +39,58 @@ if TYPE_CHECKING:
 
 
 RETRY_SECONDS = (35.0, 60.0, 300.0)
-"""Before each further attempt; the first is as long as the lease of a driver that died."""
+"""Pause before each retry; the first is as long as the lease of a driver that crashed."""
 
 
 _STOP_SECONDS = 20.0
-"""To wait for a job that was told to stop: a worker kills a cancelled flow run after 30 s."""
+"""Longest wait for a job to stop: a Prefect worker kills a cancelled flow run after 30 s."""
 
 
 _TIMER_SECONDS = 5.0
-"""By so much Prefect's timer may have begun before the task itself."""
+"""Longest time by which Prefect's timer may have started before the task itself."""
 
 
-_in_charge = False
-"""Whether this process runs the flow, and so decided itself what becomes of its job."""
+_is_flow_process = False
+"""Whether this process runs the flow: then the flow itself has stopped or kept its job."""
 
 
-def take_charge() -> None:
-    """The flow begins in this process."""
-    global _in_charge
-    _in_charge = True
+def mark_flow_process() -> None:
+    """Record that this process runs the flow, so that the hooks leave its job alone."""
+    global _is_flow_process
+    _is_flow_process = True
 
 
-def label(config: RunConfig, series: str) -> tuple[FlowEnding, list[tuple[str, str]]]:
-    """Do the run, in several attempts where that may help.
+def segment(config: RunConfig, series: str) -> tuple[FlowEnding, list[tuple[str, str]]]:
+    """Segment a dataset, with retries where they may help.
 
     Args:
-        config: with real dates.
-        series: what the progress artifact belongs to.
+        config: configuration of the run, with resolved dates.
+        series: series of the run, which the key of the progress artifact is made from.
 
     Returns:
-        How it ended, and links to where it was done.
+        The end of the last attempt, and links (text, URL) to the Ray job.
     """
     links: list[tuple[str, str]] = []
 
     def attempt(seconds: float | None) -> FlowEnding:
         address = config.ray_address()
         if address is None or config.compute.executor == "local":
-            here = label_here.with_options(timeout_seconds=seconds)
-            return ending_of(here(config, series, return_state=True), config)
-        errand = RayJobRequest(config, address, artifact_key("progress", series), tell_run)
-        return by_job(errand, seconds, links)
+            in_process = segment_in_process.with_options(timeout_seconds=seconds)
+            return ending_of(in_process(config, series, return_state=True), config)
+        key = artifact_key("progress", series)
+        return run_job(RayJobRequest(config, address, key, report_run), seconds, links)
 
-    return in_attempts(attempt, config.limits.max_hours), links
+    return run_with_retries(attempt, config.limits.max_hours), links
 
 
-def in_attempts(attempt: Callable[[float | None], FlowEnding], hours: float | None) -> FlowEnding:
-    """Try until it is done, or trying again would change nothing.
+def run_with_retries(
+    attempt: Callable[[float | None], FlowEnding], hours: float | None
+) -> FlowEnding:
+    """Call an attempt until it succeeds or a retry cannot help; return the end of the last one.
 
     Args:
-        attempt: called with the seconds that are left to it.
-        hours: for all attempts together.
+        attempt: function of the seconds that remain for it, or None without a limit.
+        hours: limit for all attempts together; None for no limit.
     """
     deadline = None if hours is None else time.monotonic() + 3600 * hours
     for pause in (*RETRY_SECONDS, None):
@@ -105,53 +107,53 @@ def in_attempts(attempt: Callable[[float | None], FlowEnding], hours: float | No
 
 @dataclass(frozen=True)
 class RayJobRequest:
-    """Work for a cluster.
+    """Run or training that a flow gives to a cluster.
 
     Attributes:
-        config: of a run with real dates, or of a training.
-        address: of the cluster.
-        key: of the progress artifact.
-        tell: passes on how far it is, at every look.
+        config: configuration of a training, or of a run with resolved dates.
+        address: address of the cluster's Jobs API.
+        key: key of the progress artifact.
+        report: function that reports the progress, called at every reading of the job.
     """
 
     config: JobConfig
     address: str
     key: str
-    tell: Callable[[PrefectReporter, JobReading], None]
+    report: Callable[[PrefectReporter, JobReading], None]
 
 
-def by_job(
-    errand: RayJobRequest, seconds: float | None, links: list[tuple[str, str]]
+def run_job(
+    request: RayJobRequest, seconds: float | None, links: list[tuple[str, str]]
 ) -> FlowEnding:
-    """Submit a job, or attach to the one that does this already, and follow it to its end.
+    """Submit a job, or attach to the job that already does this work, and follow it to its end.
 
     Args:
-        errand: what, and where.
-        seconds: after which it is stopped.
-        links: replaced by those of the job.
+        request: work and cluster.
+        seconds: time limit, after which the job is stopped; None for no limit.
+        links: list that receives the link (text, URL) to the job, in place of its content.
     """
-    submitted = submit(errand.config, errand.address, return_state=True)
+    submitted = submit(request.config, request.address, return_state=True)
     if submitted.is_failed():
-        return ending_of(submitted, errand.config)
-    job: SubmittedJob = _found(submitted)
+        return ending_of(submitted, request.config)
+    job: SubmittedJob = _result_of(submitted)
     links[:] = [("Ray job", job.page)]
     followed = follow_job.with_options(timeout_seconds=seconds)(
-        errand.address, job, errand.key, errand.tell, return_state=True
+        request.address, job, request.key, request.report, return_state=True
     )
-    return ending_of(followed, errand.config)
+    return ending_of(followed, request.config)
 
 
-def tell_run(relay: PrefectReporter, look: JobReading) -> None:
-    """What the driver of a run writes down."""
-    if look.run is not None and look.run.progress is not None:
-        relay.progress(look.run.progress)
+def report_run(reporter: PrefectReporter, reading: JobReading) -> None:
+    """Report the progress that the driver of a run writes to OUTPUT."""
+    if reading.run is not None and reading.run.progress is not None:
+        reporter.progress(reading.run.progress)
 
 
 def ending_of(state: State[Any], config: JobConfig) -> FlowEnding:
-    """How a driver ended, by the state of the task that was to do with it."""
-    found = _found(state)
-    if isinstance(found, FlowEnding):
-        return found
+    """Return the end of a driver from the final state of the task that ran or followed it."""
+    result = _result_of(state)
+    if isinstance(result, FlowEnding):
+        return result
     if state.name == "TimedOut":
         return FlowEnding(
             143, f"not done after {config.limits.max_hours:g} h: stopped; run again to resume"
@@ -159,32 +161,34 @@ def ending_of(state: State[Any], config: JobConfig) -> FlowEnding:
     return FlowEnding(1, one_line(state.message))
 
 
-def _found(state: State[Any]) -> Any:
+def _result_of(state: State[Any]) -> Any:
     return state.result(raise_on_failure=False)
 
 
-def ended(ending: FlowEnding) -> State[Any]:
-    """The state of a task: a driver that did not do all is a task that failed."""
+def task_state(ending: FlowEnding) -> State[Any]:
+    """Return the state of a task from the end of its driver: failed unless the code is 0 or 3."""
     if ending.exit_code in (0, 3):
         return Completed(data=ending)
     return Failed(message=one_line(ending.reason), data=ending)
 
 
 @task(name="label", cache_policy=NO_CACHE, persist_result=False)
-def label_here(config: RunConfig, series: str) -> State[Any]:
-    """Run the pipeline in this process, with an embedded Ray; its progress is passed on."""
-    relay = PrefectReporter(artifact_key("progress", series))
+def segment_in_process(config: RunConfig, series: str) -> State[Any]:
+    """Run the pipeline in this process, with an embedded Ray, and report its progress."""
+    reporter = PrefectReporter(artifact_key("progress", series))
     try:
-        result = run_pipeline(config, relay.progress)
+        result = run_pipeline(config, reporter.progress)
     except FcnError as error:
-        return ended(FlowEnding(error.exit_code, str(error)))
+        return task_state(FlowEnding(error.exit_code, str(error)))
     reason = next((failure.reason for failure in result.failed), "")
-    return ended(FlowEnding(result.exit_code, reason or f"{result.failures} images quarantined"))
+    return task_state(
+        FlowEnding(result.exit_code, reason or f"{result.failures} images quarantined")
+    )
 
 
 @task(name="submit", cache_policy=NO_CACHE, persist_result=False)
 def submit(config: JobConfig, address: str) -> State[Any]:
-    """Make sure that a job of the cluster does this: a new one, or one that does already."""
+    """Submit a job for a configuration, or attach to the job that already does this work."""
     from pipeline.ray_jobs.ray_submit import JobOptions, submit_or_attach
 
     options = JobOptions(
@@ -194,7 +198,7 @@ def submit(config: JobConfig, address: str) -> State[Any]:
     try:
         job = submit_or_attach(config, address, options)
     except FcnError as error:
-        return ended(FlowEnding(error.exit_code, str(error)))
+        return task_state(FlowEnding(error.exit_code, str(error)))
     how = "attached to" if job.attached else "submitted"
     get_run_logger().info("%s job %s: %s", how, job.submission_id, job.page)
     return Completed(message=f"{how} {job.submission_id}", data=job)
@@ -205,43 +209,43 @@ def follow_job(
     address: str,
     job: SubmittedJob,
     key: str,
-    tell: Callable[[PrefectReporter, JobReading], None] = tell_run,
+    report: Callable[[PrefectReporter, JobReading], None] = report_run,
 ) -> State[Any]:
-    """Follow a job to its end: its progress and its log are passed on."""
+    """Follow a job to its end and report its progress and its log."""
     started = time.monotonic()
     from pipeline.ray_jobs.ray_follow import PollInterval, follow
 
-    relay = PrefectReporter(key)
+    reporter = PrefectReporter(key)
     try:
-        for look in follow(address, job.submission_id, PollInterval(most_lines=LINES)):
-            relay.lines(look.lines, look.left_out)
-            tell(relay, look)
-            if not look.is_reachable:
-                relay.silence()
+        for reading in follow(address, job.submission_id, PollInterval(most_lines=LINES)):
+            reporter.lines(reading.lines, reading.left_out)
+            report(reporter, reading)
+            if not reading.is_reachable:
+                reporter.warn_unreachable()
     except FcnError as error:
-        return ended(FlowEnding(error.exit_code, str(error)))
+        return task_state(FlowEnding(error.exit_code, str(error)))
     except BaseException as error:
-        if _is_wanted(error, time.monotonic() - started):
+        if _is_intended_stop(error, time.monotonic() - started):
             _stop(address, job)
         raise
     finally:
-        relay.flush()
-    assert look.exit_code is not None
-    if look.exit_code in (0, 3):
-        relay.done()
-    return ended(FlowEnding(look.exit_code, look.reason))
+        reporter.flush()
+    assert reading.exit_code is not None
+    if reading.exit_code in (0, 3):
+        reporter.done()
+    return task_state(FlowEnding(reading.exit_code, reading.reason))
 
 
-def _is_wanted(error: BaseException, seconds: float) -> bool:
-    """Whether somebody wants the run to end: it was cancelled, terminated or timed out.
+def _is_intended_stop(error: BaseException, seconds: float) -> bool:
+    """Return whether a task ended because its run was cancelled, terminated or timed out.
+
+    Prefect raises CancelledError for a timeout, but also if the server is away and the run loses
+    its slot of a concurrency limit. It raises SystemExit if the worker that reads the log is gone.
+    A lost slot and a lost worker are no reason to stop the job.
 
     Args:
-        error: that ended the task.
-        seconds: since it began.
-
-    Prefect raises CancelledError for a timeout, and for a slot of a concurrency limit that it lost
-    because its server is away. SystemExit comes from a log that nobody reads any more: the worker
-    is gone. In these cases the job goes on.
+        error: exception that ended the task.
+        seconds: time since the task began.
     """
     if isinstance(error, (TerminationSignal, KeyboardInterrupt, TimeoutError)):
         return True
@@ -264,11 +268,12 @@ def _stop(address: str, job: SubmittedJob) -> None:
 
 
 def stop_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Stop the job of a flow run that was cancelled or has crashed, and no other one.
+    """Stop the job of a flow run that was cancelled or has crashed, and no other job.
 
-    A run that waits for a job of another configuration on its output has none of its own.
-    Prefect calls this, by these names: in the worker, after the flow run's process is gone, and
-    after a crash in that process itself, which has decided already.
+    A hook of Prefect, which passes the arguments by these names. Prefect calls the hook in the
+    worker after the process of the flow run has ended, and in that process itself after a crash;
+    there the flow has already stopped or kept its job. A flow run that waits for a job of another
+    configuration on its OUTPUT has no job to stop.
     """
     if flow_run.expected_start_time is not None:
         parameters = RunConfig.model_validate(flow_run.parameters["config"])
@@ -277,8 +282,13 @@ def stop_job(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None
 
 
 def stop_job_of(config: JobConfig, address: str | None) -> None:
-    """Stop the job that does this very work, if this process is not the flow itself."""
-    if _in_charge or address is None:
+    """Stop the job that has exactly this configuration, unless this process runs the flow.
+
+    Args:
+        config: configuration of the run or training.
+        address: address of the cluster; None if the run had no job.
+    """
+    if _is_flow_process or address is None:
         return
     from pipeline.ray_jobs.ray_follow import stop
     from pipeline.ray_jobs.ray_submit import find_job

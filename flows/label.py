@@ -1,7 +1,7 @@
-"""The flow `label-dataset`: plan, submit or attach, follow, publish.
+"""The flow `label-dataset`: plan a run, submit or attach to a job, follow it, publish results.
 
-Idempotence is in the store, not in Prefect: tasks keep no results and are not cached, and running
-the flow again, or retrying it, resumes from the commits.
+The state of a run is in the store, not in Prefect: tasks keep no results and are not cached. A
+retried or repeated flow run resumes from the commits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prefect.states import Completed, Failed
 
 from fcn_core.errors import FcnError
 from flows.artifacts import RunOutcome, publish_outcome, read_outcome
-from flows.execution import label, stop_job, take_charge
+from flows.execution import mark_flow_process, segment, stop_job
 from flows.states import FlowEnding, final_state, one_line
 from pipeline.config import RunConfig
 from pipeline.driver import plan as plan_run
@@ -30,12 +30,12 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class ScheduledRun:
-    """One run of a series.
+    """One scheduled run of a series of runs.
 
     Attributes:
-        config: as the deployment has it, perhaps with `{date}`.
-        moment: that the run was scheduled for; a retry has the same.
-        run: the configuration with real dates, on Ray unless it says otherwise.
+        config: configuration of the deployment; its URLs may hold `{date}`.
+        moment: scheduled start of the run; a retry keeps it.
+        run: configuration of this run: resolved dates, and executor "ray" in place of "auto".
     """
 
     config: RunConfig
@@ -44,10 +44,14 @@ class ScheduledRun:
 
     @classmethod
     def of(cls, config: RunConfig, moment: datetime) -> ScheduledRun:
-        """The run of a moment.
+        """Return the run that a configuration gives at a scheduled start.
+
+        Args:
+            config: configuration of the deployment.
+            moment: scheduled start of the run.
 
         Raises:
-            ConfigError: see `resolve_dates`.
+            ConfigError: the dates in the URLs do not fit; see `pipeline.resolve.resolve_dates`.
         """
         run = resolve_dates(config, moment)
         if run.compute.executor == "auto":
@@ -57,31 +61,36 @@ class ScheduledRun:
 
     @property
     def series(self) -> str:
-        """What all runs of the series have in common."""
+        """Name of the series: the URL of OUTPUT before its dates are resolved."""
         return self.config.output.url
 
 
 @task(name="plan", cache_policy=NO_CACHE, persist_result=False)
 def plan_shards(config: RunConfig) -> State[Any]:
-    """Whether there is anything to do; fails before any work when the run cannot succeed."""
+    """Plan a run and return whether it has nothing to do; fail early if it cannot succeed."""
     try:
-        found = plan_run(config)
+        todo = plan_run(config)
         marker, _ = read_marker(Store(config.output.url, config.output.store))
     except FcnError as error:
         return Failed(message=one_line(error), data=error)
-    told = f"{found.total} shards, {len(found.pending)} pending ({found.outdated} of them changed)"
-    get_run_logger().info(told)
-    is_done = not found.pending and not found.left and not found.unpacked and marker == SUCCESS
-    return Completed(message=told, data=is_done)
+    text = f"{todo.total} shards, {len(todo.pending)} pending ({todo.outdated} of them changed)"
+    get_run_logger().info(text)
+    is_done = not todo.pending and not todo.left and not todo.unpacked and marker == SUCCESS
+    return Completed(message=text, data=is_done)
 
 
 @task(name="publish", cache_policy=NO_CACHE, persist_result=False)
-def publish(night: ScheduledRun, links: Sequence[tuple[str, str]]) -> State[Any]:
-    """The results as artifacts."""
+def publish(scheduled: ScheduledRun, links: Sequence[tuple[str, str]]) -> State[Any]:
+    """Publish the results of a run as artifacts, and return its outcome.
+
+    Args:
+        scheduled: run that has ended.
+        links: texts and URLs for the summary.
+    """
     try:
-        earlier = earlier_outputs(night.config, night.moment)
-        outcome = read_outcome(night.run, night.moment, earlier)
-        publish_outcome(outcome, night.series, links)
+        earlier = earlier_outputs(scheduled.config, scheduled.moment)
+        outcome = read_outcome(scheduled.run, scheduled.moment, earlier)
+        publish_outcome(outcome, scheduled.series, links)
     except FcnError as error:
         return Failed(message=one_line(error), data=error)
     return Completed(data=outcome)
@@ -94,34 +103,40 @@ def publish(night: ScheduledRun, links: Sequence[tuple[str, str]]) -> State[Any]
     on_crashed=[stop_job],
 )
 def label_dataset(config: RunConfig) -> State[Any]:
-    """Label a dataset with Ray: as a job of a cluster, or embedded if no cluster is named.
+    """Segment a dataset with Ray: as a job of a cluster, or embedded if no cluster is named.
 
-    `{date}` and `{yesterday}` in the URLs are of the moment that the run was scheduled for. Ends
-    `Completed`, `CompletedWithQuarantine`, `CompletedWithDrift`, or `Failed` with the reason in
+    `{date}` and `{yesterday}` in the URLs refer to the scheduled start of the run. The final state
+    is `Completed`, `CompletedWithQuarantine`, `CompletedWithDrift`, or `Failed` with the reason in
     one line.
+
+    Args:
+        config: configuration of the run.
     """
-    take_charge()
+    mark_flow_process()
     moment = runtime.flow_run.scheduled_start_time
     try:
-        night = ScheduledRun.of(config, moment)
-        get_run_logger().info("%s -> %s", night.run.input.url, night.run.output.url)
-        is_done: bool = _value(plan_shards(night.run, return_state=True))
-        ending, links = (FlowEnding(0), []) if is_done else label(night.run, night.series)
+        scheduled = ScheduledRun.of(config, moment)
+        get_run_logger().info("%s -> %s", scheduled.run.input.url, scheduled.run.output.url)
+        is_done: bool = _value(plan_shards(scheduled.run, return_state=True))
+        ending = FlowEnding(0)
+        links: list[tuple[str, str]] = []
+        if not is_done:
+            ending, links = segment(scheduled.run, scheduled.series)
         outcome: RunOutcome | None = None
         if ending.left_results:
-            outcome = _value(publish(night, links, return_state=True))
+            outcome = _value(publish(scheduled, links, return_state=True))
     except FcnError as error:
         return Failed(message=one_line(error))
     return final_state(ending, outcome)
 
 
 def _value(state: State[Any]) -> Any:
-    """What a task found out.
+    """Return the result of a task, or raise the exception that it failed with.
 
     Raises:
-        FcnError: why it failed; an exception that nobody foresaw is raised as it is.
+        FcnError: an expected failure; any other exception is raised unchanged.
     """
-    found = state.result(raise_on_failure=False)
-    if isinstance(found, Exception):
-        raise found
-    return found
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, Exception):
+        raise result
+    return result

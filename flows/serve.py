@@ -1,9 +1,9 @@
-"""Nights without a worker or a work pool: this process is all that is needed beside a server.
+"""Serve the segmentation flow from this process: scheduled runs without a worker or a work pool.
 
 Usage: python -m flows.serve CONFIG.yaml [--cron "0 2 * * *"] [--time-zone Europe/Berlin]
 
-It registers the deployment `on-demand`, and `nightly` if there is a cron expression, with the
-configuration as their default, and runs what they start until it is ended (Ctrl-C, SIGTERM).
+The process registers the deployment `on-demand`, and `nightly` if a cron expression is given, with
+the configuration as their default. It executes their flow runs until Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -25,36 +25,42 @@ from pipeline.config import RunConfig, load_config
 
 
 def deployments(config: RunConfig, cron: str | None, time_zone: str) -> list[Any]:
-    """What is served: the same two as in deploy/prefect.yaml."""
+    """Return the deployments to serve: the same two as in deploy/prefect.yaml.
+
+    Args:
+        config: default configuration of both.
+        cron: schedule of `nightly`; None for no such deployment.
+        time_zone: time zone of the schedule, such as Europe/Berlin.
+    """
     parameters = {"config": config.model_dump(mode="json", exclude_defaults=True)}
-    kind = EntrypointType.MODULE_PATH  # whatever directory this runs in
-    found = [label_dataset.to_deployment("on-demand", parameters=parameters, entrypoint_type=kind)]
+    kind = EntrypointType.MODULE_PATH  # works in any current directory
+    served = [label_dataset.to_deployment("on-demand", parameters=parameters, entrypoint_type=kind)]
     if cron is not None:
-        # One night at a time: what a late one leaves, the next one does.
-        one = ConcurrencyLimitConfig(
+        # One scheduled run at a time: the next run does what a cancelled one would have done.
+        limit = ConcurrencyLimitConfig(
             limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
         )
-        night = label_dataset.to_deployment(
+        nightly = label_dataset.to_deployment(
             "nightly",
             parameters=parameters,
             schedule=Cron(cron, timezone=time_zone),
-            concurrency_limit=one,
+            concurrency_limit=limit,
             entrypoint_type=kind,
         )
-        found.append(night)
-    return found
+        served.append(nightly)
+    return served
 
 
 def main(words: Sequence[str]) -> int:
-    """Serve until the end.
+    """Serve the deployments until the process is stopped.
 
     Returns:
-        The exit code: 0, or 2 for a configuration that cannot be meant.
+        The exit code: 0, or 2 for an invalid configuration.
     """
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__)
     parser.add_argument("config", help="YAML file of a RunConfig")
-    parser.add_argument("--cron", help="when the nightly run starts; without it there is none")
-    parser.add_argument("--time-zone", default="UTC", help="of the cron expression")
+    parser.add_argument("--cron", help="schedule of the nightly run; default: none")
+    parser.add_argument("--time-zone", default="UTC", help="time zone of the cron expression")
     parser.add_argument("--set", action="append", default=[], help="section.field=value")
     given = parser.parse_args(words)
     try:

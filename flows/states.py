@@ -1,4 +1,4 @@
-"""How a flow run ends: a state whose name and one line say in the morning what happened."""
+"""Turn the end of a run into the final state of its flow run: a name and a message of one line."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _LIMITS = 4
 _DONE = (0, 3, _LIMITS)
 
 _FINAL = (*_DONE, 2, 130, 143)
-"""Exit codes after which trying again changes nothing, or goes against what somebody wanted."""
+"""Exit codes after which a retry cannot help, or would continue a run that was stopped."""
 
 
 @dataclass(frozen=True)
 class FlowEnding:
-    """How a driver ended.
+    """End of a driver, in this process or on a cluster.
 
     Attributes:
-        exit_code: as of `fcnseg run`.
-        reason: one line, for codes that are not 0 or 3.
+        exit_code: exit code as of `fcnseg run`.
+        reason: one line that explains any code other than 0 and 3.
     """
 
     exit_code: int
@@ -33,17 +33,21 @@ class FlowEnding:
 
     @property
     def left_results(self) -> bool:
-        """Whether the driver came to its end, so that scores, report and marker are of this run."""
+        """Whether the driver finished, so that scores, report and marker are of this run."""
         return self.exit_code in _DONE
 
     @property
     def may_be_retried(self) -> bool:
-        """Never a wrong configuration, limits that were exceeded, or a run that was stopped."""
+        """Whether a retry may help: not after a wrong configuration, a limit, or a stop."""
         return self.exit_code not in _FINAL
 
 
 def one_line(text: object, most: int = 1_000) -> str:
-    r"""A message for a state.
+    r"""Return a text as one line, as the message of a state needs it.
+
+    Args:
+        text: text or exception.
+        most: longest result, in characters.
 
     >>> one_line("two\n  lines")
     'two lines'
@@ -53,11 +57,11 @@ def one_line(text: object, most: int = 1_000) -> str:
 
 
 def final_state(ending: FlowEnding, outcome: RunOutcome | None) -> State[Any]:
-    """The state of the flow run.
+    """Return the final state of a flow run.
 
     Args:
-        ending: of the driver.
-        outcome: what it left; None where it left nothing.
+        ending: end of the driver.
+        outcome: output after the run; None if the run left no results.
     """
     if outcome is None or not ending.left_results:
         return Failed(message=one_line(ending.reason or f"exit code {ending.exit_code}"))
@@ -83,7 +87,7 @@ def final_state(ending: FlowEnding, outcome: RunOutcome | None) -> State[Any]:
 def _done(outcome: RunOutcome) -> str:
     done_now = 0 if outcome.record is None else outcome.record.shards
     if done_now:
-        return f"{done_now} shards labelled, {outcome.committed} of {outcome.shards} done"
+        return f"{done_now} shards segmented, {outcome.committed} of {outcome.shards} done"
     if outcome.committed < outcome.shards:
         return f"nothing done: {outcome.committed} of {outcome.shards} shards are done"
     return f"nothing pending: all {outcome.shards} shards are done"

@@ -1,7 +1,7 @@
-"""The flow `train-network`: plan, train here or submit or attach to a job, follow it, publish.
+"""The flow `train-network`: plan a training, run it here or as a Ray job, publish the results.
 
-Resuming is in the directory, not in Prefect: tasks keep no results and are not cached, and running
-the flow again, or retrying it, goes on from the last checkpoint.
+The state of a training is in its output directory, not in Prefect: tasks keep no results and are
+not cached. A retried or repeated flow run resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from fcn_core.errors import FcnError
 from flows.artifacts import artifact_key, plain
 from flows.execution import (
     RayJobRequest,
-    by_job,
-    ended,
     ending_of,
-    in_attempts,
+    mark_flow_process,
+    run_job,
+    run_with_retries,
     stop_job_of,
-    take_charge,
+    task_state,
 )
-from flows.prefect_reporter import SECONDS, PrefectReporter, quietly
+from flows.prefect_reporter import SECONDS, PrefectReporter, call_prefect
 from flows.states import FlowEnding, one_line
 from pipeline.cli.commands.train import describe
 from pipeline.concurrency import Throttle
@@ -48,56 +48,60 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """A training before this flow run.
+    """State of a training before this flow run.
 
     Attributes:
-        begun: the step that it is at.
-        result: what it left, if it was finished.
+        first_step: step of the latest checkpoint, from which the training resumes.
+        result: result of a finished training; None if steps remain.
     """
 
-    begun: int
+    first_step: int
     result: TrainResult | None
 
 
 @task(name="plan", cache_policy=NO_CACHE, persist_result=False)
 def plan_training(config: TrainConfig) -> State[Any]:
-    """How far it is; fails before any work when the training cannot succeed."""
+    """Return the state of a training as a `TrainPlan`; fail early if it cannot succeed."""
     # torch, which serving a flow does not need
     from pipeline.training.checkpoint import latest_step
     from pipeline.training.driver import read_result
 
     try:
         result = read_result(config)
-        begun = latest_step(Store(config.output.url, config.output.store))
+        first_step = latest_step(Store(config.output.url, config.output.store))
     except FcnError as error:
         return Failed(message=one_line(error), data=error)
-    told = f"{config.input.url} -> {config.output.url}, {begun} steps are done"
-    get_run_logger().info(told)
-    return Completed(message=told, data=TrainPlan(begun, result))
+    text = f"{config.input.url} -> {config.output.url}, {first_step} steps are done"
+    get_run_logger().info(text)
+    return Completed(message=text, data=TrainPlan(first_step, result))
 
 
 @task(name="train", cache_policy=NO_CACHE, persist_result=False)
-def train_here(config: TrainConfig) -> State[Any]:
-    """Train in this process, or with an embedded Ray's workers; its progress is passed on."""
+def train_in_process(config: TrainConfig) -> State[Any]:
+    """Train in this process, or with workers of an embedded Ray, and report the progress."""
     from pipeline.training.driver import train
 
-    relay = PrefectReporter(artifact_key("train-progress", config.output.url))
+    reporter = PrefectReporter(artifact_key("train-progress", config.output.url))
 
-    def tell(progress: TrainProgress) -> None:
+    def report(progress: TrainProgress) -> None:
         has_scores = "evaluation" in progress.line
         step, of = progress.line["step"], progress.total_steps
-        relay.step(step, of, describe(progress), at_once=has_scores)
+        reporter.step(step, of, describe(progress), at_once=has_scores)
 
     try:
-        return Completed(data=train(config, tell))
+        return Completed(data=train(config, report))
     except FcnError as error:
-        return ended(FlowEnding(error.exit_code, str(error)))
-    except SystemExit as error:  # it took SIGTERM from Prefect, and has left its checkpoint
+        return task_state(FlowEnding(error.exit_code, str(error)))
+    except SystemExit as error:  # the training received Prefect's SIGTERM and saved a checkpoint
         raise TerminationSignal(signal.SIGTERM) from error
 
 
-class Metrics:
-    """How far a job's training is, by the metrics that it has put."""
+class MetricsReporter:
+    """Reports the progress of a training that runs as a job, from the metrics in its directory.
+
+    Args:
+        config: configuration of the training.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         options = config.output.store.model_copy(update=FOLLOW_STORE_OPTIONS)
@@ -105,49 +109,49 @@ class Metrics:
         self.total = len(config.variants()) * config.recipe().max_steps
         self._is_due = Throttle(SECONDS)
 
-    def __call__(self, relay: PrefectReporter, look: JobReading) -> None:
-        """At most every `flows.prefect_reporter.SECONDS`."""
+    def __call__(self, reporter: PrefectReporter, reading: JobReading) -> None:
+        """Read the metrics and report them, at most every `flows.prefect_reporter.SECONDS`."""
         if not self._is_due():
             return
         from pipeline.training.log import read_metrics
 
         try:
             lines = read_metrics(self.output)
-        except FcnError:  # only the cluster may read it, or it does not answer now
+        except FcnError:  # only the cluster may read the store, or the store does not answer now
             return
         if lines:
-            told = describe(TrainProgress(lines[-1], self.total, None, 0))
-            relay.step(lines[-1]["step"], self.total, told)
+            text = describe(TrainProgress(lines[-1], self.total, None, 0))
+            reporter.step(lines[-1]["step"], self.total, text)
 
 
 @task(name="publish", cache_policy=NO_CACHE, persist_result=False)
 def publish(result: TrainResult, series: str) -> None:
-    """The best scores as artifacts: a table of classes and a summary in words.
+    """Publish the best scores of a training as artifacts: a table of classes and a summary.
 
     Args:
-        result: of the training.
-        series: what all runs on one directory share.
+        result: result of the training.
+        series: URL of the output directory, which the artifact keys are made from.
     """
     if result.best is not None:
         iou = result.best["evaluation"]["iou"]
-        rows = [{"class": n, "IU": v} for n, v in zip(result.classes, iou, strict=True)]
-        mean = {"class": "mean IU", "IU": result.best["evaluation"]["mean_iou"]}
-        quietly(
+        rows = [{"class": n, "IoU": v} for n, v in zip(result.classes, iou, strict=True)]
+        mean = {"class": "mean IoU", "IoU": result.best["evaluation"]["mean_iou"]}
+        call_prefect(
             create_table_artifact,
             table=[*rows, mean],
             key=artifact_key("train-classes", series),
-            description=f"IU per class on VAL of {plain(shown(result.output))}",
+            description=f"IoU per class on VAL of {plain(shown(result.output))}",
         )
-    quietly(
+    call_prefect(
         create_markdown_artifact,
         markdown=summary(result),
         key=artifact_key("train-summary", series),
-        description=f"What this training did: {plain(shown(result.output))}",
+        description=f"Summary of this training: {plain(shown(result.output))}",
     )
 
 
 def stop_training(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Stop the job of a flow run that was cancelled or has crashed: see `flows.execution.stop_job`."""
+    """Stop the job of a flow run that was cancelled or has crashed; see `execution.stop_job`."""
     config = TrainConfig.model_validate(flow_run.parameters["config"])
     stop_job_of(config, config.ray_address())
 
@@ -161,14 +165,17 @@ def stop_training(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
 def train_dataset(config: TrainConfig) -> State[Any]:
     """Train a network: as a Ray job if a cluster is named, else in this process.
 
-    Ends `Completed`, or `Failed` with the reason in one line.
+    The final state is `Completed`, or `Failed` with the reason in one line.
+
+    Args:
+        config: configuration of the training.
     """
-    take_charge()
-    planned = plan_training(config, return_state=True).result(raise_on_failure=False)
-    if not isinstance(planned, TrainPlan):
-        return Failed(message=one_line(planned))
+    mark_flow_process()
+    todo = plan_training(config, return_state=True).result(raise_on_failure=False)
+    if not isinstance(todo, TrainPlan):
+        return Failed(message=one_line(todo))
     try:
-        result = planned.result or _train(config, planned.begun)
+        result = todo.result or _train(config, todo.first_step)
     except FcnError as error:
         return Failed(message=one_line(error))
     if isinstance(result, FlowEnding):
@@ -177,59 +184,61 @@ def train_dataset(config: TrainConfig) -> State[Any]:
     return Completed(message=message(result))
 
 
-def _train(config: TrainConfig, begun: int) -> TrainResult | FlowEnding:
-    """Do it, in several attempts where that may help; how the last one ended, if it failed.
+def _train(config: TrainConfig, first_step: int) -> TrainResult | FlowEnding:
+    """Train with retries where they may help; return the end of the last attempt if it failed.
 
     Raises:
-        FcnError: what a job left cannot be read.
+        FcnError: the results of a job cannot be read.
     """
     address = config.ray_address()
-    found: list[TrainResult] = []
+    results: list[TrainResult] = []
 
     def attempt(seconds: float | None) -> FlowEnding:
         if address is None:
-            here = train_here.with_options(timeout_seconds=seconds)(config, return_state=True)
-            result = here.result(raise_on_failure=False)
+            in_process = train_in_process.with_options(timeout_seconds=seconds)
+            state = in_process(config, return_state=True)
+            result = state.result(raise_on_failure=False)
             if not isinstance(result, TrainResult):
-                return ending_of(here, config)
-            found.append(result)
+                return ending_of(state, config)
+            results.append(result)
             return FlowEnding(0)
         key = artifact_key("train-progress", config.output.url)
-        return by_job(RayJobRequest(config, address, key, Metrics(config)), seconds, [])
+        request = RayJobRequest(config, address, key, MetricsReporter(config))
+        return run_job(request, seconds, [])
 
-    ending = in_attempts(attempt, config.limits.max_hours)
+    ending = run_with_retries(attempt, config.limits.max_hours)
     if ending.exit_code:
         return ending
-    return found[0] if found else _left_by_job(config, begun)
+    return results[0] if results else _result_of_job(config, first_step)
 
 
-def _left_by_job(config: TrainConfig, begun: int) -> TrainResult:
+def _result_of_job(config: TrainConfig, first_step: int) -> TrainResult:
     from pipeline.training.driver import read_result
 
-    result = read_result(config, begun)
+    result = read_result(config, first_step)
     if result is None:
         raise OutputError(
-            where=config.output.url, found="no finished training, though its job ended well",
-            expected="a directory that the cluster and this worker reach by the same address",
-            remedy="Name a URL that both reach.",
+            where=config.output.url, found="no finished training, although its job succeeded",
+            expected="a directory that the cluster and this worker reach by the same URL",
+            remedy="Choose a URL that both can reach.",
         )  # fmt: skip
     return result
 
 
 def message(result: TrainResult) -> str:
-    """What a training did, in a line."""
+    """Return one line that sums up a training."""
     if not result.trained_now:
         return f"finished before: all {result.total_steps} steps are done"
     best = ""
     if result.best is not None and result.best["evaluation"]["mean_iou"] is not None:
-        found = result.best["evaluation"]["mean_iou"]
-        best = f", best mean IU {found:.4f} at step {result.best['step']}"
+        mean_iou = result.best["evaluation"]["mean_iou"]
+        best = f", best mean IoU {mean_iou:.4f} at step {result.best['step']}"
     bad = f", {result.bad} bad samples skipped" if result.bad else ""
     return f"{result.trained_now} steps, {result.step} of {result.total_steps} done{best}{bad}"
 
 
 def summary(result: TrainResult) -> str:
-    """Markdown for the flow run's page."""
+    """Return the summary artifact of a training, as Markdown."""
     lines = [
         "# Training",
         "",

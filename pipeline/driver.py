@@ -96,7 +96,7 @@ def run(
     with open_output(spec, started, on_progress) as session:
         todo, spec = _plan_run(session.spec, found, retry_list)
         committer = Committer(todo, spec)
-        session.monitor.begin(committer, spec.run)
+        session.monitor.begin(committer, len(todo.pending), spec.run)
         is_stopped = _segment(session, committer, weights, finish_on_interrupt)
         result = finish_run(session, committer, reference, is_interrupted=is_stopped)
     return replace(result, store_retries=committer.store_retries + retry.drain())
@@ -128,7 +128,7 @@ def _segment(
         session.report(committer)
         if not pending:
             return False
-        hooks = ExecutorHooks(is_stopping, session.monitor.on_copies, session.monitor.samples)
+        hooks = ExecutorHooks(is_stopping, session.monitor.on_replicas, session.monitor.samples)
         execute = _executor(spec.config, hooks)
         for start in range(0, len(pending), WAVE):
             wave = list(pending[start : start + WAVE])

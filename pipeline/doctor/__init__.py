@@ -1,1 +1,1 @@
-"""Checks of a machine, a configuration and a cluster before a run."""
+"""Check a machine, a configuration and a cluster before a run; start at `examine.py`."""

@@ -1,7 +1,4 @@
-"""What is missing for a run, in words, before anything is started: `fcnseg doctor`.
-
-Every check looks at one thing and gives findings; what it finds is never an exception.
-"""
+"""Check the weights, INPUT and OUTPUT of a run from this machine; part of `fcnseg doctor`."""
 
 from __future__ import annotations
 
@@ -23,12 +20,12 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class DoctorInput:
-    """What is to be examined.
+    """Configuration that `fcnseg doctor` checks, which may lack INPUT or OUTPUT.
 
     Attributes:
-        config: of the run; its INPUT and OUTPUT count only where the next two say so.
-        has_input: whether INPUT was named.
-        has_output: whether OUTPUT was named.
+        config: configuration of the run; a URL that the user did not name holds a placeholder.
+        has_input: whether the user named INPUT.
+        has_output: whether the user named OUTPUT.
     """
 
     config: RunConfig
@@ -37,7 +34,7 @@ class DoctorInput:
 
 
 def examine_weights(config: RunConfig) -> Iterator[Finding]:
-    """Whether the weights can be read and used, and what they are; no network is built."""
+    """Yield a finding on the weights: readable, usable, which network. Builds no network."""
     from pipeline.resolve import check_can_segment, load_weights, resolve_labels
 
     if config.model.weights is None:
@@ -54,16 +51,16 @@ def examine_weights(config: RunConfig) -> Iterator[Finding]:
     yield fine(file.where, f"{kind}, {size}, sha256 {file.sha256[:12]}…")
 
 
-def examine_input(asked: InputConfig) -> Iterator[Finding]:
-    """Whether INPUT can be listed and read, and whether all names there can stand in tables."""
-    store = Store(asked.url, asked.store)
+def examine_input(config: InputConfig) -> Iterator[Finding]:
+    """Yield a finding on INPUT: listable, readable, all names valid UTF-8."""
+    store = Store(config.url, config.store)
     where = f"INPUT {store.location('')}"
     try:
         first = next(store.listing(), None)
         if first is None:
-            yield problem(where, "no objects there", "Check the URL; nothing would be labelled.")
+            yield problem(where, "no objects there", "Check the URL; a run would segment nothing.")
             return
-        if asked.layout is None:  # a split names its images itself
+        if config.layout is None:  # a split of a dataset names its images itself
             check_names(store)
         store.read(first.path, 0, 1)
     except FcnError as error:
@@ -73,7 +70,7 @@ def examine_input(asked: InputConfig) -> Iterator[Finding]:
 
 
 def examine_writing(store: Store) -> Iterator[Finding]:
-    """Whether OUTPUT can be written, read and deleted from this machine."""
+    """Yield a finding on OUTPUT: writable, readable and deletable from this machine."""
     try:
         store.probe()
     except FcnError as error:
@@ -83,63 +80,64 @@ def examine_writing(store: Store) -> Iterator[Finding]:
 
 
 def examine_output(store: Store) -> Iterator[Finding]:
-    """Whether OUTPUT can be listed, read, written and deleted; what it guarantees; its clock."""
+    """Yield findings on OUTPUT: permissions, guarantees of conditional writes, clock."""
     where = f"OUTPUT {store.location('')}"
     try:
         with _leaving_no_folder(store):
             next(store.listing(), None)
-            held = store.probe()
+            guarantees = store.probe()
             skew = None if store.is_local else clock_skew(store)
     except FcnError as error:
         yield Finding.of(error)
         return
     yield fine(where, "can be listed, read, written and deleted")
-    guarantees = {
-        "creates only where nothing is (If-None-Match)": held.create_only,
-        "replaces one version only (If-Match)": held.compare_and_swap,
+    conditions = {
+        "creates only new objects (If-None-Match)": guarantees.create_only,
+        "replaces only the expected version (If-Match)": guarantees.compare_and_swap,
     }
-    for name, is_held in guarantees.items():
-        if is_held:
+    for name, is_supported in conditions.items():
+        if is_supported:
             yield fine(where, name)
         else:
-            remedy = "Keep to one driver by other means; docs/object-stores.md says why."
-            yield warning(where, f"not held: {name}", remedy)
+            remedy = "Make sure that only one driver runs; docs/object-stores.md explains why."
+            yield warning(where, f"not supported: {name}", remedy)
     if skew is not None:
         yield _judge_clock(where, skew)
 
 
 @contextmanager
 def _leaving_no_folder(store: Store) -> Iterator[None]:
-    """Remove the empty folders that writing to a local disk makes on the way."""
+    """Remove the empty folders that a write to a local disk has to create."""
     path = Path(store.location(""))
-    mine = [one for one in (path, *path.parents) if store.is_local and not one.exists()]
+    created = [folder for folder in (path, *path.parents) if store.is_local and not folder.exists()]
     try:
         yield
     finally:
-        with suppress(OSError):  # somebody wrote there meanwhile, or nothing was made
-            for folder in mine:
+        with suppress(OSError):  # another process wrote there meanwhile, or no folder was created
+            for folder in created:
                 folder.rmdir()
 
 
 def clock_skew(store: Store) -> float | None:
-    """Seconds that the store's clock is ahead of ours; None where the store tells no times.
+    """Return how many seconds the clock of a store is ahead of ours; None if it reports no times.
 
-    Zero within what can be seen: the duration of a request, and the whole seconds of HTTP dates.
+    The result is 0.0 if the difference is within the precision of the measurement: the duration of
+    one request, plus the whole seconds of HTTP dates.
 
     Raises:
-        StoreError: nothing can be written there.
+        StoreError: the store cannot be written.
     """
     path = f"{PROBE}{uuid.uuid4().hex}"
     before = time.time()
     store.write(path, b"")
     after = time.time()
     try:
-        there = store.stat(path).modified
+        modified = store.stat(path).modified
     finally:
         store.delete(path)
-    if there is None:
+    if modified is None:
         return None
-    return min(0.0, there + 1 - before) + max(0.0, there - after)
+    return min(0.0, modified + 1 - before) + max(0.0, modified - after)
 
 
 def _judge_clock(where: str, skew: float) -> Finding:
@@ -148,6 +146,6 @@ def _judge_clock(where: str, skew: float) -> Finding:
     return warning(
         where,
         f"its clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} ours",
-        "Set the clock of this machine (NTP): times of drivers are compared, and S3 refuses "
-        "requests that are 15 minutes off.",
+        "Set the clock of this machine (NTP): drivers compare their times, and S3 refuses requests "
+        "whose time is wrong by 15 minutes.",
     )

@@ -1,4 +1,4 @@
-"""One thing that `fcnseg doctor` looked at: what is there, and what to do about it."""
+"""Findings of `fcnseg doctor`: the subject of a check, its state, and the remedy."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ FindingLevel = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a look at one thing gave.
+    """Result of one check.
 
     Attributes:
-        level: ok; warning: a run starts, but may be slow or surprising; problem: it cannot work.
-        subject: what was looked at.
-        found: what is there.
-        remedy: what to do, as a sentence; empty where nothing is to be done.
+        level: "ok"; "warning": a run can start, but may be slow or behave unexpectedly; "problem":
+            a run cannot work.
+        subject: checked thing, such as a package, a store or a node.
+        found: observed state.
+        remedy: advice as a sentence; "" if nothing needs to be done.
     """
 
     level: FindingLevel
@@ -28,13 +29,13 @@ class Finding:
 
     @classmethod
     def of(cls, error: FcnError) -> Finding:
-        """What one of our errors tells, as a problem."""
+        """Return an error of this package as a problem."""
         found = f"{error.found}; expected: {error.expected}"
         return cls("problem", error.where, found, error.remedy)
 
     @property
     def blocks(self) -> bool:
-        """Whether a run cannot work with this."""
+        """Whether the finding prevents a run."""
         return self.level == "problem"
 
     def __str__(self) -> str:
@@ -43,15 +44,15 @@ class Finding:
 
 
 def fine(subject: str, found: str) -> Finding:
-    """Something as it should be."""
+    """Return a finding of level "ok"."""
     return Finding("ok", subject, found)
 
 
 def warning(subject: str, found: str, remedy: str) -> Finding:
-    """Something that a run survives."""
+    """Return a finding of level "warning": a run can start in spite of it."""
     return Finding("warning", subject, found, remedy)
 
 
 def problem(subject: str, found: str, remedy: str) -> Finding:
-    """Something without which no run works."""
+    """Return a finding of level "problem": a run cannot work."""
     return Finding("problem", subject, found, remedy)

@@ -1,7 +1,7 @@
-"""A cluster, as `fcnseg doctor --address` sees it: token, versions, resources, and every node.
+"""Check a Ray cluster for `fcnseg doctor --address`: token, versions, resources, and every node.
 
-On each node a task looks at the machine, and tries INPUT, OUTPUT and the weights from there:
-credentials and packages that the driver has say nothing about those of the workers.
+On each node a task checks the machine and tries INPUT, OUTPUT and the weights from that node,
+because workers can have other credentials and packages than the driver.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ import ray  # after ray_connection, which sets what it reads at import
 from pipeline.executors.ray_nodes import list_nodes
 
 NODE_SECONDS = 180.0
-"""How long all nodes together have for their looks: the first import on a node takes a while."""
+"""Longest time for the checks of all nodes together; the first import on a node is slow."""
 
 
-_SCALING = "A cluster that scales from zero shows none before a run asks: start one node of each."
+_SCALING = (
+    "A cluster that scales from zero starts nodes only for a run: start one node of each type."
+)
 
 
-def examine_cluster(address: str, patient: DoctorInput) -> Iterator[Finding]:
-    """Everything that the cluster must have for a run of this configuration.
+def examine_cluster(address: str, doctor_input: DoctorInput) -> Iterator[Finding]:
+    """Yield findings on everything that a run of a configuration needs from a cluster.
 
     Args:
-        address: host:port, auto, ray://… ; or http(s)://… of the Jobs API, from where nodes are
-            counted, but not looked at.
-        patient: what a run would ask for.
+        address: host:port, auto or ray://…; or http(s)://… of the Jobs API, through which nodes
+            can be counted but not checked.
+        doctor_input: configuration to check.
     """
-    config = patient.config
+    config = doctor_input.config
     yield examine_token(os.environ, Path.home())
     if address.startswith(("http://", "https://")):
         yield from _examine_jobs_api(address, config)
@@ -51,32 +53,36 @@ def examine_cluster(address: str, patient: DoctorInput) -> Iterator[Finding]:
     try:
         with connect_ray(address):
             nodes = list_nodes()
-            # Ray itself refuses to connect where Ray or Python are of other versions.
+            # No check of versions: Ray refuses the connection if Ray or Python differ.
             yield fine(f"ray {address}", f"{plural(len(nodes), 'node')}; Ray {ray.__version__}")
             yield from judge_resources(config.compute, nodes)
-            yield from _examine_nodes(nodes, patient)
+            yield from _examine_nodes(nodes, doctor_input)
     except FcnError as error:
         yield Finding.of(error)
 
 
 def examine_token(environment: Mapping[str, str], home: Path) -> Finding:
-    """Whether a token would be sent; never which.
+    """Return a finding on whether a token would be sent, without the token itself.
 
-    The order is Ray's own: RAY_AUTH_TOKEN, the file at RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
+    The order is that of Ray: RAY_AUTH_TOKEN, the file at RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
+
+    Args:
+        environment: environment variables.
+        home: home folder of the user.
     """
     mode = environment.get("RAY_AUTH_MODE", "").lower()
     source, text = _token(environment, home)
     if mode == "disabled":
         return warning(
-            "token", "RAY_AUTH_MODE is disabled: none is sent",
-            "A cluster that accepts this runs whatever anybody sends; see SECURITY.md.",
+            "token", "RAY_AUTH_MODE is disabled: no token is sent",
+            "A cluster that accepts this runs code from any sender; see SECURITY.md.",
         )  # fmt: skip
     if text:
-        return fine("token", f"there is one ({source}), not shown here")
-    remedy = "Ask whoever runs the cluster, and put it into ~/.ray/auth_token (mode 600)."
+        return fine("token", f"set ({source}); its value is not shown")
+    remedy = "Get one from the cluster's administrator and save it as ~/.ray/auth_token (mode 600)."
     if mode == "token" or source is not None:
         return problem("token", f"RAY_AUTH_MODE={mode or 'unset'}, {source or 'none'}", remedy)
-    return warning("token", "none is set; a cluster should demand one", remedy)
+    return warning("token", "none is set; a cluster should require one", remedy)
 
 
 def _token(environment: Mapping[str, str], home: Path) -> tuple[str | None, str]:
@@ -91,24 +97,24 @@ def _token(environment: Mapping[str, str], home: Path) -> tuple[str | None, str]
 
 
 def judge_resources(compute: ComputeConfig, nodes: Iterable[Node]) -> Iterator[Finding]:
-    """What a run asks for against what the cluster has.
+    """Yield findings that compare the resources of a cluster with the needs of a run.
 
     Args:
-        compute: of the run.
-        nodes: the live ones.
+        compute: `compute` section of the configuration.
+        nodes: live nodes of the cluster.
     """
-    there = list(nodes)
-    yield _judge_gpus(compute, there)
-    cpus = sum(node.amount("CPU") for node in there)
+    live = list(nodes)
+    yield _judge_gpus(compute, live)
+    cpus = sum(node.amount("CPU") for node in live)
     if cpus < 2:
-        found = f"{cpus:g} in all: reading, writing and networks take turns"
+        found = f"{cpus:g} in total: reading, segmentation and writing cannot run in parallel"
         yield warning("CPUs", found, REMEDY)
     else:
-        yield fine("CPUs", f"{cpus:g} on {plural(len(there), 'node')}")
+        yield fine("CPUs", f"{cpus:g} on {plural(len(live), 'node')}")
 
 
 def _judge_gpus(compute: ComputeConfig, nodes: list[Node]) -> Finding:
-    """The GPUs of the nodes that have any, against what is asked for."""
+    """Compare the GPUs of the cluster with the request of the run."""
     share = gpu_share(compute, nodes)
     gpus = [node.amount("GPU") for node in nodes if node.amount("GPU")]
     missing = describe_shortage(compute, nodes)
@@ -119,62 +125,62 @@ def _judge_gpus(compute: ComputeConfig, nodes: list[Node]) -> Finding:
         return fine("GPUs", f"{sum(gpus):g}; networks run on CPUs")
     wanted = compute.workers or compute.min_workers or 1
     if wanted * share > sum(gpus):
-        asked = f"asks for {wanted} workers of {share:g} GPU"
-        return warning("GPUs", f"{asked}, the cluster has {sum(gpus):g}: some wait", REMEDY)
+        request = f"asks for {wanted} workers of {share:g} GPU"
+        return warning("GPUs", f"{request}, the cluster has {sum(gpus):g}: some wait", REMEDY)
     return fine("GPUs", f"{sum(gpus):g} on {plural(len(gpus), 'node')}")
 
 
-def _examine_nodes(nodes: list[Node], patient: DoctorInput) -> Iterator[Finding]:
-    """The same look on every node; equal findings are told once."""
+def _examine_nodes(nodes: list[Node], doctor_input: DoctorInput) -> Iterator[Finding]:
+    """Run the same checks on every node; merge equal findings of several nodes into one."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(num_cpus=0, max_retries=0)(_look_around)
-    asked = {}
+    checks = ray.remote(num_cpus=0, max_retries=0)(_check_node)
+    tasks = {}
     for node in nodes:
-        here = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        asked[look.options(scheduling_strategy=here).remote(patient)] = node
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
-    told: dict[Finding, list[str]] = defaultdict(list)
-    for answer in ready:
-        for finding in _answer(answer):
-            told[finding].append(asked[answer].address)
-    for finding, where in sorted(told.items(), key=lambda item: item[0].level):
+        on_node = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        tasks[checks.options(scheduling_strategy=on_node).remote(doctor_input)] = node
+    ready, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_SECONDS)
+    addresses: dict[Finding, list[str]] = defaultdict(list)
+    for task in ready:
+        for finding in _findings(task):
+            addresses[finding].append(tasks[task].address)
+    for finding, where in sorted(addresses.items(), key=lambda item: item[0].level):
         names = list_names(sorted(where), 5)
-        everywhere = len(nodes) > 1 and len(where) == len(nodes)
-        place = f"all {len(nodes)} nodes" if everywhere else f"node {names}"
+        is_everywhere = len(nodes) > 1 and len(where) == len(nodes)
+        place = f"all {len(nodes)} nodes" if is_everywhere else f"node {names}"
         yield Finding(finding.level, f"{place}: {finding.subject}", finding.found, finding.remedy)
-    for answer in late:
+    for task in late:
         yield problem(
-            f"node {asked[answer].address}", f"no answer within {NODE_SECONDS:.0f} s",
-            "Look at its logs: it is overloaded, or its workers cannot start.",
+            f"node {tasks[task].address}", f"no answer within {NODE_SECONDS:.0f} s",
+            "Read the logs of the node: it is overloaded, or its workers cannot start.",
         )  # fmt: skip
 
 
-def _answer(answer: Any) -> list[Finding]:
+def _findings(task: Any) -> list[Finding]:
     try:
-        return list(ray.get(answer))
+        return list(ray.get(task))
     except ray.exceptions.RayError as error:
         text = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
         remedy = "Install the same version of this package on every node (deploy/Dockerfile)."
-        return [problem("workers", f"a task cannot run there ({text})", remedy)]
+        return [problem("workers", f"a task cannot run on this node ({text})", remedy)]
 
 
-def _look_around(patient: DoctorInput) -> list[Finding]:
-    """What a worker on this node finds: complaints, and what it could read and write."""
-    config = patient.config
+def _check_node(doctor_input: DoctorInput) -> list[Finding]:
+    """Return the findings of a worker on its node: complaints, and access to the stores."""
+    config = doctor_input.config
     machine = [*examine_packages(), *examine_machine(embeds_ray=True)]
-    found = [finding for finding in machine if finding.level != "ok"]
-    found.append(fine("Python", platform.python_version()))
-    found += examine_weights(config)
-    if patient.has_input:
-        found += examine_input(config.input)
-    if patient.has_output:
-        found += examine_writing(Store(config.output.url, config.output.store))
-    return found
+    findings = [finding for finding in machine if finding.level != "ok"]
+    findings.append(fine("Python", platform.python_version()))
+    findings += examine_weights(config)
+    if doctor_input.has_input:
+        findings += examine_input(config.input)
+    if doctor_input.has_output:
+        findings += examine_writing(Store(config.output.url, config.output.store))
+    return findings
 
 
 def _examine_jobs_api(address: str, config: RunConfig) -> Iterator[Finding]:
-    """The cluster as its dashboard tells it; a driver from outside cannot look at nodes."""
+    """Yield findings on a cluster that is reached through the Jobs API of its dashboard."""
     import requests
     from ray.job_submission import JobSubmissionClient
     from ray.util.state import list_nodes
@@ -201,6 +207,6 @@ def _examine_jobs_api(address: str, config: RunConfig) -> Iterator[Finding]:
     yield fine(where, f"the Jobs API answers; {plural(len(nodes), 'node')}")
     yield from judge_resources(config.compute, nodes)
     yield warning(
-        where, "nodes cannot be looked at from here",
+        where, "the nodes cannot be checked from this machine",
         "Run fcnseg doctor on the cluster: ray job submit -- fcnseg doctor --address auto …",
     )  # fmt: skip

@@ -1,1 +1,1 @@
-"""How far a run is: metrics for Prometheus, and the progress file."""
+"""What a run reports while it works: Prometheus metrics and the progress file."""

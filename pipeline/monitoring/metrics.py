@@ -1,7 +1,7 @@
-"""What machines see of a run: metrics for Prometheus, served on a port or left in a file.
+"""Report a run to Prometheus: over HTTP while the run works, or in a text file that remains.
 
-The driver knows all of it anyway, from receipts and commits: nothing is counted for this alone, and
-nothing here can end a run. On Ray the same numbers also go to Ray (`pipeline.executors.ray_metrics`).
+All values come from counters that the driver keeps anyway (`RunCounts`). A failure to report is
+logged and never ends the run. On Ray the same values go to Ray, too (`executors.ray_metrics`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import importlib.metadata
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from threading import Thread
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fcn_core.errors import FcnError
 from pipeline.concurrency import Throttle
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric as Family
 
-    from pipeline.committer import Committer
     from pipeline.monitoring.progress import Progress
 
 
@@ -34,7 +33,7 @@ log = logging.getLogger("fcnseg")
 
 
 FILE_SECONDS = 10.0
-"""Between two writes of the file; also between two times that Ray is told."""
+"""Shortest time between two writes of the metrics file, and between two updates of Ray."""
 
 
 STAGES = ("read", "decode", "forward", "write")
@@ -42,14 +41,14 @@ STAGES = ("read", "decode", "forward", "write")
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table in docs/monitoring.md.
+    """Declaration of one metric: one row of the table in docs/monitoring.md.
 
     Attributes:
-        name: with its unit, and `_total` if it only grows.
-        kind: of Prometheus.
-        unit: of its values, in words.
-        meaning: one sentence.
-        label: what its values are told apart by, beside `name`; bounded.
+        name: Prometheus name with its unit; ends in `_total` if the value only grows.
+        kind: Prometheus type.
+        unit: unit of the values, in words.
+        meaning: one sentence; the HELP text.
+        label: second label beside `name`, with few possible values; None if there is none.
     """
 
     name: str
@@ -61,20 +60,20 @@ class Metric:
 
 @dataclass(frozen=True)
 class MetricSample:
-    """A value of a metric, at this moment."""
+    """Current value of a metric, with the value of its second label ("" if it has none)."""
 
     metric: Metric
     value: float
     label: str = ""
 
 
-IMAGES = Metric("fcnseg_images_total", "counter", "images", "Labelled, in finished chunks.")
+IMAGES = Metric("fcnseg_images_total", "counter", "images", "Segmented, in finished chunks.")
 
 QUARANTINED = Metric(
     "fcnseg_quarantined_images_total", "counter", "images", "Quarantined, in finished chunks."
 )
 
-CHUNKS = Metric("fcnseg_chunks_total", "counter", "chunks", "Finished: labelled and written.")
+CHUNKS = Metric("fcnseg_chunks_total", "counter", "chunks", "Finished: segmented and written.")
 
 STAGE_SECONDS = Metric(
     "fcnseg_stage_seconds_total", "counter", "seconds",
@@ -83,115 +82,160 @@ STAGE_SECONDS = Metric(
 
 RETRIES = Metric(
     "fcnseg_store_retries_total", "counter", "requests",
-    "Requests to stores that were tried again, in finished chunks; at the end the driver's, too.",
+    "Retried store requests, in finished chunks; after the end of the run also the driver's own.",
 )  # fmt: skip
 
 SHARDS = Metric(
-    "fcnseg_shards", "gauge", "shards", "Of what was pending when the run began.", "state"
+    "fcnseg_shards", "gauge", "shards", "Shards that were pending when the run began.", "state"
 )
 
-COPIES = Metric("fcnseg_network_copies", "gauge", "copies", "Copies of the network.")
+REPLICAS = Metric("fcnseg_network_copies", "gauge", "replicas", "Replicas of the network.")
 
 BUSY = Metric(
     "fcnseg_network_busy_ratio", "gauge", "0 to 1",
-    "Share of their time that the copies spent in forward passes, since labelling began.",
+    "Share of time that the replicas spent in forward passes, since segmentation began.",
 )  # fmt: skip
 
-STARTED = Metric("fcnseg_run_start_time_seconds", "gauge", "Unix time", "When the run began.")
+STARTED = Metric("fcnseg_run_start_time_seconds", "gauge", "Unix time", "Start of the run.")
 
 ENDED = Metric(
-    "fcnseg_run_end_time_seconds", "gauge", "Unix time", "When it ended; absent while it runs."
+    "fcnseg_run_end_time_seconds", "gauge", "Unix time", "End of the run; absent while it runs."
 )
 
 EXIT_CODE = Metric(
-    "fcnseg_run_exit_code", "gauge", "exit code", "How it ended; absent while it runs."
+    "fcnseg_run_exit_code", "gauge", "exit code", "Exit code of the run; absent while it runs."
 )
 
 INFO = Metric(
-    "fcnseg_run_info", "gauge", "1", "Always 1; its labels say which run of which version.", "run"
+    "fcnseg_run_info",
+    "gauge",
+    "1",
+    "Always 1; the labels name the run and the package version.",
+    "run",
 )
 
 METRICS = (
-    IMAGES, QUARANTINED, CHUNKS, STAGE_SECONDS, RETRIES, SHARDS, COPIES, BUSY, STARTED, ENDED,
+    IMAGES, QUARANTINED, CHUNKS, STAGE_SECONDS, RETRIES, SHARDS, REPLICAS, BUSY, STARTED, ENDED,
     EXIT_CODE, INFO,
 )  # fmt: skip
 
 
-class Monitor:
-    """The metrics of one run, as a context manager around it: however it ends, that is told.
+class RunCounts(Protocol):
+    """Counters of a run that metrics are made from; `pipeline.committer.Committer` has them."""
 
-    Says nothing before `begin`: whatever fails before the lease is held is not this run's.
+    @property
+    def images(self) -> int:
+        """Segmented images, in finished chunks."""
+
+    @property
+    def failures(self) -> int:
+        """Quarantined images, in finished chunks."""
+
+    @property
+    def chunks(self) -> int:
+        """Finished chunks."""
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Worker seconds by stage, in finished chunks."""
+
+    @property
+    def store_retries(self) -> int:
+        """Retried store requests of the workers."""
+
+    @property
+    def committed(self) -> int:
+        """Shards that this run committed."""
+
+    @property
+    def failed(self) -> Sized:
+        """Shards that this run could not commit."""
+
+    @property
+    def finished(self) -> int:
+        """Shards that this run committed or gave up."""
+
+
+class Monitor:
+    """Context manager around one run that reports metrics, including the exit code at the end.
+
+    Reports nothing before `begin`: a failure before the lease is held belongs to no run.
+
+    Args:
+        config: port and file for the metrics.
     """
 
     def __init__(self, config: MonitoringConfig) -> None:
         self.config = config
         self._started = time.time()
-        self._labelling_since = time.monotonic()
-        self._collector: Committer | None = None
+        self._segmenting_since = time.monotonic()
+        self._counts: RunCounts | None = None
+        self._pending = 0
         self._run = ""
-        self._copies = 0
+        self._replicas = 0
         self._exit_code: int | None = None
         self._ended: float | None = None
         self._outlets: list[_File | _Server] = []
 
-    def begin(self, collector: Committer, run: str) -> None:
-        """The run knows what it has to do.
+    def begin(self, counts: RunCounts, pending: int, run: str) -> None:
+        """Start to serve and write metrics, once the run is planned.
 
         Args:
-            collector: is read whenever somebody wants to know.
-            run: its name in the history; "" if there is nothing to do.
+            counts: counters of the run; read at every scrape and every write.
+            pending: shards that are pending at the start of the run.
+            run: name of the run in the history; "" if there is nothing to do.
         """
-        self._collector, self._run = collector, run
-        self._labelling_since = time.monotonic()
+        self._counts, self._pending, self._run = counts, pending, run
+        self._segmenting_since = time.monotonic()
         if self.config.metrics_port:
             self._outlets.append(_Server(self))
         if self.config.metrics_file is not None:
             self._outlets.append(_File(self, self.config.metrics_file))
 
-    def on_copies(self, copies: int) -> None:
-        """How many copies of the network there are."""
-        self._copies = copies
+    def on_replicas(self, copies: int) -> None:
+        """Record the current number of replicas of the network."""
+        self._replicas = copies
 
     def on_progress(self, _: Progress) -> None:
-        """Something was finished."""
+        """Update the metrics file, if it is time."""
         for outlet in self._outlets:
             outlet.update()
 
     def end(self, exit_code: int) -> None:
-        """The run is over."""
+        """Record the exit code and the time at the end of the run."""
         self._exit_code, self._ended = exit_code, time.time()
 
     def samples(self) -> Iterator[MetricSample]:
-        """All values of this moment."""
-        run = self._collector
-        if run is None:
+        """Yield the current value of every metric; none before `begin`."""
+        counts = self._counts
+        if counts is None:
             return
-        yield MetricSample(IMAGES, run.images)
-        yield MetricSample(QUARANTINED, run.failures)
-        yield MetricSample(CHUNKS, run.chunks)
+        yield MetricSample(IMAGES, counts.images)
+        yield MetricSample(QUARANTINED, counts.failures)
+        yield MetricSample(CHUNKS, counts.chunks)
         for stage in STAGES:
-            yield MetricSample(STAGE_SECONDS, run.seconds.get(stage, 0.0), stage)
-        # The driver's own tries are added last: in between, what is its and what its threads',
-        # which comes with receipts, is not to be told apart.
+            yield MetricSample(STAGE_SECONDS, counts.seconds.get(stage, 0.0), stage)
+        # Retries of the driver are added only at the end. While the run works, the process counter
+        # also holds those of worker threads, which arrive with receipts and would count twice.
         own = 0 if self._ended is None else retries.count()
-        yield MetricSample(RETRIES, run.store_retries + own)
+        yield MetricSample(RETRIES, counts.store_retries + own)
         for state, number in (
-            ("committed", run.committed),
-            ("failed", len(run.failed)),
-            ("pending", len(run.plan.pending) - run.finished),
+            ("committed", counts.committed),
+            ("failed", len(counts.failed)),
+            ("pending", self._pending - counts.finished),
         ):
             yield MetricSample(SHARDS, number, state)
-        yield MetricSample(COPIES, self._copies)
-        yield MetricSample(BUSY, self._busy(run))
+        yield MetricSample(REPLICAS, self._replicas)
+        yield MetricSample(BUSY, self._busy(counts))
         yield MetricSample(STARTED, self._started)
         if self._ended is not None and self._exit_code is not None:
             yield MetricSample(ENDED, self._ended)
             yield MetricSample(EXIT_CODE, self._exit_code)
         yield MetricSample(INFO, 1, self._run)
 
-    def _busy(self, run: Committer) -> float:
-        worked = self._copies * (time.monotonic() - self._labelling_since)
-        return min(1.0, run.seconds.get("forward", 0.0) / worked) if worked else 0.0
+    def _busy(self, counts: RunCounts) -> float:
+        available = self._replicas * (time.monotonic() - self._segmenting_since)
+        return min(1.0, counts.seconds.get("forward", 0.0) / available) if available else 0.0
 
     def __enter__(self) -> Monitor:
         return self
@@ -217,7 +261,7 @@ def _exit_code(error: BaseException | None) -> int:
 
 
 class _Registry:
-    """What prometheus_client asks for values: none are kept."""
+    """Collector for prometheus_client that computes all values at every scrape."""
 
     def __init__(self, monitor: Monitor) -> None:
         from prometheus_client import CollectorRegistry
@@ -227,7 +271,7 @@ class _Registry:
         self.registry.register(self)
 
     def collect(self) -> Iterator[Family]:
-        """Families of the format, each with its values of now."""
+        """Yield the metric families with their current values."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
@@ -242,7 +286,12 @@ class _Registry:
 
 
 def labels_of(sample: MetricSample, name: str) -> dict[str, str]:
-    """The labels of a sample and their values."""
+    """Return the labels of a sample by name.
+
+    Args:
+        sample: value of a metric.
+        name: value of the label `name`, from `monitoring.metrics_name`.
+    """
     labels = {"name": name}
     if sample.metric.label is not None:
         labels[sample.metric.label] = sample.label
@@ -252,7 +301,7 @@ def labels_of(sample: MetricSample, name: str) -> dict[str, str]:
 
 
 class _Server:
-    """The metrics over HTTP, while the run lasts."""
+    """HTTP server of the metrics, for as long as the run works."""
 
     def __init__(self, monitor: Monitor) -> None:
         from prometheus_client import start_http_server
@@ -271,10 +320,10 @@ class _Server:
             )  # fmt: skip
 
     def update(self) -> None:
-        """Nothing: values are taken when they are asked for."""
+        """Do nothing: values are computed at every scrape."""
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop the server."""
         if self.running is not None:
             server, thread = self.running
             server.shutdown()
@@ -283,29 +332,29 @@ class _Server:
 
 
 class _File:
-    """The metrics in a file, which stays when the run is over: what a nightly job needs."""
+    """Text file of the metrics, which remains after the run, for node_exporter to collect."""
 
     def __init__(self, monitor: Monitor, path: str) -> None:
         self.registry = _Registry(monitor).registry
         self.path = os.path.abspath(os.path.expanduser(path))
-        self.due: Callable[[], bool] = Throttle(FILE_SECONDS)
-        self.told = False
+        self._is_due: Callable[[], bool] = Throttle(FILE_SECONDS)
+        self._has_warned = False
 
     def update(self) -> None:
-        """Write it, if it is time."""
-        if self.due():
+        """Write the file, if it is time."""
+        if self._is_due():
             self._write()
 
     def close(self) -> None:
-        """Write it for the last time."""
+        """Write the file for the last time."""
         self._write()
 
     def _write(self) -> None:
         from prometheus_client import write_to_textfile
 
         try:
-            write_to_textfile(self.path, self.registry)  # a file beside it, then renamed
+            write_to_textfile(self.path, self.registry)  # writes a temporary file, then renames it
         except OSError as error:
-            if not self.told:
-                self.told = True
+            if not self._has_warned:
+                self._has_warned = True
                 log.warning("metrics are not written: %s: %s", self.path, error.strerror or error)

@@ -1,7 +1,7 @@
-"""How far a run is, for those who watch it from elsewhere: `_progress.json`, and `status --watch`.
+"""Write and read the progress of a run: the file `_progress.json`, shown by `status --watch`.
 
-The driver writes it down every few seconds, so that watching costs two small reads each time,
-however many shards there are. It is only told, never believed: commits say what is done.
+The driver writes the file every few seconds. A look at a run costs two small reads, whatever the
+number of shards. The file is for display only: commits decide which shards are done.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from fcn_core.errors import FcnError
 from pipeline.concurrency import Throttle
@@ -21,25 +20,39 @@ from pipeline.output.lease import Holder, read_lease
 from pipeline.paths import PROGRESS
 from pipeline.storage.store import Store
 
-if TYPE_CHECKING:
-    pass
-
-
 SECONDS = 5.0
-"""Between two writes."""
-
+"""Shortest time between two writes of the file."""
 
 _WINDOW = 12
-"""Looks that the present speed is taken from."""
+"""Number of latest readings that the current speed is computed from."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress of a run through the shards that were pending at its start.
+
+    Attributes:
+        shards_done: shards that were committed or given up.
+        shards_pending: shards that were pending at the start.
+        images: segmented images.
+        failures: quarantined images.
+        seconds: time since the start.
+    """
+
+    shards_done: int
+    shards_pending: int
+    images: int
+    failures: int
+    seconds: float
 
 
 class ProgressRecord:
-    """Writes down the progress of a run; itself a listener to it.
+    """Listener that writes the progress of a run to OUTPUT, and deletes the file at the end.
 
     Args:
-        output: of the run.
-        owner: of the lease, so that a dead driver's record is not taken for a living one's.
-        then: another listener.
+        output: OUTPUT of the run.
+        owner: owner of the lease; readers ignore a file of another owner, such as a dead driver.
+        then: another listener, called at every report.
     """
 
     def __init__(
@@ -51,10 +64,10 @@ class ProgressRecord:
         self._is_due = Throttle(SECONDS)
 
     def __call__(self, progress: Progress) -> None:
-        """Write, if it is time, and tell the other one."""
+        """Write the file, if it is time, and call the other listener."""
         if self._is_due():
             document = {"owner": self.owner, **asdict(progress)}
-            # Who cannot write this will not be able to commit either, and that is told.
+            # If OUTPUT cannot be written, the next commit fails too, and reports the error.
             with contextlib.suppress(FcnError):
                 self.output.write(PROGRESS, json.dumps(document).encode())
         if self.then is not None:
@@ -64,20 +77,20 @@ class ProgressRecord:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The run is over, however it ended."""
-        with contextlib.suppress(FcnError):  # a driver without its lease may not, and need not
+        """Delete the file, whether the run succeeded or failed."""
+        with contextlib.suppress(FcnError):  # a driver that lost its lease may not delete it
             self.output.delete(PROGRESS)
 
 
 @dataclass(frozen=True)
 class ProgressReading:
-    """A run that is on, at this moment.
+    """State of a running run at one moment.
 
     Attributes:
-        holder: the driver.
-        progress: None before it began to label.
-        images_per_second: lately; of the whole run at the first look.
-        seconds_left: at the pace at which shards were finished lately; None while none was.
+        holder: driver that holds the lease.
+        progress: latest written progress; None before segmentation began.
+        images_per_second: recent speed; at the first reading, the average since the start.
+        seconds_left: estimate from the recent speed in shards; None if no shard was finished.
     """
 
     holder: Holder
@@ -87,50 +100,57 @@ class ProgressReading:
 
 
 class Watcher:
-    """Looks at a run again and again; the pace is that of the latest looks. Writes nothing."""
+    """Reads the progress of a run repeatedly and computes its recent speed. Writes nothing.
+
+    Args:
+        output: OUTPUT of the run.
+    """
 
     def __init__(self, output: Store) -> None:
         self.output = output
         self._seen: deque[Progress] = deque(maxlen=_WINDOW)
 
     def look(self) -> ProgressReading | None:
-        """The run at this moment; None if no driver is at work.
+        """Return the current state of the run; None if no driver is working.
 
         Raises:
-            StoreError: the output cannot be read.
+            StoreError: OUTPUT cannot be read.
         """
         holder = read_lease(self.output)
         return self.look_at(holder) if holder is not None and holder.is_in_force() else None
 
     def look_at(self, holder: Holder) -> ProgressReading:
-        """The run of a driver whose lease was read already.
+        """Return the current state of the run of a given driver.
+
+        Args:
+            holder: lease of the driver, already read.
 
         Raises:
-            StoreError: the output cannot be read.
+            StoreError: OUTPUT cannot be read.
         """
         progress = _read(self.output, holder.owner)
         if progress is not None and (not self._seen or progress.seconds > self._seen[-1].seconds):
             self._seen.append(progress)
-        return _look(holder, self._seen)
+        return _reading(holder, self._seen)
 
 
 def watch(output: Store, interval: float) -> Iterator[ProgressReading]:
-    """Look at a run every few seconds, until no driver is at work. Writes nothing.
+    """Yield the state of a run every few seconds, until no driver is working. Writes nothing.
 
     Args:
-        output: of the run.
-        interval: seconds between two looks.
+        output: OUTPUT of the run.
+        interval: seconds between two readings.
 
     Raises:
-        StoreError: it cannot be read.
+        StoreError: OUTPUT cannot be read.
     """
     watcher = Watcher(output)
-    while (look := watcher.look()) is not None:
-        yield look
+    while (reading := watcher.look()) is not None:
+        yield reading
         time.sleep(interval)
 
 
-def _look(holder: Holder, seen: deque[Progress]) -> ProgressReading:
+def _reading(holder: Holder, seen: deque[Progress]) -> ProgressReading:
     if not seen:
         return ProgressReading(holder, None, 0.0, None)
     last = seen[-1]
@@ -147,14 +167,3 @@ def _read(output: Store, owner: str) -> Progress | None:
         return Progress(**document) if document.pop("owner") == owner else None
     except (MissingError, ValueError, TypeError, KeyError):
         return None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far this run is with what was pending when it began."""
-
-    shards_done: int
-    shards_pending: int
-    images: int
-    failures: int
-    seconds: float

@@ -1,1 +1,1 @@
-"""The HTML report of an output."""
+"""HTML report of an output."""

@@ -1,7 +1,7 @@
-"""The report: one HTML file made from commits and previews alone. It never reads an image of INPUT.
+"""Build the report of an output: one HTML file, from commits and previews alone, never from INPUT.
 
-It is as small for a million shards as for a thousand: every table, chart and read has a limit. It
-holds all it needs (styles, scripts, pictures) and asks no other host for anything.
+Every table, chart and read has a limit, so a million shards give no larger report than a thousand.
+The file holds its styles, scripts and images, and loads nothing from another host.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from pipeline.report.runs import Runs, histograms_of, runs_of
 from pipeline.storage.store import Store
 
 MAX_SHARDS = 20
-"""Rows in the tables of the worst and of the failed shards."""
+"""Rows in the table of the worst shards and in the table of the failed shards."""
 
 MAX_QUARANTINED = 50
-
+"""Rows in the table of quarantined images."""
 
 _STAGES = "read decode forward write"
 
 _PACKAGES = ("fcn-pipeline", "torch", "numpy", "pyarrow", "pillow")
 
 _TILES = {
-    "mean_iou": ("Mean IU", "intersection over union, averaged over classes"),
-    "pixel_accuracy": ("Pixel accuracy", "labelled pixels that are right"),
-    "mean_accuracy": ("Mean accuracy", "of the classes in the truth"),
-    "frequency_weighted_iou": ("Frequency-weighted IU", "IU weighted by share of the truth"),
+    "mean_iou": ("Mean IoU", "intersection over union, averaged over classes"),
+    "pixel_accuracy": ("Pixel accuracy", "share of labeled pixels that are correct"),
+    "mean_accuracy": ("Mean accuracy", "averaged over the classes in the ground truth"),
+    "frequency_weighted_iou": ("Frequency-weighted IoU", "IoU weighted by share of ground truth"),
 }
 
 
 def write_report(output: Store, summary: Summary, failed: Mapping[str, str]) -> None:
-    """Write `report.html`.
+    """Write `report.html` to OUTPUT.
 
-    What cannot be read (a preview, a quarantine table) is left out with a note: the masks are done.
+    A preview or quarantine table that cannot be read is left out with a note in the report.
 
     Args:
-        output: where; previews and quarantine tables are read from there.
-        summary: of every committed shard.
-        failed: reasons by shard that is not committed.
+        output: OUTPUT; previews, quarantine tables and the history are read from it.
+        summary: merged figures of every committed shard.
+        failed: reasons by name of the shards that could not be committed.
 
     Raises:
         StoreError: the report cannot be written.
@@ -86,8 +86,8 @@ def write_report(output: Store, summary: Summary, failed: Mapping[str, str]) -> 
         "failed": [(s, shown(reason)) for s, reason in islice(failed.items(), MAX_SHARDS)],
         "failed_total": len(failed),
         "quarantined": quarantined,
-        "pictures": len(gallery.pictures),
-        "from_shards": len({picture["shard"] for picture in gallery.pictures}),
+        "pictures": len(gallery.images),
+        "from_shards": len({image["shard"] for image in gallery.images}),
         "notes": [shown(note) for note in (*quarantined.notes, *gallery.notes, *runs.notes)],
         "input": None if identity is None else shown(identity.input),
         "provenance": {} if identity is None else _provenance(identity, runs),
@@ -100,7 +100,7 @@ def write_report(output: Store, summary: Summary, failed: Mapping[str, str]) -> 
 def _data(
     summary: Summary, classes: list[dict[str, Any]], gallery: Gallery, runs: Runs
 ) -> dict[str, Any]:
-    """What the scripts draw."""
+    """Return the data of the charts and of the gallery, JSON-able."""
     labels = summary.labels
     return {
         "classes": [shown(name, 60) for name in labels.classes],
@@ -113,7 +113,7 @@ def _data(
         "ious": summary.figures.histogram(),
         "histograms": histograms_of(summary.stats.histograms),
         "runs": runs.rows,
-        "pictures": gallery.pictures,
+        "pictures": gallery.images,
     }
 
 
@@ -150,17 +150,17 @@ def _interval_note(summary: Summary) -> str:
     shards = summary.figures.labeled
     if shards < FEWEST_SHARDS:
         return (
-            f"No intervals: they are estimated from how shards differ, and that takes at least "
-            f"{FEWEST_SHARDS} labelled ones; here there are {shards}. fcnseg evaluate has "
-            "intervals over images."
+            f"No intervals: they are estimated from the differences between shards, which needs "
+            f"at least {FEWEST_SHARDS} labeled shards; this output has {shards}. "
+            "fcnseg evaluate estimates intervals over images."
         )
-    of = f"{shards:,} labelled shards"
+    units = f"{shards:,} labeled shards"
     if summary.figures.expected > MAX_UNITS:
-        of = f"{MAX_UNITS:,} groups, by lot, of {of}"
-    rough = " From so few shards they are rough." if shards < 30 else ""
+        units = f"{MAX_UNITS:,} random groups of {units}"
+    rough = " With so few shards they are rough." if shards < 30 else ""
     return (
-        f"Intervals: 95 %, Poisson bootstrap over {of}, 1,000 replicates.{rough} fcnseg evaluate "
-        "has intervals over images."
+        f"Intervals: 95 %, Poisson bootstrap over {units}, 1,000 replicates.{rough} "
+        "fcnseg evaluate estimates intervals over images."
     )
 
 
@@ -206,13 +206,17 @@ def _stages(summary: Summary) -> list[dict[str, Any]]:
 
 
 class _Quarantined:
-    """The first quarantined images.
+    """Quarantined images of the first shards that have any.
+
+    Args:
+        output: OUTPUT, for the quarantine tables.
+        summary: merged figures of every committed shard.
 
     Attributes:
-        rows: `key`, `reason`, `location`; at most `MAX_QUARANTINED`.
+        rows: texts by `shard`, `key`, `error`, `reason`, `location`; at most `MAX_QUARANTINED`.
         kinds: numbers of images by class of error, the most frequent first.
-        counted: images that `kinds` tells of.
-        notes: what could not be read.
+        counted: number of images in `kinds`.
+        notes: sentences about tables that could not be read.
     """
 
     def __init__(self, output: Store, summary: Summary) -> None:
@@ -225,7 +229,7 @@ class _Quarantined:
                 errors = table.read(["error"])["error"].to_pylist()
                 self._add_rows(shard, table)
                 kinds.update(errors)
-            except Exception as error:  # whatever a damaged table raises, the masks are done
+            except Exception as error:  # a damaged table may raise anything; the report goes on
                 self.notes.append(f"{quarantine_path(shard)} is unreadable: {error}")
         self.kinds = kinds.most_common()
         self.counted = sum(kinds.values())
@@ -245,17 +249,17 @@ def _identity(output: Store) -> Manifest | None:
         return None
 
 
-def _provenance(found: Manifest, runs: Runs) -> dict[str, str]:
-    parts = found.parts
+def _provenance(manifest: Manifest, runs: Runs) -> dict[str, str]:
+    parts = manifest.parts
     preprocessing = json.dumps(parts.get("preprocessing"), sort_keys=True)
     return {
-        "Input": shown(found.input),
-        "Label set": f"{shown(found.labels.name)} ({_count(found.labels)})",
+        "Input": shown(manifest.input),
+        "Label set": f"{shown(manifest.labels.name)} ({_count(manifest.labels)})",
         "Variant": str(parts.get("variant", "unknown")),
         "Precision": str(parts.get("precision", "unknown")),
         "Preprocessing": shown(preprocessing),
         "Weights SHA-256": str(parts.get("weights_sha256", "unknown")),
-        "Fingerprint": found.fingerprint,
+        "Fingerprint": manifest.fingerprint,
         "Output format": str(parts.get("output_format", OUTPUT_FORMAT)),
         "Latest run with": ", ".join(runs.versions) or "unknown",
         "Report written with": ", ".join(_versions()),
@@ -267,16 +271,16 @@ def _count(labels: LabelSet) -> str:
 
 
 def _versions() -> list[str]:
-    found = [f"Python {platform.python_version()}"]
+    versions = [f"Python {platform.python_version()}"]
     for package in _PACKAGES:
         try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
+            versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def _config(found: Manifest) -> str | None:
-    if found.config is None:
+def _config(manifest: Manifest) -> str | None:
+    if manifest.config is None:
         return None
-    return shown(json.dumps(found.config, indent=2, ensure_ascii=False), 10_000)
+    return shown(json.dumps(manifest.config, indent=2, ensure_ascii=False), 10_000)

@@ -1,7 +1,7 @@
-"""The report's pictures: the latest run's review queue, and a bounded number from all over.
+"""Select the images of the report: the review queue of the latest run, and previews of all shards.
 
-Masks and labels travel as class indices, not as colours: the page can then tell the class under the
-pointer, hide classes, and paint where a mask differs from its label.
+The page receives masks and labels as class indices, not as colors. So it can name the class under
+the pointer, hide classes, and mark the pixels where a mask differs from its label.
 """
 
 from __future__ import annotations
@@ -32,19 +32,17 @@ from pipeline.stages.records import LOWEST, UNSURE
 from pipeline.storage.store import Store
 
 IN_QUEUE = "in the review queue"
-"""Why a picture is here."""
+"""Reason for an image of the review queue; the other reasons are those of its preview."""
 
-
-MAX_PICTURES = 96
+MAX_IMAGES = 96
+"""Most images in the report."""
 
 MAX_BYTES = 8_000_000
-"""Of all pictures, as they stand in the page."""
-
-
+"""Most bytes of all images together, as encoded in the page."""
 _MAX_SHARDS = 48
 
 _MAX_TABLES = 12
-"""Preview tables (chunks) that are read of one shard."""
+"""Most preview tables (one per chunk) that are read from one shard."""
 
 
 _MAX_PREVIEW_PIXELS = 1_000_000
@@ -54,90 +52,90 @@ _READERS = 16
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures, JSON-able, and what kept others out.
+    """Images of the report.
 
     Attributes:
-        pictures: see `_picture`.
-        notes: what could not be read.
+        images: JSON-able dictionaries; see `_entry`.
+        notes: sentences about previews that could not be read.
     """
 
-    pictures: list[dict[str, Any]]
+    images: list[dict[str, Any]]
     notes: list[str]
 
 
 def read_gallery(output: Store, summary: Summary, run: str) -> Gallery:
-    """At most `MAX_PICTURES`: first the review queue of a run.
+    """Return at most `MAX_IMAGES` images of an output.
 
-    Then one of every chosen shard, then, while there is room, others of these shards. What cannot
-    be read is left out with a note: the masks are done.
+    First comes the review queue of the run, then one image of every chosen shard, then more images
+    of these shards while there is room. A preview that cannot be read is left out with a note.
 
     Args:
-        output: where.
-        summary: of every committed shard.
-        run: the latest one; "" if there is none.
+        output: OUTPUT, for previews and the review queue.
+        summary: merged figures of every committed shard.
+        run: name of the latest run; "" if there is none.
     """
     queue, notes = _queue(output, run, summary.labels)
     by_shard: list[list[dict[str, Any]]] = []
-    shards = _choose(summary)
-    tables = max(1, min(_MAX_TABLES, MAX_PICTURES // max(1, len(shards))))
+    shards = _choose_shards(summary)
+    tables = max(1, min(_MAX_TABLES, MAX_IMAGES // max(1, len(shards))))
 
     def read(shard: str) -> tuple[list[dict[str, Any]], str | None]:
-        found: list[dict[str, Any]] = []
+        images: list[dict[str, Any]] = []
         try:
             for row in _previews(output, shard, tables):
-                found.append(_picture(row, shard, summary.labels))
+                images.append(_entry(row, shard, summary.labels))
         except MissingError:
-            pass  # previews are a courtesy: an output without them is whole
-        except Exception as error:  # whatever a damaged preview raises, the masks are done
-            return found, f"A preview of shard {shard} is unreadable: {error}"
-        return found, None
+            pass  # previews are optional: an output without them is complete
+        except Exception as error:  # a damaged preview may raise anything; the report goes on
+            return images, f"A preview of shard {shard} is unreadable: {error}"
+        return images, None
 
-    for found, note in map_ordered(read, shards, _READERS):
-        by_shard.append(found)
+    for images, note in map_ordered(read, shards, _READERS):
+        by_shard.append(images)
         notes += [note] if note is not None else []
     turns = (item for turn in zip_longest(*by_shard) for item in turn if item is not None)
-    return Gallery(list(_within(_each_once(queue, turns))), notes)
+    return Gallery(list(_within_limits(_each_once(queue, turns))), notes)
 
 
 def _each_once(
     queue: list[dict[str, Any]], previews: Iterable[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """The queue, then the previews that are not in it; who is in both has all its reasons."""
-    held = {(picture["shard"], picture["key"]): picture for picture in queue}
+    """Yield the queue, then the other previews; an image in both gets the reasons of both."""
+    in_queue = {(image["shard"], image["key"]): image for image in queue}
     others = []
-    for picture in previews:
-        queued = held.get((picture["shard"], picture["key"]))
+    for image in previews:
+        queued = in_queue.get((image["shard"], image["key"]))
         if queued is None:
-            others.append(picture)
+            others.append(image)
         else:
-            queued["why"] = list(dict.fromkeys([*queued["why"], *picture["why"]]))
+            queued["why"] = list(dict.fromkeys([*queued["why"], *image["why"]]))
     return chain(queue, others)
 
 
 def _queue(output: Store, run: str, labels: LabelSet) -> tuple[list[dict[str, Any]], list[str]]:
-    """Pictures of a run's review queue, as far as they are there; and what could not be read."""
-    found: list[dict[str, Any]] = []
+    """Return the images of a run's review queue that have a preview, and notes on failures."""
+    images: list[dict[str, Any]] = []
     try:
         for row in rows_of(output, run) if run else ():
             if row["image"] is not None and row["mask"] is not None:
                 why = [IN_QUEUE, UNSURE if row["mean_iou"] is None else LOWEST]
-                found.append(_picture({**row, "why": why}, row["shard"], labels))
-    except Exception as error:  # whatever it raises, the masks are done
-        return found, [f"The review queue of run {run} is unreadable: {error}"]
-    return found, []
+                images.append(_entry({**row, "why": why}, row["shard"], labels))
+    except Exception as error:  # a damaged table may raise anything; the report goes on
+        return images, [f"The review queue of run {run} is unreadable: {error}"]
+    return images, []
 
 
-def _within(pictures: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _within_limits(images: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     room = MAX_BYTES
-    for picture in islice(pictures, MAX_PICTURES):
-        room -= sum(len(picture[name] or "") for name in ("image", "label", "mask"))
+    for image in islice(images, MAX_IMAGES):
+        room -= sum(len(image[name] or "") for name in ("image", "label", "mask"))
         if room < 0:
             return
-        yield picture
+        yield image
 
 
-def _choose(summary: Summary) -> list[str]:
-    """Those with the worst images and with the lowest scores, the rest spread over all others."""
+def _choose_shards(summary: Summary) -> list[str]:
+    """Return shards with the worst images or lowest scores, and others spread over the rest."""
     worst = [score.shard for score in summary.worst_of_all(_MAX_SHARDS // 2)]
     bad = list(dict.fromkeys([*summary.shortlist.shards(), *worst]))[: 2 * _MAX_SHARDS // 3]
     rest = [shard for shard in summary.spread if shard not in set(bad)]
@@ -146,10 +144,10 @@ def _choose(summary: Summary) -> list[str]:
 
 
 def _previews(output: Store, shard: str, limit: int) -> Iterator[dict[str, Any]]:
-    """Rows of a shard's preview tables, of at most `limit` tables, taken in turn."""
+    """Yield the rows of at most `limit` preview tables of a shard, one row of each in turn."""
     where = commit_path(shard)
     commit = Commit.from_json(output.read(where), output.location(where))
-    # The commit names them: how many chunks a shard had is not in the ledger.
+    # Read the commit: the commit index does not hold the number of chunks of a shard.
     paths = [file.path for file in commit.files if is_preview(file.path)]
     chosen = paths[:: -(-len(paths) // limit) or 1]
     tables = (pq.ParquetFile(pa.BufferReader(output.read(path))) for path in chosen)
@@ -158,31 +156,31 @@ def _previews(output: Store, shard: str, limit: int) -> Iterator[dict[str, Any]]
         yield from (row for row in turn if row is not None)
 
 
-def _picture(row: Mapping[str, Any], shard: str, labels: LabelSet) -> dict[str, Any]:
-    """A preview as the page takes it.
+def _entry(row: Mapping[str, Any], shard: str, labels: LabelSet) -> dict[str, Any]:
+    """Return the dictionary that the page's scripts read for one image.
 
-    `key`, `shard`, `why` (reasons); `size` of the picture and `small` of the preview (width,
-    height); `image` (data URI), `label` and `mask` (see `_packed`); `confidence`, `accuracy`,
-    `iou` (mean) or None; `classes`: (class, share of the mask, IU or None) of each class that
-    occurs, the largest first.
+    Its keys: `key`, `shard`, `why` (list of reasons); `size` of the image, `small` of the preview
+    (width, height); `image` (data URI), `label` and `mask` (see `_packed`); `confidence`,
+    `accuracy`, `iou` (mean IoU), each a share or None; `classes`: (class index, share of the mask,
+    IoU or None) of each class that occurs, the largest first.
     """
     image = decode_image(row["image"], max_pixels=_MAX_PREVIEW_PIXELS)
     mask = _classes(row["mask"], labels)
     label = None if row["label"] is None else _classes(row["label"], labels)
-    found = _figures(row, mask, label, labels)
+    figures = _figures(row, mask, label, labels)
     height, width = mask.shape
     return {
         "key": shown(str(row["key"])),
         "shard": shown(shard),
         "why": row.get("why") or [],
-        "size": [found.pop("width"), found.pop("height")],
+        "size": [figures.pop("width"), figures.pop("height")],
         "small": [width, height],
         "image": f"data:image/jpeg;base64,{base64.b64encode(row['image']).decode()}"
         if image.shape[:2] == mask.shape
         else None,
         "label": None if label is None else _packed(label),
         "mask": _packed(mask),
-        **found,
+        **figures,
     }
 
 
@@ -194,7 +192,7 @@ def _classes(png: bytes, labels: LabelSet) -> NDArray[np.uint8]:
 
 
 def _packed(classes: NDArray[np.uint8]) -> str:
-    """Class indices, row by row, one byte each: zlib, then base64."""
+    """Return class indices, one byte each in row order, compressed with zlib, as base64."""
     return base64.b64encode(zlib.compress(classes.tobytes(), 9)).decode()
 
 
@@ -204,7 +202,7 @@ def _figures(
     label: NDArray[np.uint8] | None,
     labels: LabelSet,
 ) -> dict[str, Any]:
-    """What is known of the image at full size; of an older output, what the preview tells."""
+    """Return the figures of the image at full size; for an older output, of its preview."""
     if row.get("class_pixels") is not None:
         correct, known, iou = row["correct_pixels"], row["labeled_pixels"], row["iou"]
         pixels, confidence = row["class_pixels"], row["mean_confidence"]

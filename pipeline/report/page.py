@@ -1,7 +1,7 @@
-"""The report's page: a template, styles and scripts as one file that asks nobody for anything.
+"""Render the page of the report: template, styles, scripts and data in one HTML file.
 
-Its policy (CSP) lets only the scripts run whose digests it names, and loads nothing from
-anywhere. What comes from data is either escaped by the template or stands in a block of JSON.
+The content security policy (CSP) allows only the scripts whose digests it lists, and no requests.
+Text from data is escaped by the template or held in a JSON block.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline.text import shorten
 
 CHARTS = "echarts.min.js"
-"""The charting library, byte for byte as released; `make vendor-charts` fetches it."""
+"""Charting library, byte for byte as released; fetched by `make vendor-charts`."""
 
 
 UNPACKER = "fflate.js"
-"""Likewise: reads zlib at once. The browser's own way answers later, and printing does not wait."""
+"""Zlib library, byte for byte as released. It is synchronous, unlike the browser's own
+DecompressionStream, and printing cannot wait."""
 
 
 SCRIPTS = (CHARTS, UNPACKER, "report.js", "charts.js", "gallery.js")
@@ -40,11 +41,11 @@ _USER_INFO = re.compile(r"(?<=://)[^/\s@]*@")
 
 
 def page(context: Mapping[str, Any], data: Mapping[str, Any]) -> bytes:
-    """The page as UTF-8.
+    """Return the page as UTF-8.
 
     Args:
-        context: what the template names.
-        data: for the scripts, JSON-able.
+        context: variables of the template.
+        data: data of the scripts, JSON-able.
     """
     html = (
         _environment()
@@ -58,12 +59,12 @@ def page(context: Mapping[str, Any], data: Mapping[str, Any]) -> bytes:
             data=json_block(data),
         )
     )
-    # A file name that is no UTF-8 must not cost the report.
+    # A file name that is not valid UTF-8 must not prevent the report.
     return html.encode("utf-8", "replace")
 
 
 def json_block(data: Any) -> str:
-    r"""JSON as it may stand in a `<script>` element, whatever is in it.
+    r"""Return data as JSON that is safe inside a `<script>` element.
 
     >>> json_block({"key": "</script><!--"})
     '{"key":"\\u003c/script\\u003e\\u003c!--"}'
@@ -75,7 +76,11 @@ def json_block(data: Any) -> str:
 
 
 def shown(text: str, limit: int = _MAX_TEXT) -> str:
-    """A text from data as it may appear: of bounded length, and no credentials in its URLs.
+    """Return a text from data, shortened, and without credentials in its URLs.
+
+    Args:
+        text: text from data, such as a key, a URL or a reason.
+        limit: longest result, in characters.
 
     >>> shown("s3://key:secret@bucket/a.tar: nothing there", 22)
     's3://bucket/a.tar: no…'
@@ -85,7 +90,7 @@ def shown(text: str, limit: int = _MAX_TEXT) -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share for people.
+    """Return a share between 0 and 1 as a percentage; a dash for None.
 
     >>> percent(0.52349), percent(0.00001), percent(None)
     ('52.3%', '<0.1%', '—')
@@ -98,7 +103,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 @lru_cache(maxsize=16)
 def asset(name: str) -> str:
-    """The text of a file of the package."""
+    """Return the text of a file in `report/assets`."""
     return (files("pipeline") / _FOLDER / name).read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What the report tells of distributions and of earlier runs, from commits and from the history."""
+"""Prepare the report's data on the latest runs and on the distributions of images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.stages.histograms import CONFIDENCE_EDGES, SHARE_EDGES, SIDE_EDGES
 from pipeline.storage.store import Store
 
 MAX_RUNS = 60
-"""The latest are told of."""
+"""Number of latest runs in the report."""
 
 
 _MAX_DRIFTS = 5
@@ -23,14 +23,15 @@ _MAX_DRIFTS = 5
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs of the output, the oldest first, JSON-able.
+    """Latest runs of an output, JSON-able.
 
     Attributes:
-        rows: `started`, `seconds`, `shards`, `images`, `failures`, `failed`, `iou` (of its own
-            shards), `total_iou` (of the output after it), `confidence`, `drifted` (reasons).
-        versions: of packages, in the latest one.
-        notes: what could not be read.
-        latest: the name of the latest one; "" if there is none.
+        rows: one dictionary per run, oldest first: `started`, `seconds`, `shards`, `images`,
+            `failures`, `failed`, `iou` (over the shards of the run), `total_iou` (over the output
+            after the run), `confidence`, `drifted` (reasons).
+        versions: names and versions of the packages in the latest run.
+        notes: sentences about records that could not be read.
+        latest: name of the latest run; "" if there is none.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -40,10 +41,10 @@ class Runs:
 
 
 def runs_of(output: Store) -> Runs:
-    """The latest `MAX_RUNS`; none of an output of format 1, or if a record cannot be read."""
+    """Return the latest `MAX_RUNS` runs; none for output format 1 or if a record is unreadable."""
     try:
         records = read_history(output, MAX_RUNS)
-    except FcnError as error:  # the masks are done
+    except FcnError as error:  # the report is written without a history
         return Runs(notes=(f"The history is unreadable: {error}",))
     versions = records[-1].versions if records else {}
     return Runs(
@@ -69,26 +70,29 @@ def _row(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def histograms_of(found: Histograms) -> dict[str, Any]:
-    """Numbers of images by confidence, size and share of each class, with the names of the bins.
+def histograms_of(histograms: Histograms) -> dict[str, Any]:
+    """Return the histograms of confidence, size and class share, with names of their bins.
 
-    `images` is 0 for an output of format 1: its commits have none.
+    `images` is 0 for output format 1, whose commits hold no histograms.
     """
     shares = [f"{100 * edge:g} %" for edge in SHARE_EDGES]
     confidences = [f"{100 * edge:g} %" for edge in CONFIDENCE_EDGES]
     return {
-        "images": found.images,
-        "confidence": {"bins": _between(confidences), "counts": list(found.confidence)},
-        "size": {"bins": _between([str(side) for side in SIDE_EDGES]), "counts": list(found.size)},
+        "images": histograms.images,
+        "confidence": {"bins": _between(confidences), "counts": list(histograms.confidence)},
+        "size": {
+            "bins": _between([str(side) for side in SIDE_EDGES]),
+            "counts": list(histograms.size),
+        },
         "share": {
             "bins": ["none", *_between(shares)],
-            "counts": [list(counts) for counts in found.shares],
+            "counts": [list(counts) for counts in histograms.shares],
         },
     }
 
 
 def _between(edges: Sequence[str]) -> list[str]:
-    """Names of the bins before, between and behind some edges.
+    """Return the names of the bins below, between and above some edges.
 
     >>> _between(["1", "2"])
     ['below 1', '1 to 2', 'from 2']

@@ -156,7 +156,7 @@ def test_served_on_a_laptop_a_schedule_starts_runs(terminal: Terminal) -> None:
     terminal.start(command[1].replace("0 2 * * *", "* * * * *"))
     marker = terminal.folder / "demo/nightly/_SUCCESS"
     until("a scheduled run is done", marker.exists, 900)
-    until("it is said", lambda: "3 shards labelled, 3 of 3 done" in said(terminal), 300)
+    until("it is said", lambda: "3 shards segmented, 3 of 3 done" in said(terminal), 300)
 
 
 def said(terminal: Terminal) -> str:

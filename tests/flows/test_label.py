@@ -35,13 +35,13 @@ def outcome(root: Path, weights: Path, bad: int = 0, **flags: Any) -> Any:
 
 def scores_of(record: Any) -> dict[str, float]:
     iou = zip(record.scores["classes"], record.scores["iou"], strict=True)
-    return {**dict(iou), "mean IU": record.scores["mean_iou"]}
+    return {**dict(iou), "mean IoU": record.scores["mean_iou"]}
 
 
 def test_states_say_what_happened(shards: Path, weights: Path) -> None:
     found = outcome(shards.parent, weights)
     state = final_state(FlowEnding(0), found)
-    assert (state.name, state.message) == ("Completed", "3 shards labelled, 3 of 3 done")
+    assert (state.name, state.message) == ("Completed", "3 shards segmented, 3 of 3 done")
     config = world.config(shards, shards.parent / "out", weights)
     later = read_outcome(config, datetime(2200, 1, 1, tzinfo=UTC), [])
     state = final_state(FlowEnding(0), later)
@@ -52,7 +52,7 @@ def test_quarantine_and_limits_have_their_states(shards: Path, weights: Path) ->
     found = outcome(shards.parent, weights, bad=2)
     state = final_state(FlowEnding(3), found)
     assert state.name == "CompletedWithQuarantine"
-    assert state.message == "5 shards labelled, 5 of 5 done, 2 images quarantined"
+    assert state.message == "5 shards segmented, 5 of 5 done, 2 images quarantined"
     state = final_state(FlowEnding(4), found)
     assert (state.name, state.message) == ("Failed", "2 images quarantined: over the limit")
 
@@ -82,7 +82,7 @@ def test_classes_have_the_difference_to_the_run_before(shards: Path, weights: Pa
     (shards / "t.tar").write_bytes(world.tar(world.samples(7)))
     found = outcome(root, weights)
     rows = {row["class"]: row for row in class_rows(found)}
-    assert set(rows) == {*world.TINY.classes, "mean IU"}
+    assert set(rows) == {*world.TINY.classes, "mean IoU"}
     assert found.previous.shards == 3 and found.record.shards == 1
     now, then = (scores_of(record) for record in (found.record, found.previous))
     for name, row in rows.items():
@@ -147,7 +147,7 @@ def test_flow_labels_and_publishes(
     assert state.name == "CompletedWithQuarantine", state.message
     with get_client(sync_client=True) as client:
         artifacts = {str(a.key).split("-")[1]: a.data for a in client.read_artifacts()}
-    assert {row["class"] for row in json.loads(str(artifacts["classes"]))} >= {"mean IU"}
+    assert {row["class"] for row in json.loads(str(artifacts["classes"]))} >= {"mean IoU"}
     assert "3 of 3 done" in str(artifacts["summary"])
     assert "data:image/jpeg;base64," in str(artifacts["pictures"])
     again = label_dataset(config, return_state=True)

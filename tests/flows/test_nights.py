@@ -208,14 +208,14 @@ def test_on_demand_with_watch_completes(plant: Plant, tmp_path: Path) -> None:
     assert found, said
     state = plant.site.ended(found[1])
     assert state["name"] == "CompletedWithQuarantine", state
-    assert state["message"] == "3 shards labelled, 3 of 3 done, 1 images quarantined"
+    assert state["message"] == "3 shards segmented, 3 of 3 done, 1 images quarantined"
     told = plant.site.artifacts(found[1])
     assert set(told) == {
         "summary", "classes", "worst-shards", "quarantined", "pictures", "progress",
     }  # fmt: skip
     scores = json.loads(Store(f"{plant.base}/first/out").read("stats/scores.json"))
     rows = {row["class"]: row for row in json.loads(told["classes"])}
-    assert rows["mean IU"]["IU"] == pytest.approx(scores["mean_iou"], abs=1e-4)
+    assert rows["mean IoU"]["IoU"] == pytest.approx(scores["mean_iou"], abs=1e-4)
     assert rows["thing"]["predicted pixels"] == scores["class_pixels"][1]
     assert [row["image"] for row in json.loads(told["quarantined"])] == ["bad"]
     assert {row["shard"] for row in json.loads(told["worst-shards"])} == {"s00", "s01", "s02"}
@@ -381,12 +381,12 @@ def test_three_nights_and_one_without_new_shards(plant: Plant) -> None:
         run = plant.site.run("nightly")
         ends.append((run, plant.site.ended(run)))
     (_, first), (second_run, second), (third_run, third) = ends
-    assert (first["name"], first["message"]) == ("Completed", "2 shards labelled, 2 of 2 done")
-    assert (second["name"], second["message"]) == ("Completed", "2 shards labelled, 4 of 4 done")
+    assert (first["name"], first["message"]) == ("Completed", "2 shards segmented, 2 of 2 done")
+    assert (second["name"], second["message"]) == ("Completed", "2 shards segmented, 4 of 4 done")
     assert third["name"] == "CompletedWithDrift"
-    assert third["message"].startswith("2 shards labelled, 6 of 6 done; drift: ")
+    assert third["message"].startswith("2 shards segmented, 6 of 6 done; drift: ")
     rows = json.loads(plant.site.artifacts(second_run)["classes"])
-    assert all(row["previous run"] is not None for row in rows if row["class"] == "mean IU")
+    assert all(row["previous run"] is not None for row in rows if row["class"] == "mean IoU")
     assert "- drift: class" in plant.site.artifacts(third_run)["summary"]
     jobs = len(plant.jobs("nightly"))
     run = plant.site.run("nightly")

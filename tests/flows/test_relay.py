@@ -96,7 +96,7 @@ def test_without_a_server_the_work_goes_on_and_the_bar_comes_later(told: Told) -
     found = PrefectReporter("k")
     told.is_away = True
     found.progress(progress(1))
-    assert told.bars == [] and "not told to Prefect: no server" in told.log
+    assert told.bars == [] and "not reported to Prefect: no server" in told.log
     told.is_away = False
     found.done()
     assert told.bars == [100.0]
@@ -105,7 +105,7 @@ def test_without_a_server_the_work_goes_on_and_the_bar_comes_later(told: Told) -
 def test_a_silent_cluster_is_told_once_per_interval(told: Told) -> None:
     found = PrefectReporter("k")
     for _ in range(25):
-        found.silence()
+        found.warn_unreachable()
         told.now += 1
     assert len(told.log) == 3
 
@@ -199,7 +199,7 @@ def test_the_hook_of_a_worker_stops_the_job_of_that_night_and_no_other(
         return JOB if config.compute.workers == 1 else None
 
     monkeypatch.setattr(ray_submit, "find_job", find_job)
-    monkeypatch.setattr(work, "_in_charge", False)
+    monkeypatch.setattr(work, "_is_flow_process", False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     night = SimpleNamespace(expected_start_time=datetime(2026, 11, 23, 2, tzinfo=UTC))
 
@@ -214,6 +214,6 @@ def test_the_hook_of_a_worker_stops_the_job_of_that_night_and_no_other(
     hook(compute__ray_address="http://h:8265")
     assert stopped == ["fcnseg-1"]
     assert set(asked) == {("s3://b/2026-11-23/out", "http://h:8265")}
-    work.take_charge()  # the flow's own process has decided already
+    work.mark_flow_process()  # the flow's own process has decided already
     hook(compute__ray_address="http://h:8265")
     assert stopped == ["fcnseg-1"]

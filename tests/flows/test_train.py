@@ -13,7 +13,7 @@ import flows.train
 import pipeline.training.driver
 from flows import execution as work
 from flows.artifacts import artifact_key
-from flows.train import message, stop_training, summary, train_dataset, train_here
+from flows.train import message, stop_training, summary, train_dataset, train_in_process
 from pipeline.errors import ConfigError, StoreError
 from pipeline.ray_jobs import ray_follow, ray_submit
 from pipeline.ray_jobs.ray_follow import JobReading
@@ -35,7 +35,7 @@ def result(**changes: object) -> TrainResult:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "6 steps, 6 of 6 done, best mean IU 0.5000 at step 4"),
+        ({}, "6 steps, 6 of 6 done, best mean IoU 0.5000 at step 4"),
         ({"trained_now": 2, "best": None}, "2 steps, 6 of 6 done"),
         ({"trained_now": 0}, "finished before: all 6 steps are done"),
         ({"bad": 3, "best": None}, "6 steps, 6 of 6 done, 3 bad samples skipped"),
@@ -77,7 +77,7 @@ def test_flow_trains_publishes_and_leaves_a_finished_training_alone(
     wanted = config(tmp_path, **{"compute.ray_address": ""})
     state = train_dataset(wanted, return_state=True)
     assert state.name == "Completed", state.message
-    assert (state.message or "").startswith("2 steps, 2 of 2 done, best mean IU")
+    assert (state.message or "").startswith("2 steps, 2 of 2 done, best mean IoU")
     assert (tmp_path / "out" / "last.safetensors").exists()
     with get_client(sync_client=True) as client:
         artifacts = {artifact.key: artifact for artifact in client.read_artifacts()}
@@ -85,7 +85,7 @@ def test_flow_trains_publishes_and_leaves_a_finished_training_alone(
         artifacts[artifact_key(f"train-{name}", wanted.output.url)].data
         for name in ("classes", "summary", "progress")
     )
-    assert '"mean IU"' in str(classes) and "last.safetensors" in str(summed)
+    assert '"mean IoU"' in str(classes) and "last.safetensors" in str(summed)
     assert float(str(bar)) == 100
     again = train_dataset(wanted, return_state=True)
     assert "finished before" in (again.message or "")
@@ -142,7 +142,7 @@ def test_flow_follows_a_job_and_reads_what_it_left(
     monkeypatch.setattr(ray_follow, "follow", follow)
     state = train_dataset(wanted, return_state=True)
     assert sent == [(wanted, "http://h:8265")]
-    assert (state.message or "").startswith("2 steps, 2 of 2 done, best mean IU"), state.message
+    assert (state.message or "").startswith("2 steps, 2 of 2 done, best mean IoU"), state.message
 
 
 def test_sigterm_that_the_training_took_is_given_back_to_prefect(
@@ -152,9 +152,9 @@ def test_sigterm_that_the_training_took_is_given_back_to_prefect(
         raise SystemExit(143)
 
     monkeypatch.setattr(pipeline.training.driver, "train", ended)
-    monkeypatch.setattr(flows.train, "Relay", lambda key: None)
+    monkeypatch.setattr(flows.train, "PrefectReporter", lambda key: None)
     with pytest.raises(TerminationSignal):
-        train_here.fn(config(tmp_path))
+        train_in_process.fn(config(tmp_path))
 
 
 def test_the_hook_of_a_worker_stops_the_job_of_that_training(
@@ -164,7 +164,7 @@ def test_the_hook_of_a_worker_stops_the_job_of_that_training(
     job = SubmittedJob("fcnseg-1", True, "", "out")
     monkeypatch.setattr(ray_submit, "find_job", lambda config, address: job)
     monkeypatch.setattr(ray_follow, "stop", lambda address, name: stopped.append((address, name)))
-    monkeypatch.setattr(work, "_in_charge", False)
+    monkeypatch.setattr(work, "_is_flow_process", False)
     for address in (None, "", "http://h:8265"):
         parameters = config(tmp_path, **{"compute.ray_address": address}).model_dump(mode="json")
         run = SimpleNamespace(parameters={"config": parameters})

@@ -1,9 +1,9 @@
-// The charts. Each says in words what it shows, has its figures as a table, and is drawn when seen or printed.
+// The charts. Each has a text summary and its values as a table, and is drawn when seen or printed.
 "use strict";
 (() => {
   const { data, by, count, percent, element, swatch, colour, table, whenSeen, whenPrinted, onTheme } = report;
   const names = data.classes;
-  // Of Okabe and Ito (2008), told apart by all kinds of colour vision, and by patterns besides.
+  // Colors of Okabe and Ito (2008), distinguishable with any color vision; patterns help further.
   const palette = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"];
   const patterns = [
     { symbol: "none" },
@@ -37,7 +37,7 @@
     textStyle: { color: colour("muted") }, brushSelect: false, showDetail: false,
     dataBackground: { lineStyle: { color: colour("edge") }, areaStyle: { color: colour("track") } },
   }] : []);
-  // Round ends and steps of an axis of shares that shows what there is, not all from 0 to 1.
+  // Rounded limits and steps of an axis of shares that covers the values, not all of 0 to 1.
   const around = (columns) => {
     const values = columns.flat().filter((value) => value !== null);
     const [low, high] = [Math.min(1, ...values), Math.max(0, ...values)];
@@ -45,14 +45,14 @@
     const near = (value) => Number(value.toFixed(2));
     return { min: near(Math.max(0, Math.floor(low / step - 0.1) * step)), max: near(Math.min(1, Math.ceil(high / step + 0.1) * step)), interval: step };
   };
-  // The lines of a tooltip: text only, whatever is in the names.
+  // The lines of a tooltip, as text and never as HTML: class names are data.
   const lines = (...texts) => element("div", {}, ...texts.filter(Boolean).map((text, i) =>
     element("div", { style: i ? "" : "font-weight:600;max-width:40ch;overflow-wrap:anywhere;white-space:normal" }, text)));
 
-  // On paper: as wide as a page of A4 or Letter, or half of it, whatever the window is; and no tables that fill pages.
+  // On paper: the width of an A4 or Letter page, or half of it, for any window; no table fills a page.
   const PAPER_WIDTH = 680;
   const MOST_ROWS = 24;
-  // `option` is told the width, in px; `tall` tells the height on paper.
+  // `option` takes the width in px; `tall` returns the height on paper.
   const draw = (id, { option, words, columns, rows, wide = 1, group, tall }) => {
     const holder = by(id);
     let chart = null;
@@ -73,7 +73,7 @@
       holder.dispatchEvent(new CustomEvent("drawn", { detail: { chart, paint } }));
       holder.dataset.drawn = "yes";
     });
-    // A drawing of lines beside the canvas, sharp at any size, in which the parts are chosen that are on the screen.
+    // For print, an SVG beside the canvas, with the zoom and the selection of the screen.
     let paper = null;
     let isOpenedHere = false;
     whenPrinted(() => {
@@ -123,7 +123,7 @@
       option: () => ({
         ...base(),
         grid: { left: 12 + 7 * Math.max(...chosen.map((k) => cut(names[k]).length)), right: 30, top: 30, bottom: 24 },
-        legend: legend({ data: ["Truth", "Masks"], selectedMode: false, formatter: (name) => (name === "Masks" ? "Masks, in the colour of the class" : name) }),
+        legend: legend({ data: ["Truth", "Masks"], selectedMode: false, formatter: (name) => (name === "Masks" ? "Masks, in the color of the class" : name) }),
         tooltip: { ...base().tooltip, formatter: ([{ dataIndex }]) => {
           const k = chosen[dataIndex];
           return lines(names[k], `truth ${percent(truth[k], 2)}`, `masks ${percent(predicted[k], 2)}`);
@@ -147,7 +147,7 @@
     const places = cells.first.map((_, i) => i);
     const single = cells.shards.every((n) => n === 1);
     const main = data.scored ? cells.iou : cells.confidence;
-    const mainName = data.scored ? "Mean IU" : "Mean confidence";
+    const mainName = data.scored ? "Mean IoU" : "Mean confidence";
     const title = (i) => (cells.shards[i] === 1 ? cells.first[i] : `${count(cells.shards[i])} shards, ${cells.first[i]} to ${cells.last[i]}`);
     const range = (values, i) => (cells.shards[i] === 1 ? percent(values.mid[i])
       : `${percent(values.mid[i])} (${percent(values.low[i])} to ${percent(values.high[i])})`);
@@ -179,9 +179,9 @@
           percent(main.high[i]), count(cells.images[i]), count(cells.failures[i])])),
       option: () => ({
         ...base(), grid,
-        legend: legend({ data: data.scored ? ["Mean IU", "Mean confidence"] : ["Mean confidence"] }),
+        legend: legend({ data: data.scored ? ["Mean IoU", "Mean confidence"] : ["Mean confidence"] }),
         tooltip: { ...base().tooltip, axisPointer: { type: "line", lineStyle: { color: colour("edge") } }, formatter: ([{ dataIndex: i }]) =>
-          lines(title(i), data.scored ? `mean IU ${range(cells.iou, i)}` : "", `confidence ${range(cells.confidence, i)}`, ...about(i)) },
+          lines(title(i), data.scored ? `mean IoU ${range(cells.iou, i)}` : "", `confidence ${range(cells.confidence, i)}`, ...about(i)) },
         xAxis: x(), dataZoom: zoom(places.length > 14),
         yAxis: axis({ type: "value", ...around(data.scored ? [main.low, main.high, cells.confidence.low, cells.confidence.high] : [main.low, main.high]),
           axisLabel: { color: colour("muted"), formatter: (v) => percent(v, 0) } }),
@@ -233,8 +233,8 @@
     const rows = data.runs;
     const line = (name, key, symbol, stroke) => ({ name, type: "line", data: rows.map((run) => run[key]), symbol, symbolSize: 8,
       showAllSymbol: true, connectNulls: true, color: stroke });
-    const shown = [...(data.scored ? [line("Mean IU of the run", "iou", "circle", colour("good")),
-      line("Mean IU of the output", "total_iou", "diamond", colour("muted"))] : []),
+    const shown = [...(data.scored ? [line("Mean IoU of the run", "iou", "circle", colour("good")),
+      line("Mean IoU of the output", "total_iou", "diamond", colour("muted"))] : []),
     line("Mean confidence", "confidence", "triangle", colour("bad"))];
     draw("run-chart", {
       words: `${rows.length} runs, from ${rows[0]?.started} to ${rows.at(-1)?.started}.`,
@@ -245,7 +245,7 @@
         grid: { left: 52, right: 16, top: 34, bottom: 30 },
         legend: legend({ data: shown.map(({ name }) => name) }),
         tooltip: { ...base().tooltip, axisPointer: { type: "line" }, formatter: ([{ dataIndex: i }]) => lines(rows[i].started,
-          data.scored ? `mean IU of the run ${percent(rows[i].iou)}` : "", data.scored ? `of the output ${percent(rows[i].total_iou)}` : "",
+          data.scored ? `mean IoU of the run ${percent(rows[i].iou)}` : "", data.scored ? `of the output ${percent(rows[i].total_iou)}` : "",
           `confidence ${percent(rows[i].confidence)}`, `${count(rows[i].images)} images`, ...rows[i].drifted.map((reason) => `drift: ${reason}`)) },
         xAxis: axis({ type: "category", data: rows.map((run) => run.started.slice(0, 16)), axisLabel: { color: colour("muted"), hideOverlap: true } }),
         yAxis: axis({ type: "value", ...around(shown.map((series) => series.data)),
@@ -255,7 +255,7 @@
     });
   };
 
-  // --- a histogram; its counts may change, then what this returns paints it anew
+  // --- a histogram; call the returned function after a change of its counts
   const histogram = (id, bins, given, what, fill = () => colour("good")) => {
     const now = () => (typeof given === "function" ? given() : given);
     const counts = now();
@@ -288,7 +288,7 @@
     const unit = () => by("matrix-unit").value;
     const whole = (value) => (value < 0.005 ? "<1" : (100 * value).toFixed(0));
     const short = (value) => new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 }).format(value);
-    const reading = (i, j) => `Truth ${names[i]}, labelled as ${names[j]}: ` + (counts[i][j]
+    const reading = (i, j) => `Truth ${names[i]}, predicted as ${names[j]}: ` + (counts[i][j]
       ? `${percent(counts[i][j] / rowSums[i], 2)} of the truth, ${percent(counts[i][j] / columnSums[j], 2)} of the masks, ${count(counts[i][j])} pixels`
       : rowSums[i] ? "never" : "not in the truth");
     const range = [0, 100];
@@ -310,8 +310,8 @@
     const fit = () => { if (holder.clientWidth) holder.style.height = `${tall(holder.clientWidth)}px`; };
     fit();
     const visible = () => Math.max(1, (size * (range[1] - range[0])) / 100);
-    const labelled = (width) => (width - margin) / visible() > (unit() === "pixels" ? 38 : 27);
-    // A series of its own kind: the library's heat map paints many cells over many frames.
+    const hasText = (width) => (width - margin) / visible() > (unit() === "pixels" ? 38 : 27);
+    // A custom series: the heat map of the library spreads many cells over many frames.
     const scale = () => (getComputedStyle(document.documentElement).colorScheme === "dark"
       ? ["#1b2330", "#1d3f66", "#2a69a8", "#5ba3e6", "#b9dcff"] : ["#f3f6fa", "#c3dbf3", "#7fb2e3", "#2f74bd", "#0a3161"])
       .map((hex) => [1, 3, 5].map((at) => Number.parseInt(hex.slice(at, at + 2), 16)));
@@ -345,7 +345,7 @@
         const [j, i, value] = [0, 1, 2].map((d) => api.value(d));
         const text = unit() === "pixels" ? short(counts[i][j]) : whole(share[unit()](i, j));
         const edge = i === j ? { stroke: colour("text"), lineWidth: size > 40 ? 0.5 : 1.25 } : {};
-        return square(api, { fill: blend(stops, value), ...edge }, labelled(width) ? { text, fill: ink(value) } : null);
+        return square(api, { fill: blend(stops, value), ...edge }, hasText(width) ? { text, fill: ink(value) } : null);
       };
       const inside = (more) => ({ type: "inside", start: range[0], end: range[1], zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false,
         preventDefaultMouseMove: false, filterMode: "none", ...more });

@@ -1,4 +1,4 @@
-// The pictures: cards that can be filtered and ordered, and a viewer with one zoom for all panels.
+// The gallery: cards with filters and an order, and a viewer whose panels share one zoom.
 "use strict";
 (() => {
   const { data, by, percent, count, element, swatch, colour, whenSeen, onTheme } = report;
@@ -71,9 +71,13 @@
   const largest = (picture) => picture.classes.filter(([, share]) => share > 0).slice(0, 4)
     .map(([k, share]) => `${names[k]} ${percent(share, 0)}`).join(", ");
 
-  // --- which pictures, in which order
+  // Reasons are values of the output format; these are their names in the page.
+  const reasons = { "lowest mean IU": "lowest mean IoU", "drawn by lot": "randomly sampled" };
+  const reasonText = (why) => reasons[why] ?? why;
+
+  // --- filters and order of the images
   const orders = [
-    ...(hasLabels ? [["iou", "lowest mean IU"], ["accuracy", "lowest pixel accuracy"]] : []),
+    ...(hasLabels ? [["iou", "lowest mean IoU"], ["accuracy", "lowest pixel accuracy"]] : []),
     ["confidence", "lowest confidence"], ["key", "by shard and key"],
   ];
   const fill = (select, options) => select.append(...options.map(([value, text]) => element("option", { value }, text)));
@@ -81,7 +85,7 @@
   fill(by("order"), orders);
   fill(by("with-class"), [["", "any"], ...[...occurring].sort((a, b) => a - b).map((k) => [String(k), names[k]])]);
   fill(by("with-shard"), [["", "any"], ...[...new Set(pictures.map(({ shard }) => shard))].sort().map((shard) => [shard, shard])]);
-  fill(by("with-why"), [["", "any"], ...[...new Set(pictures.flatMap(({ why }) => why))].sort().map((why) => [why, why])]);
+  fill(by("with-why"), [["", "any"], ...[...new Set(pictures.flatMap(({ why }) => why))].sort().map((why) => [why, reasonText(why)])]);
   by("view").append(...views.map(([value, text], i) => element("label", {},
     element("input", { type: "radio", name: "view", value, checked: i === 0 }), text)));
 
@@ -104,10 +108,10 @@
   };
   const card = (picture, at) => {
     const view = document.querySelector("input[name=view]:checked").value;
-    const figures = [picture.iou === null ? null : `IU ${percent(picture.iou)}`, picture.confidence === null ? null : `conf. ${percent(picture.confidence)}`];
+    const figures = [picture.iou === null ? null : `IoU ${percent(picture.iou)}`, picture.confidence === null ? null : `conf. ${percent(picture.confidence)}`];
     const about = element("div", { class: "about" }, element("b", {}, picture.key), element("span", { class: "muted" }, picture.shard),
       element("span", { class: "figures" }, ...figures.filter(Boolean).map((text) => element("span", {}, text))));
-    const button = element("button", { type: "button", class: "card", title: `${picture.key}\n${picture.why.join(", ")}`, "aria-label":
+    const button = element("button", { type: "button", class: "card", title: `${picture.key}\n${picture.why.map(reasonText).join(", ")}`, "aria-label":
       `${picture.key} of shard ${picture.shard}, ${figures.filter(Boolean).join(", ")}; mask: ${largest(picture)}` },
     element("div", { class: "views" }, ...panelsOf(view).map((kind) => framed(picture, kind))), about);
     button.tabIndex = at === current ? 0 : -1;
@@ -120,13 +124,13 @@
     const left = Math.max(0, shown.length - room);
     by("more").hidden = !left;
     by("more").textContent = `Show more (${count(left)} left)`;
-    by("not-printed").textContent = left ? `${count(left)} more are not printed: “Show more” in the report shows them.` : "";
+    by("not-printed").textContent = left ? `${count(left)} more are not printed. Use “Show more” in the report to see them.` : "";
   };
   const fillList = () => {
     list.className = `gallery ${document.querySelector("input[name=view]:checked").value}`;
     list.replaceChildren(...shown.slice(0, room).map(card));
-    if (!shown.length) list.append(element("li", { class: "empty" }, "No picture is like this. Loosen the filters above."));
-    by("shown-count").textContent = `${count(shown.length)} of ${count(pictures.length)} pictures`;
+    if (!shown.length) list.append(element("li", { class: "empty" }, "No image matches. Loosen the filters above."));
+    by("shown-count").textContent = `${count(shown.length)} of ${count(pictures.length)} images`;
     offerMore();
   };
   by("more").addEventListener("click", () => {
@@ -165,7 +169,7 @@
   // --- the viewer
   const viewer = by("viewer");
   let viewed = 0;
-  const zoom = { scale: 1, x: 0, y: 0 }; // x, y: of the left top corner, in widths and heights of a panel
+  const zoom = { scale: 1, x: 0, y: 0 }; // x, y: top left corner, in widths and heights of a panel
   const stacks = () => [...by("panels").querySelectorAll(".stack")];
   const place = () => {
     const least = 1 - zoom.scale;
@@ -234,9 +238,9 @@
       attach(made);
       return element("figure", { "data-kind": kind }, made, element("figcaption", {}, words[kind]));
     }));
-    by("viewer-facts").replaceChildren(...fact("Mean IU", percent(found.iou)), ...fact("Pixel accuracy", percent(found.accuracy)),
+    by("viewer-facts").replaceChildren(...fact("Mean IoU", percent(found.iou)), ...fact("Pixel accuracy", percent(found.accuracy)),
       ...fact("Confidence", percent(found.confidence)), ...fact("Size", `${found.size[0]} × ${found.size[1]} px`),
-      ...fact("Chosen as", found.why.join(", ") || null));
+      ...fact("Selected as", found.why.map(reasonText).join(", ") || null));
     by("viewer-classes").replaceChildren(...found.classes.slice(0, 30).map(([k, share, iou]) => {
       const box = element("input", { type: "checkbox", checked: !seeThrough.has(k), "aria-label": `Paint ${names[k]}` });
       box.addEventListener("change", () => { if (box.checked) seeThrough.delete(k); else seeThrough.add(k); repaint(); });
@@ -265,7 +269,7 @@
   by("viewer-close").addEventListener("click", () => viewer.close());
   viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
   viewer.addEventListener("close", () => {
-    // Whatever the browser gives the focus back to, the reader goes on from the picture seen last.
+    // Set the focus to the image that was viewed last, whatever the browser restores.
     current = viewed;
     room = Math.max(room, current + 1);
     fillList();

@@ -1,4 +1,4 @@
-// What the other scripts share: the data, numbers for people, the theme, tables that can be sorted.
+// Shared by the other scripts: the data, number formats, the theme, sortable tables, printing.
 "use strict";
 const report = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -29,18 +29,18 @@ const report = (() => {
     return made;
   };
 
-  // --- theme: as the system has it, light, dark
+  // --- theme: same as the system, light, or dark
   const themes = ["auto", "light", "dark"];
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const listeners = [];
   const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
   const remembered = () => {
-    try { return localStorage.getItem("report-theme"); } catch { return null; } // files may not have any
+    try { return localStorage.getItem("report-theme"); } catch { return null; } // a local file may have no storage
   };
   const wear = (theme) => {
     if (theme === "auto") root.removeAttribute("data-theme");
     else root.setAttribute("data-theme", theme);
-    const words = { auto: "as the system has them", light: "light", dark: "dark" }[theme];
+    const words = { auto: "same as the system", light: "light", dark: "dark" }[theme];
     by("theme").setAttribute("aria-label", `Colours: ${words}`);
     by("theme").title = `Colours: ${words}`;
     by("theme").querySelector("span").textContent = theme[0].toUpperCase() + theme.slice(1);
@@ -49,7 +49,7 @@ const report = (() => {
   };
   by("theme").addEventListener("click", () => {
     const next = themes[(themes.indexOf(by("theme").dataset.theme) + 1) % themes.length];
-    try { localStorage.setItem("report-theme", next); } catch { /* then it lasts as long as the page */ }
+    try { localStorage.setItem("report-theme", next); } catch { /* without storage the theme is forgotten when the page closes */ }
     wear(next);
   });
   dark.addEventListener("change", () => listeners.forEach((listener) => listener()));
@@ -87,13 +87,13 @@ const report = (() => {
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text, i) =>
       i === 0 ? element("th", { scope: "row" }, text) : element("td", { class: i < names ? "" : "n" }, text))))));
 
-  // When an element comes into sight, or the browser has nothing else to do, once.
+  // Call `begin` once: when an element scrolls into view, or when the browser is idle.
   const sights = new Map();
   const see = (target) => {
     watcher.unobserve(target);
     const begin = sights.get(target);
     sights.delete(target);
-    if (target.isConnected) begin?.(); // a picture that was filtered away is in none
+    if (target.isConnected) begin?.(); // an image that was filtered out is not in the page
   };
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) if (entry.isIntersecting) see(entry.target);
@@ -111,7 +111,7 @@ const report = (() => {
   const whenSeen = (target, begin) => { sights.set(target, begin); watcher.observe(target); goOn(); };
   addEventListener("load", goOn);
 
-  // --- printing: on white, with everything drawn. What `begin` does, `end` takes back.
+  // --- printing: light theme, everything drawn. `end` reverts what `begin` does.
   const printers = [];
   const print = matchMedia("print");
   let theme = null;

@@ -92,7 +92,7 @@ def test_a_full_disk_and_a_small_dev_shm_are_told(monkeypatch: pytest.MonkeyPatc
     disk = f"disk {tempfile.gettempdir()}"
     assert "TMPDIR" in alone[disk].remedy and "/dev/shm" not in alone
     assert "99% used" in with_ray[disk].found and "OutOfDiskError" in with_ray[disk].remedy
-    assert with_ray["/dev/shm"].found == "0.1 GiB free; Ray's objects want 0.5 GiB"
+    assert with_ray["/dev/shm"].found == "0.1 GiB free; Ray's object store needs 0.5 GiB"
     assert {item.level for item in with_ray.values()} <= {"ok", "warning"}
 
 
@@ -119,7 +119,7 @@ def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("wanted", "driver", "level", "word"),
     [("auto", None, "ok", "CPU cores"), ("cuda", None, "problem", "no NVIDIA driver"),
-     ("auto", "NVIDIA L4; driver 535.1", "warning", "Update it"),
+     ("auto", "NVIDIA L4; driver 535.1", "warning", "Update the driver"),
      ("cuda", "NVIDIA L4; driver 535.1", "problem", "NVIDIA L4")],
 )  # fmt: skip
 def test_a_missing_device_is_told(
@@ -192,7 +192,9 @@ def test_a_store_without_conditions_is_a_warning(monkeypatch: pytest.MonkeyPatch
     held = store.probe()
     monkeypatch.setattr(Store, "probe", lambda self: replace(held, compare_and_swap=False))
     told = [finding for finding in examine_output(store) if finding.level == "warning"]
-    assert [finding.found for finding in told] == ["not held: replaces one version only (If-Match)"]
+    assert [finding.found for finding in told] == [
+        "not supported: replaces only the expected version (If-Match)"
+    ]
 
 
 def test_an_output_under_a_file_is_a_problem(tmp_path: Path) -> None:

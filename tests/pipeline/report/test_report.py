@@ -38,7 +38,7 @@ from pipeline.output.summary import summarize
 from pipeline.paths import REPORT, quarantine_path
 from pipeline.report import gallery as report_gallery
 from pipeline.report.build import write_report
-from pipeline.report.gallery import MAX_PICTURES
+from pipeline.report.gallery import MAX_IMAGES
 from pipeline.report.page import CHARTS, LICENSES, SCRIPTS, UNPACKER, asset, json_block, percent
 from pipeline.stages.records import ImageResult, Preview, SegmentedChunk, record
 from pipeline.stages.write import _preview_table
@@ -170,11 +170,13 @@ def test_its_numbers_are_those_of_the_ledger(output: Store) -> None:
     _, page = written(output)
     matrix = summarize(output, LABELS)[1].confusion
     scores = matrix.scores()
-    assert f"Mean IU {percent(scores.mean_iou, 2)}" in page.text
-    assert f"{percent(matrix.scores('present').mean_iou, 2)} over those that occur" in page.text
+    assert f"Mean IoU {percent(scores.mean_iou, 2)}" in page.text
+    assert (
+        f"{percent(matrix.scores('present').mean_iou, 2)} over the classes that occur" in page.text
+    )
     assert f"Pixel accuracy {percent(scores.pixel_accuracy, 2)}" in page.text
     assert f"Mean accuracy {percent(scores.mean_accuracy, 2)}" in page.text
-    assert f"Frequency-weighted IU {percent(scores.frequency_weighted_iou, 2)}" in page.text
+    assert f"Frequency-weighted IoU {percent(scores.frequency_weighted_iou, 2)}" in page.text
     assert f"field {percent(scores.iou[0])}" in page.text
     assert "Images 20" in page.text and "Shards 2" in page.text
     assert "Mean confidence 82.5%" in page.text
@@ -191,7 +193,7 @@ def test_scores_have_intervals_where_there_are_shards_enough(output: Store) -> N
     for n in range(3):
         add_shard(output, f"s{n}")
     _, page = written(output)
-    assert "No intervals" in page.text and "here there are 3" in page.text
+    assert "No intervals" in page.text and "this output has 3" in page.text
     for n in range(3, 12):
         add_shard(
             output, f"s{n}", matrix=[[60 + n, 10, 0, 0], [5, 20, 0, 0], [n, 2, 0, 0], [0] * 4]
@@ -201,7 +203,7 @@ def test_scores_have_intervals_where_there_are_shards_enough(output: Store) -> N
     low, high = summary.figures.intervals()["mean_iou"]
     assert low < summary.confusion.scores().mean_iou < high
     assert f"{percent(low)} to {percent(high)}" in page.text
-    assert "bootstrap over 12 labelled shards" in page.text and "rough" in page.text
+    assert "bootstrap over 12 labeled shards" in page.text and "rough" in page.text
 
 
 def test_a_class_in_neither_is_absent_and_a_missed_one_is_zero(output: Store) -> None:
@@ -216,7 +218,7 @@ def test_a_predicted_class_that_is_not_in_the_truth_is_told_apart(output: Store)
     add_shard(output, "a", matrix=[[6, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     _, page = written(output)
     assert "cow & calf 0.0% not in the truth" in page.text
-    assert "Mean IU 42.86%" in page.text and "85.71% over those that occur" in page.text
+    assert "Mean IoU 42.86%" in page.text and "85.71% over the classes that occur" in page.text
 
 
 def test_what_comes_from_data_is_escaped(output: Store) -> None:
@@ -258,7 +260,7 @@ def test_only_its_own_scripts_may_run_and_nothing_is_asked_of_another_host(outpu
 def test_without_labels_it_says_so_and_shows_confidence(output: Store) -> None:
     add_shard(output, "a", matrix=None, previews=[[preview("k", labelled=False)]])
     _, page = written(output)
-    assert "have no labels" in page.text and "Mean IU" not in page.text
+    assert "have no labels" in page.text and "Mean IoU" not in page.text
     assert "field 75.0%" in page.text and "barn absent" in page.text
     assert "Least confident shards" in page.text and "a 82.5% 10 0" in page.text
     assert not page.data["scored"] and page.pictures[0]["label"] is None
@@ -295,7 +297,7 @@ def test_pictures_are_of_the_worst_shards_and_of_others(output: Store) -> None:
         chunk = [preview(f"one-{n:02d}", n), preview(f"two-{n:02d}", n), preview(f"three-{n:02d}")]
         add_shard(output, f"s{n:02d}", matrix=matrix, previews=[chunk])
     _, page = written(output)
-    assert len(page.pictures) == MAX_PICTURES
+    assert len(page.pictures) == MAX_IMAGES
     shards = sorted({picture["shard"] for picture in page.pictures})
     assert shards[:24] == [f"s{n:02d}" for n in range(24)] and len(shards) == 48
     assert max(b - a for a, b in pairwise(int(name[1:]) for name in shards[24:])) <= 2

@@ -155,8 +155,7 @@ def test_pictures_are_filtered_and_ordered(scenes: Path, open_report: Open) -> N
     has_star = expected("confidence", lambda p: any(k == 5 for k, _, _ in p["classes"]))
     assert report.keys() == has_star and 0 < len(has_star) < len(pictures)
     assert (
-        page.locator("#shown-count").text_content()
-        == f"{len(has_star)} of {len(pictures)} pictures"
+        page.locator("#shown-count").text_content() == f"{len(has_star)} of {len(pictures)} images"
     )
     page.select_option("#with-class", "")
     page.select_option("#with-shard", "scenes-003")
@@ -251,10 +250,10 @@ def test_the_matrix_by_keyboard_and_the_theme(scenes: Path, open_report: Open) -
 def test_tables_are_sorted(scenes: Path, open_report: Open) -> None:
     report = open_report(scenes)
     page = report.page
-    page.locator(".classes thead button", has_text="IU").click()
+    page.locator(".classes thead button", has_text="IoU").click()
     names = page.locator(".classes tbody th span:last-child").all_text_contents()
     assert names[0] == "background" and sorted(names) == sorted(report.data["classes"])
-    header = page.locator(".classes thead th", has_text="IU")
+    header = page.locator(".classes thead th", has_text="IoU")
     assert header.get_attribute("aria-sort") == "descending"
 
 
