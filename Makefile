@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: help setup demo test test-all check bench demo-weights lock docs vendor-charts sbom audit format
+.PHONY: help setup demo test test-all lint check bench demo-weights lock docs vendor-charts sbom audit format
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -25,14 +25,15 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-demo: setup  ## Label rendered scenes with Prefect and Ray, in ./demo
+demo: setup  ## Segment rendered scenes with Prefect and Ray, in ./demo
 	$(BIN)/python -m flows.demo demo
 
 # Most tests wait or compute on one core. A file stays in one process: its tests share a cluster.
 TWO := -n 2 --dist loadfile
 
-test: setup  ## All tests but the slow ones (at most 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow" $(TWO)
+# ARGS replaces the choice of tests: make test ARGS="tests/pipeline/storage -x"
+test: setup  ## All tests but the slow ones (at most 15 minutes on 2 cores), or those in ARGS="..."
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-m "not slow" $(TWO))
 
 test-all: test  ## Every test (at most 45 minutes on 2 cores)
 	$(BIN)/python -m pytest -m slow
@@ -43,10 +44,12 @@ E2E := tests/laws/test_kill.py tests/pipeline/export/test_export_readers.py test
   tests/laws/test_train_kill.py tests/pipeline/training/test_train_group.py \
   tests/documentation/test_site.py tests/documentation/test_costs.py tests/benchmarks/test_peers.py
 
-check: setup  ## Format, lint, types and unit tests (one to two minutes)
+lint: setup  ## Check format, lint and types; change nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: lint  ## Format, lint, types and unit tests (one to two minutes)
 	$(BIN)/python -m pytest -q -m "not (slow or browser or ray or prefect or s3 or cluster or gpu)" \
 	  $(addprefix --ignore=,$(E2E)) $(TWO)
 
