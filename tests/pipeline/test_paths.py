@@ -37,13 +37,11 @@ def texts(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_other_module_spells_a_path(path: Path) -> None:
     where = str(path.relative_to(ROOT))
+    folders = (*(f"{name}/" for name in OBJECTS if "." not in name), *FOLDERS)
     spelled = {
         text
         for text in texts(path)
-        if text in OBJECTS - {paths.REVIEWS}
-        or text.startswith(
-            (tuple(f"{name}/" for name in OBJECTS if "." not in name), tuple(FOLDERS))
-        )
+        if text in OBJECTS - {paths.REVIEWS} or text.startswith(folders)
     }
     assert not {text for text in spelled if (where, text) not in TEMPLATES}
 
