@@ -2,8 +2,8 @@
 
 Every released net is read from its prototxt in a checkout of shelhamer/fcn.berkeleyvision.org, its
 trunk is narrowed to a sixteenth, random weights are written with Caffe's own caffe.proto, OpenCV's
-Caffe importer computes the scores of a random picture, and `fcn_core.weights.convert` reads the same
-caffemodel. The two computations share nothing. It needs two checkouts and two packages that
+Caffe importer computes the scores of a random picture, and `fcn_core.weights.convert` reads the
+same caffemodel. The two computations share nothing. It needs two checkouts and two packages that
 the project does not:
 
     git clone https://github.com/shelhamer/fcn.berkeleyvision.org fcn

@@ -3,8 +3,8 @@
     python -m benchmarks.tar_index [--latency 0.03] [--rate 100e6] [--json FILE]
 
 For members of several sizes: requests, bytes and seconds of indexing by jumping from header to
-header, by reading on, and as `pipeline.inputs.range_reader` decides. The store is a file whose reads
-wait: the latency, and the bytes at the rate of one stream. A request per member is what plain
+header, by reading on, and as `pipeline.inputs.range_reader` decides. The store is a file whose
+reads wait: the latency, and the bytes at the rate of one stream. A request per member is what plain
 tarfile needs.
 """
 

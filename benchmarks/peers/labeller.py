@@ -2,8 +2,8 @@
 
 The network is this project's `FCN`, all of its padded canvas computed, with the weights of one
 file: whoever writes the loop has such a model. Its upsampling is the quick one of
-`fcn_core.networks.upsampling`, which is more than a peer's user would have. What makes `fcnseg` cheaper
-(`fcn_core.inference.forward`) is not given to peers, in no column.
+`fcn_core.networks.upsampling`, which is more than a peer's user would have. What makes `fcnseg`
+cheaper (`fcn_core.inference.forward`) is not given to peers, in no column.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own habit
 from fcn_core.networks import trunks
 from fcn_core.networks.layers import Layer
 
-_PATCH_BYTES = 32 * 2**20
+PATCH_BYTES = 32 * 2**20
 """Limit of fc6's unfolded input for one matrix product."""
 
 
@@ -91,7 +91,7 @@ def _matrix_product(conv: nn.Module, x_BCHW: Tensor) -> Tensor:
     height, width = (side - kernel + 1 for side in x_BCHW.shape[-2:])
     y_BHWC = x_BCHW.new_empty(len(x_BCHW), height, width, outputs)
     patch = width * inputs * kernel * kernel * x_BCHW.element_size()
-    step = max(1, _PATCH_BYTES // patch)
+    step = max(1, PATCH_BYTES // patch)
     for x_HWC, y_HWC in zip(x_BCHW.permute(0, 2, 3, 1), y_BHWC, strict=True):
         for start in range(0, height, step):
             rows = y_HWC[start : start + step]

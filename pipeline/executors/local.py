@@ -33,7 +33,7 @@ StageFunction = Callable[[StageItem], Iterator[StageItem]]
 Finished = TypeVar("Finished")
 
 
-_DEPTH = 2
+QUEUE_DEPTH = 2
 """Most items that wait between two stages: keeps the network busy and bounds the memory."""
 
 
@@ -104,7 +104,7 @@ def run_around_network(
     Raises:
         FcnError: a stage fails. A shard that cannot be read is a `ShardFailure` instead.
     """
-    pool = _WorkerPool(spec, weights)
+    pool = WorkerPool(spec, weights)
 
     def chunks(shard: Shard) -> Iterator[StageItem]:
         try:
@@ -128,7 +128,7 @@ def run_around_network(
         pool.close()
 
 
-class _WorkerPool:
+class WorkerPool:
     """The worker processes of a run; each serves one thread at a time."""
 
     def __init__(self, spec: RunSpec, weights: WeightsFile) -> None:
@@ -154,6 +154,7 @@ class _WorkerPool:
         return self.most
 
     def segment(self, chunk: Chunk) -> SegmentedChunk | ShardFailure:
+        """Segment a chunk in the next free worker process."""
         segmenter = self.free.get()
         try:
             return segmenter(chunk)
@@ -161,10 +162,12 @@ class _WorkerPool:
             self.free.put(segmenter)
 
     def stop(self) -> None:
+        """End the chunks in progress, from any thread."""
         for segmenter in self.segmenters:
             segmenter.stop()
 
     def close(self) -> None:
+        """End all worker processes and release the weights."""
         for segmenter in self.segmenters:
             segmenter.close()
         self.weights.close()
@@ -189,7 +192,9 @@ def run_stages(
     """
     stop = threading.Event()
     errors: list[BaseException] = []
-    queues: list[queue.Queue[StageItem]] = [queue.Queue(_DEPTH) for _ in range(len(stages) + 1)]
+    queues: list[queue.Queue[StageItem]] = [
+        queue.Queue(QUEUE_DEPTH) for _ in range(len(stages) + 1)
+    ]
     inputs = chain(items, [_END] * stages[0][1])
     threads = [threading.Thread(target=_feed, args=(inputs, queues[0], stop, errors))]
     for index, (stage, count) in enumerate(stages):

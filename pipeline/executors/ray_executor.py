@@ -48,7 +48,7 @@ Row = dict[str, Any]
 log = logging.getLogger("fcnseg")
 
 
-_TASKS = 5_000
+MAX_READ_TASKS = 5_000
 """Most read tasks of one Ray dataset. With more shards, a task reads several, one by one."""
 
 
@@ -124,7 +124,7 @@ def _dataset(spec: RunSpec, weights_ref: Any, shards: Sequence[Shard], plan: Rep
     # own level late, so this line must come here.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     _set_context(plan)
-    shards_per_task = math.ceil(len(shards) / _TASKS)
+    shards_per_task = math.ceil(len(shards) / MAX_READ_TASKS)
     rows = [
         {"item": pickle.dumps(shards[start : start + shards_per_task])}
         for start in range(0, len(shards), shards_per_task)

@@ -25,7 +25,7 @@ LABEL_COLUMNS = ("label", "mask", "annotation", "segmentation", "segmentation_ma
 KEY_COLUMNS = ("key", "__key__", "id", "image_id", "file_name", "filename")
 
 
-_BUFFER = 8 * 2**20
+BUFFER_BYTES = 8 * 2**20
 """Bytes per request, and bytes of the rows of a batch."""
 
 
@@ -79,7 +79,7 @@ class ParquetIndex:
             else files.enter_context(source.open(shard.path))
         )
         with _explained(self.where):
-            self.file = pq.ParquetFile(handle, buffer_size=_BUFFER, pre_buffer=False)
+            self.file = pq.ParquetFile(handle, buffer_size=BUFFER_BYTES, pre_buffer=False)
             schema = self.file.schema_arrow
             self.image, self.label = _columns(schema, self.where)
             self.groups = [
@@ -122,7 +122,7 @@ class ParquetIndex:
     def _read(self) -> Iterator[dict[str, Any]]:
         for number, group in enumerate(self.groups):
             batches = self.file.iter_batches(
-                batch_size=max(1, min(_BATCH_ROWS, _BUFFER // max(1, group.mean))),
+                batch_size=max(1, min(_BATCH_ROWS, BUFFER_BYTES // max(1, group.mean))),
                 row_groups=[number],
                 columns=self._used(),
                 use_threads=False,

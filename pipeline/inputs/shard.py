@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["tar", "parquet", "folder"]
 
-_ROWS = 8192
+ROWS_PER_BATCH = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class ShardList(Sequence[Shard]):
         import pyarrow as pa
 
         cut = -len(self._kind) - 1
-        for start in range(0, len(self), _ROWS):
-            rows = self._columns.take(pa.array(self._places[start : start + _ROWS]))
+        for start in range(0, len(self), ROWS_PER_BATCH):
+            rows = self._columns.take(pa.array(self._places[start : start + ROWS_PER_BATCH]))
             columns = (rows[name].to_pylist() for name in ("path", "size", "etag"))
             for path, size, etag in zip(*columns, strict=True):
                 yield Shard(path[:cut], self._kind, path, size, etag)
@@ -132,7 +132,7 @@ class ShardListBuilder:
         """Add an object."""
         self._count += 1
         self._waiting.append(info)
-        if len(self._waiting) == _ROWS:
+        if len(self._waiting) == ROWS_PER_BATCH:
             self._flush()
 
     def build(self) -> ShardList:

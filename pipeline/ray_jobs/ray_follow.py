@@ -71,7 +71,7 @@ MAX_KEPT_LINES = 10_000
 """Most log lines that wait to be taken; older ones are only counted."""
 
 
-_PAUSE_SECONDS = 2.0
+PAUSE_SECONDS = 2.0
 """Seconds before a new connection after the log connection has broken."""
 
 
@@ -404,7 +404,7 @@ class LogTail(threading.Thread):
             except asyncio.CancelledError:
                 continue
             except Exception:  # a broken connection raises errors of several libraries
-                self._reading = self._loop.create_task(asyncio.sleep(_PAUSE_SECONDS))
+                self._reading = self._loop.create_task(asyncio.sleep(PAUSE_SECONDS))
                 try:
                     await self._reading
                 except asyncio.CancelledError:

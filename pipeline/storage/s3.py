@@ -23,7 +23,7 @@ from pipeline.storage.retry import response_of
 
 _CONNECTIONS = 64
 
-_PART = 16 * 2**20
+PART_BYTES = 16 * 2**20
 
 
 class _SingleTry(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has no types
@@ -96,11 +96,11 @@ class S3Backend:
         A process that is killed during a multipart upload leaves parts that no listing shows. The
         lifecycle rule AbortIncompleteMultipartUpload of a bucket deletes them.
         """
-        if source.stat().st_size <= _PART:
+        if source.stat().st_size <= PART_BYTES:
             self._put(path, source.read_bytes())
             return
         where = f"{self.bucket}/{self.root}{path}"
-        self.fs.put_file(str(source), where, chunksize=_PART, max_concurrency=2)
+        self.fs.put_file(str(source), where, chunksize=PART_BYTES, max_concurrency=2)
 
     def create(self, path: str, data: bytes) -> str | None:
         """Write a new object with `If-None-Match: *`; return its tag, or None if it exists."""

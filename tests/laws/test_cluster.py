@@ -1,4 +1,4 @@
-"""Several nodes: what is asked of `tests.support.cluster_faults`, on one cluster for all tests, in order.
+"""Several nodes: the faults of `tests.support.cluster_faults`, on one cluster, in order.
 
 The first test needs a cluster without w2, which joins in it; the last ones kill nodes.
 """

@@ -57,7 +57,7 @@ def test_pressed_while_the_network_works_its_chunk_is_finished_and_no_other_begu
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pressed = threading.Event()
-    segment = local._WorkerPool.segment
+    segment = local.WorkerPool.segment
     begun = []
 
     def press_first(crew: Any, chunk: Any) -> Any:
@@ -65,7 +65,7 @@ def test_pressed_while_the_network_works_its_chunk_is_finished_and_no_other_begu
         pressed.set()
         return segment(crew, chunk)
 
-    monkeypatch.setattr(local._WorkerPool, "segment", press_first)
+    monkeypatch.setattr(local.WorkerPool, "segment", press_first)
     monkeypatch.setattr(
         "pipeline.driver.finish_on_ctrl_c", lambda *, wanted: _Answers(pressed.is_set)
     )

@@ -10,7 +10,8 @@ From Python, in the process of a test:
 As a process of its own, which prints one line of JSON with `url` and `pid`, and ends with SIGTERM
 or when its stdin does, so that it never outlives who started it:
 
-    python -m tests.support.faulty_proxy http://127.0.0.1:7480 --seed 1 --lose 0.05 --rule stall:PUT:*:2
+    python -m tests.support.faulty_proxy http://127.0.0.1:7480 --seed 1 --lose 0.05 \\
+        --rule stall:PUT:*:2
 
 and is then asked and told through its own address:
 

@@ -101,7 +101,7 @@ def test_fc6_in_pieces_is_fc6(random_fcn, monkeypatch):
     model = exact(random_fcn, "fcn32s")
     image_BCHW = picture(model, 150, 40)
     whole = FastForward(model)(image_BCHW)
-    monkeypatch.setattr(arithmetic, "_PATCH_BYTES", 1)  # a row at a time
+    monkeypatch.setattr(arithmetic, "PATCH_BYTES", 1)  # a row at a time
     assert relative_error(FastForward(model)(image_BCHW), whole) < 1e-12
 
 

@@ -15,7 +15,7 @@ from fcn_core.weights.weights_file import WeightsFile
 from pipeline.driver import run
 from pipeline.errors import StoreError
 from pipeline.executors import local
-from pipeline.executors.local import _DEPTH, run_local, run_stages
+from pipeline.executors.local import QUEUE_DEPTH, run_local, run_stages
 from pipeline.inputs.shard import Shard
 from pipeline.plan import make_plan
 from pipeline.resolve import resolve_run
@@ -216,15 +216,15 @@ def test_what_is_in_flight_is_bounded_however_slow_the_next_stage(slow: int) -> 
         for before, after, workers in zip(gauges, gauges[1:], counts, strict=False):
             waiting = before.made - after.begun
             # The threads of a held stage have taken one item each without beginning it.
-            assert waiting <= workers + _DEPTH + (counts[slow] if after is gauges[slow] else 0)
+            assert waiting <= workers + QUEUE_DEPTH + (counts[slow] if after is gauges[slow] else 0)
     gate.set()
     consumer.join()
     for _ in range(3):  # now the consumer is the slowest
         time.sleep(0.1)
-        assert gauges[-1].made - len(first) <= counts[-1] + _DEPTH
+        assert gauges[-1].made - len(first) <= counts[-1] + QUEUE_DEPTH
         for before, after, *workers in zip(gauges, gauges[1:], counts, counts[1:], strict=False):
             # The threads of the next stage may have taken items without beginning them.
-            assert before.made - after.begun <= sum(workers) + _DEPTH
+            assert before.made - after.begun <= sum(workers) + QUEUE_DEPTH
         first.append(next(results))
         time.sleep(0.1)
     results.close()  # type: ignore[attr-defined]
@@ -246,7 +246,7 @@ def test_replicas_share_the_memory(
 ) -> None:
     flags = {f"limits__{name}": value for name, value in limits.items()}
     config = world.config(shards, tmp_path / "out", weights, compute__workers=3, **flags)
-    pool = local._WorkerPool(*resolve_run(config))
+    pool = local.WorkerPool(*resolve_run(config))
     try:
         assert [segmenter.worker.limits.memory for segmenter in pool.segmenters] == [expected] * 3
         assert {segmenter.worker.settings.memory for segmenter in pool.segmenters} == {expected}

@@ -179,7 +179,7 @@ def test_many_shards_are_read_in_waves_and_by_several(
 
     source = world.write_shards(tmp_path / "in", shards=7, images=2)
     monkeypatch.setattr(run_module, "WAVE", 5)
-    monkeypatch.setattr(ray_executor, "_TASKS", 2)
+    monkeypatch.setattr(ray_executor, "MAX_READ_TASKS", 2)
     sizes: list[int] = []
     dataset = ray_executor._dataset
 

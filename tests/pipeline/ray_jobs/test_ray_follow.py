@@ -213,7 +213,7 @@ def test_every_line_comes_once_however_often_the_connection_breaks(
     log: str, cuts: list[int], breaks: list[int]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_follow, "_PAUSE_SECONDS", 0.0)
+        patch.setattr(ray_follow, "PAUSE_SECONDS", 0.0)
         broken: Any = BrokenJobs(log, sorted(cut for cut in cuts if cut <= len(log)), breaks)
         with LogTail(broken, "id") as tail:
             tail.finish(60)

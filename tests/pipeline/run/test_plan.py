@@ -371,7 +371,7 @@ def test_images_of_many_shards_are_estimated_unless_they_are_asked_for(
 
 
 def test_a_list_of_shards_is_a_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_list, "_ROWS", 3)
+    monkeypatch.setattr(shard_list, "ROWS_PER_BATCH", 3)
     names = [f"{n % 3}/s-{n}" for n in range(10)]
     place = World(tmp_path)
     for number, name in enumerate(names):

@@ -409,7 +409,7 @@ def test_rows_are_read_in_batches_of_any_size(
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
-    monkeypatch.setattr(parquet_input, "_BUFFER", buffer)
+    monkeypatch.setattr(parquet_input, "BUFFER_BYTES", buffer)
     table = {"image": [b"%03d" % n for n in range(10)], "other": [b"x" * 1000] * 10}
     found = from_table(tmp_path, table, row_group_size=7)
     assert [int(image) for _, image, _ in samples(found)] == list(range(10))

@@ -473,7 +473,7 @@ def test_a_local_file_is_put_whole(
 ) -> None:
     from pipeline.storage import s3 as store_s3
 
-    monkeypatch.setattr(store_s3, "_PART", 5 * 2**20)  # the least that S3 takes for a part
+    monkeypatch.setattr(store_s3, "PART_BYTES", 5 * 2**20)  # the least that S3 takes for a part
     source = tmp_path / "source"
     for size in (0, 10, 11 * 2**20):
         source.write_bytes(bytes(range(256)) * (size // 256) + b"x" * (size % 256))

@@ -1,1 +1,1 @@
-"""What `tests.support.child_patches` puts into child processes: modules that import next to nothing."""
+"""Modules that `tests.support.child_patches` puts into child processes. They import little."""
