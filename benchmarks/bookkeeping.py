@@ -173,14 +173,14 @@ def finish(folder: Path) -> str:
 
 def tabulate(folder: Path) -> str:
     """The end of a first run: every commit is new, and goes through the temporary file."""
-    output, ledger = Store(str(folder / "out")), CommitIndex()
+    output, index = Store(str(folder / "out")), CommitIndex()
     input_tag = Store(str(folder / "in")).stat(f"{name(0)}.tar").etag
     tag = output.stat(commit_path(name(0))).etag
     entries = [Entry.of(a_commit(seed, input_tag), tag) for seed in range(VARIANTS)]
     count = sum(1 for _ in output.listing("_commits"))
     for number in range(count):
-        ledger.add(replace(entries[number % VARIANTS], shard=name(number)))
-    summary = write_table(output, ledger, LABELS)
+        index.add(replace(entries[number % VARIANTS], shard=name(number)))
+    summary = write_table(output, index, LABELS)
     return f"{summary.shards} in the table, {output.stat(SHARD_TABLE).size} bytes"
 
 
@@ -215,7 +215,7 @@ def resume(folder: Path) -> str:
 
 
 def _finish(found: Plan, output: Store) -> str:
-    summary = write_table(output, found.ledger, LABELS)
+    summary = write_table(output, found.commit_index, LABELS)
     result = RunResult(
         output.url, LABELS, summary.scores(), summary.images, summary.failures, found.total,
         summary.shards, 0, (), False, 0, (), 1.0,

@@ -172,7 +172,7 @@ def pieces(store: Store) -> dict[str, float]:
     shard = Shard(name(0), "tar", "a.tar", 99, "tag")
     spec = a_spec(Store("in"), store)
     receipt = pickle.loads(templates[0])
-    commit, ledger = build_commit(spec, shard, [receipt]), CommitIndex()
+    commit, index = build_commit(spec, shard, [receipt]), CommitIndex()
     entry = Entry.of(commit, "tag")
     data = commit.to_json()
     numbers = iter(range(10**9))
@@ -188,7 +188,7 @@ def pieces(store: Store) -> dict[str, float]:
     return {
         **{name: cpu for name, (cpu, _) in found.items()},
         # So many that rows are written away as well.
-        "entry": _cpu(lambda: ledger.add(Entry.of(commit, "tag")), 1024)[0],
+        "entry": _cpu(lambda: index.add(Entry.of(commit, "tag")), 1024)[0],
         "entry_bytes": float(len(pickle.dumps(entry))),
         "request": _cpu(lambda: store.create(f"p/{next(numbers)}", data), SAMPLES, 16)[0],
         "seconds_of_request": seconds_of_request,

@@ -60,12 +60,12 @@ class RunOutcome:
     @property
     def shards(self) -> int:
         """Number of shards in INPUT, as counted by the last finished run."""
-        return int(self.status.marker_document.get("shards", len(self.status.ledger)))
+        return int(self.status.marker_document.get("shards", len(self.status.commit_index)))
 
     @property
     def committed(self) -> int:
         """Number of shards of INPUT that are committed."""
-        return int(self.status.marker_document.get("committed", len(self.status.ledger)))
+        return int(self.status.marker_document.get("committed", len(self.status.commit_index)))
 
     @property
     def failed(self) -> dict[str, str]:

@@ -121,7 +121,7 @@ class Committer:
             listed = self.spec.output.listing(QUARANTINE)
             self._quarantine_tables = frozenset(info.path for info in listed)
         self._shards = {shard.id: shard for shard in shards}
-        self._older = self.plan.ledger.commit_tags(self._shards)
+        self._older = self.plan.commit_index.commit_tags(self._shards)
 
     def add(self, item: Receipt | ShardFailure) -> None:
         """Take one result of an executor. The same chunk may arrive twice.
@@ -216,7 +216,7 @@ class Committer:
             self.redone.add(outcome.shard)
         if outcome.good + outcome.bad == 0:
             self.empty.append(outcome.shard)
-        self.plan.ledger.add(outcome.entry)
+        self.plan.commit_index.add(outcome.entry)
         with logs.about(shard=outcome.shard):
             text = "shard committed: %d images, %d quarantined"
             logs.event(logging.INFO, text, outcome.good, outcome.bad)

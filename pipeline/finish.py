@@ -167,7 +167,7 @@ def finish_run(
     session.lease.check()
     spec, todo = committer.spec, committer.plan
     share = RunShare(spec.run, spec.labels, spec.config.drift.review_images)
-    summary = write_table(spec.output, todo.ledger, spec.labels, share)
+    summary = write_table(spec.output, todo.commit_index, spec.labels, share)
     seconds = session.seconds
     record = None
     if not is_interrupted:

@@ -65,7 +65,7 @@ class Plan:
         counted_images: samples of the shards whose commits match their present content.
         uncounted: the other shards.
         redo: commit tags by shard id, for shards whose valid commits are to be replaced.
-        ledger: index of all commits of the output.
+        commit_index: index of all commits of the output.
         vanished: number of committed shards, and of images in virtual shards, that the input no
             longer has.
         vanished_names: some of their names.
@@ -86,7 +86,7 @@ class Plan:
     counted_images: int
     uncounted: Sequence[Shard]
     redo: Mapping[str, str]
-    ledger: CommitIndex
+    commit_index: CommitIndex
     vanished: int
     vanished_names: tuple[str, ...]
     packing: ShardAssignment | None
@@ -101,7 +101,7 @@ class Plan:
 
     def outdated_ids(self) -> list[str]:
         """Return the ids of pending shards that have an earlier commit."""
-        return [shard.id for shard in self.pending if shard.id in self.ledger]
+        return [shard.id for shard in self.pending if shard.id in self.commit_index]
 
     def count_images(self, most_opened: int | None = MOST_OPENED) -> ImageCount:
         """Return the number of samples, from commits and, for other shards, from their indexes.
@@ -193,12 +193,12 @@ def subtract(found: Survey, spec: PlanSpec) -> Plan:
         selected = np.array([shard.id in packing.selected for shard in shards], np.bool_)
         if not found.left_out:  # a shard that lost all its images may be pending as well
             selected[:] = True
-    ledger = read_commit_index(spec.output)
+    index = read_commit_index(spec.output)
     keys, tags, sizes = _columns(shards)
-    places = ledger.find(keys)
-    is_known = ledger.has_input(places, tags)
-    is_done = is_known & ledger.holds(places, spec.fingerprint, spec.config.output.masks)
-    redo = _redo(spec.output, ledger)
+    places = index.find(keys)
+    is_known = index.has_input(places, tags)
+    is_done = is_known & index.holds(places, spec.fingerprint, spec.config.output.masks)
+    redo = _redo(spec.output, index)
     is_done &= ~np.isin(keys, hashes(redo, len(redo)))
     is_pending = ~is_done & selected
     if spec.only is not None:
@@ -207,9 +207,9 @@ def subtract(found: Survey, spec: PlanSpec) -> Plan:
     if limit is not None:
         is_pending &= np.cumsum(is_pending) <= limit
     earlier = places[is_pending & (places >= 0)]
-    gone = ledger.others(keys)
+    gone = index.others(keys)
     images_gone = packing.vanished if packing else ()
-    names = [*ledger.names(gone[:_MOST_NAMED]), *images_gone]
+    names = [*index.names(gone[:_MOST_NAMED]), *images_gone]
     return Plan(
         total=len(shards),
         bytes=int(sizes.sum()),
@@ -217,12 +217,12 @@ def subtract(found: Survey, spec: PlanSpec) -> Plan:
         pending=_where(shards, is_pending),
         pending_bytes=int(sizes[is_pending].sum()),
         outdated=len(earlier),
-        outdated_masks=ledger.masks_of(earlier),
+        outdated_masks=index.masks_of(earlier),
         left=int((~is_done & ~is_pending).sum()),
-        counted_images=ledger.samples(places[is_known]),
+        counted_images=index.samples(places[is_known]),
         uncounted=_where(shards, ~is_known),
         redo={shard.id: redo[shard.id] for shard in shards if shard.id in redo} if redo else {},
-        ledger=ledger,
+        commit_index=index,
         vanished=len(gone) + len(images_gone),
         vanished_names=tuple(names[:_MOST_NAMED]),
         packing=packing,
@@ -246,10 +246,10 @@ def _list(spec: PlanSpec) -> Listing:
     return list_input(spec.images, spec.label_folder)
 
 
-def _redo(output: Store, ledger: CommitIndex) -> dict[str, str]:
+def _redo(output: Store, index: CommitIndex) -> dict[str, str]:
     """Return the shards to segment again: those whose commit is still the one to be replaced."""
     wanted = read_retry_list(output)
-    there = ledger.commit_tags(wanted)
+    there = index.commit_tags(wanted)
     return {shard: tag for shard, tag in wanted.items() if there.get(shard) == tag}
 
 

@@ -1,4 +1,4 @@
-"""The ledger: all commits of an output, read without opening every one, held without keeping them.
+"""The commit index: all commits of an output, read without opening every one, held without keeping them.
 
 `stats/shards.parquet` caches the commits; one listing of `_commits/` says which of its rows still
 hold, and only what the table lacks is read. In memory there are some tens of bytes per commit:
@@ -160,7 +160,7 @@ class CommitIndex:
 
         Raises:
             DamagedError: the table, of which only the light columns were checked so far, is not as
-                it was written: start again with `read_ledger(output, believe_table=False)`.
+                it was written: start again with `read_commit_index(output, believe_table=False)`.
         """
         self._settle()
         new = np.sort(self._row[self._row >= self._base]) - self._base
@@ -212,7 +212,7 @@ class CommitIndex:
     def _select(self, columns: list[str], rows: Ints) -> Iterator[pa.RecordBatch]:
         """Columns of some rows, in the order of the rows' numbers.
 
-        Only columns that were checked when the ledger was read.
+        Only columns that were checked when the commit index was read.
         """
         if not len(rows):
             return
@@ -267,25 +267,25 @@ def read_commit_index(output: Store, *, believe_table: bool = True) -> CommitInd
         StoreError: the store fails.
     """
     table = open_table(output) if believe_table else None
-    ledger = CommitIndex(table)
+    index = CommitIndex(table)
     try:
-        index = TableIndex(table, ledger._kinds)
+        cached = TableIndex(table, index._kinds)
     except DamagedError:
         return read_commit_index(output, believe_table=False)
 
     def lacking() -> Iterator[ObjectInfo]:
         for infos in _in_batches(_listed(output)):
-            places, held = index.held(infos)
-            ledger.keep(index, places[held])
+            places, held = cached.held(infos)
+            index.keep(cached, places[held])
             yield from (info for info, is_held in zip(infos, held, strict=True) if not is_held)
 
     def fetch(info: ObjectInfo) -> tuple[ObjectInfo, bytes]:
         return info, output.read(info.path)
 
     for info, data in map_ordered(fetch, lacking(), _READERS):
-        ledger.add(Entry.of(_commit(output, info, data), info.etag))
-    ledger.is_as_the_table &= len(ledger) == ledger._base
-    return ledger
+        index.add(Entry.of(_commit(output, info, data), info.etag))
+    index.is_as_the_table &= len(index) == index._base
+    return index
 
 
 def read_commits(output: Store) -> Iterator[Commit]:

@@ -59,7 +59,7 @@ def quarantined(output: Store, status: Status) -> Iterator[Quarantined]:
         OutputError: a table that cannot be read, or that a commit promises and that is gone.
     """
     failed = set(status.marker_document.get("failed_shards", {}))
-    committed = status.ledger.with_failures()
+    committed = status.commit_index.with_failures()
     shards = sorted(failed | committed.keys())
 
     def read(shard: str) -> list[Quarantined]:
@@ -117,7 +117,7 @@ def quarantine_table(failures: Sequence[Failure]) -> bytes:
 def find_retry_list(status: Status) -> RetryList:
     """What a retry is about: shards with quarantined samples, and shards that failed."""
     failed = frozenset(status.marker_document.get("failed_shards", {}))
-    commits = status.ledger.with_failures()
+    commits = status.commit_index.with_failures()
     return RetryList(commits, failed - commits.keys())
 
 

@@ -1,6 +1,6 @@
 """`stats/shards.parquet`: one row per commit, read and written in batches, believed only whole.
 
-For people it is a table of scores; for the ledger it is a cache of the commits. It carries a
+For people it is a table of scores; for the commit index it is a cache of the commits. It carries a
 digest of every column of every row group, so that a reader of some columns checks just these, each
 batch before it is used.
 """

@@ -19,7 +19,7 @@ class Status:
 
     Attributes:
         identity: what it belongs to.
-        ledger: its commits.
+        commit_index: its commits.
         summary: what they come to.
         holder: the driver at work, if any.
         marker: "_SUCCESS", "_PARTIAL" or None while (or before) a run finishes.
@@ -27,7 +27,7 @@ class Status:
     """
 
     identity: Manifest
-    ledger: CommitIndex
+    commit_index: CommitIndex
     summary: Summary
     holder: Holder | None
     marker: str | None
@@ -60,8 +60,8 @@ def read_status(output: Store) -> Status:
     """
     identity = read_manifest(output)
     marker, document = read_marker(output)
-    ledger, summary = summarize(output, identity.labels)
+    index, summary = summarize(output, identity.labels)
     holder = read_lease(output)
     if holder is not None and not holder.is_in_force():  # killed: it holds nothing any more
         holder = None
-    return Status(identity, ledger, summary, holder, marker, document)
+    return Status(identity, index, summary, holder, marker, document)

@@ -239,17 +239,17 @@ def summarize(output: Store, labels: LabelSet) -> tuple[CommitIndex, Summary]:
         OutputError: a commit that cannot be read, or of another format.
         StoreError: the store fails.
     """
-    ledger = read_commit_index(output)
+    index = read_commit_index(output)
     try:
-        return ledger, _summary(ledger, labels)
+        return index, _summary(index, labels)
     except DamagedError:
-        ledger = read_commit_index(output, believe_table=False)
-        return ledger, _summary(ledger, labels)
+        index = read_commit_index(output, believe_table=False)
+        return index, _summary(index, labels)
 
 
-def _summary(ledger: CommitIndex, labels: LabelSet) -> Summary:
-    summary = Summary(labels, len(ledger))
-    for batch in ledger.batches():
+def _summary(index: CommitIndex, labels: LabelSet) -> Summary:
+    summary = Summary(labels, len(index))
+    for batch in index.batches():
         summary.add(batch)
     return summary
 

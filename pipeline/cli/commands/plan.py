@@ -61,7 +61,7 @@ def print_plan(config: RunConfig, *, as_json: bool, exact: bool = False) -> None
                 "outdated": plan.outdated_ids(),
                 "left": plan.left,
                 "unpacked": plan.unpacked,
-                "committed": len(plan.ledger),
+                "committed": len(plan.commit_index),
                 "vanished": plan.vanished,
                 "vanished_names": list(plan.vanished_names),
                 "passed_over": list(plan.passed_over),

@@ -1,4 +1,4 @@
-"""Laws of the ledger: commits are the truth, the table is a cache that one listing validates."""
+"""Laws of the commit index: commits are the truth, the table is a cache that one listing validates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fcn_core.labels import LabelSet
 from pipeline.errors import OutputError, StoreError
 from pipeline.finish import write_table
-from pipeline.output import commit_index as ledger_module
+from pipeline.output import commit_index as commit_index_module
 from pipeline.output import commit_index as spill
 from pipeline.output import shard_table
 from pipeline.output.commit_index import CommitIndex, hashes, read_commit_index, read_commits
@@ -81,10 +81,10 @@ def plain(entry: Entry) -> dict[str, Any]:
 
 
 def read(output: Store) -> dict[str, dict[str, Any]]:
-    """What the ledger says of every shard."""
-    ledger, summary = summarize(output, world.TINY)
-    found = {entry.shard: plain(entry) for entry in ledger.entries()}
-    assert len(ledger) == len(found) == summary.shards
+    """What the commit index says of every shard."""
+    index, summary = summarize(output, world.TINY)
+    found = {entry.shard: plain(entry) for entry in index.entries()}
+    assert len(index) == len(found) == summary.shards
     return found
 
 
@@ -130,10 +130,10 @@ def test_only_what_the_table_lacks_is_read(output: Store, commits_read: list[str
     assert sorted(commits_read) == [commit_path("b"), commit_path("new")]
     assert (set(found), found["b"]["images"]) == ({*SHARDS, "new"} - {"x/y"}, 770)
     commits_read.clear()
-    ledger = read_commit_index(output)
+    index = read_commit_index(output)
     put(output, commit("newer", 5))
-    assert set(ledger.commit_tags(["b", "x/y", "newer"])) == {"b"}
-    assert "b" in ledger and "newer" not in ledger
+    assert set(index.commit_tags(["b", "x/y", "newer"])) == {"b"}
+    assert "b" in index and "newer" not in index
 
 
 def test_a_table_without_commits_is_worth_nothing(output: Store) -> None:
@@ -194,9 +194,9 @@ def test_damage_in_the_heavy_columns_alone_is_found_where_they_are_read(output: 
     changed = [{**row, "confusion": [9] * 9} for row in table.to_pylist()]
     pq.write_table(type(table).from_pylist(changed, schema=table.schema), path)
     put(output, commit("c", 4, confusion=((0,) * 3,) * 3))
-    ledger = read_commit_index(output)  # planning needs no confusion matrix, and believes the rest
-    assert len(ledger) == len(SHARDS) + 1
-    summary = write_table(output, ledger, world.TINY)
+    index = read_commit_index(output)  # planning needs no confusion matrix, and believes the rest
+    assert len(index) == len(SHARDS) + 1
+    summary = write_table(output, index, world.TINY)
     assert summary.scores()["confusion"] == expected["confusion"]
     assert [row["shard"] for row in rows(output)] == sorted([*SHARDS, "c"])
 
@@ -224,8 +224,8 @@ def test_a_table_with_nulls_is_not_believed(output: Store, column: str) -> None:
 
 
 def test_a_table_that_is_not_sorted_is_not_believed(output: Store, commits_read: list[str]) -> None:
-    ledger = read_commit_index(output)
-    entries = list(ledger.entries())
+    index = read_commit_index(output)
+    entries = list(index.entries())
     with shard_table.TableWriter(output) as table:
         table.write(shard_table.batch_of(entries[::-1]))
         table.put()
@@ -269,7 +269,7 @@ def test_a_store_that_fails_is_no_damaged_table(
 
 
 def test_a_remote_table_is_read_the_same(output: Store, commits_read: list[str]) -> None:
-    remote = Store("memory://ledger-of-a-remote-store")
+    remote = Store("memory://index-of-a-remote-store")
     for path in ("a", "b", "x/y"):
         put(remote, commit(path))
     found = read(remote)
@@ -313,7 +313,7 @@ def test_the_table_has_the_scores_of_every_shard(output: Store) -> None:
         )
 
 
-def test_equal_ledgers_are_equal_tables(output: Store) -> None:
+def test_equal_indexes_are_equal_tables(output: Store) -> None:
     tables = []
     for _ in range(2):
         output.delete(SHARD_TABLE)
@@ -322,7 +322,7 @@ def test_equal_ledgers_are_equal_tables(output: Store) -> None:
     assert tables[0] == tables[1]
 
 
-def test_an_empty_ledger_is_a_table_without_rows(tmp_path: Path) -> None:
+def test_an_empty_index_is_a_table_without_rows(tmp_path: Path) -> None:
     output = Store(str(tmp_path))
     summary = save(output)
     assert rows(output) == [] and read(output) == {}
@@ -361,7 +361,7 @@ STEPS = st.lists(
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of two rows, so that a few shards are many batches."""
-    for module in (shard_table, ledger_module):
+    for module in (shard_table, commit_index_module):
         monkeypatch.setattr(module, "ROWS", 2)
     monkeypatch.setattr(spill, "_ROWS", 2)
 
@@ -378,18 +378,18 @@ def do(output: Store, step: str, name: str, seed: int, table: bytes) -> None:
     elif step == "damage" and table:
         place = len(table) * seed // 6
         output.write(SHARD_TABLE, table[:place] + b"damaged" + table[place + 7 :])
-    elif step == "run":  # as a run: the ledger grows while it is held
-        ledger = read_commit_index(output)
+    elif step == "run":  # as a run: the commit index grows while it is held
+        index = read_commit_index(output)
         for shard in (name, f"{name}-{seed}"):
             made = commit(shard, seed + 1)
-            tag = write_commit(output, made, replaces=ledger.commit_tags([shard]).get(shard))
-            ledger.add(Entry.of(made, tag))
-        write_table(output, ledger, world.TINY)
+            tag = write_commit(output, made, replaces=index.commit_tags([shard]).get(shard))
+            index.add(Entry.of(made, tag))
+        write_table(output, index, world.TINY)
 
 
 @given(STEPS)
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-def test_the_ledger_is_what_reading_everything_gives(
+def test_the_index_is_what_reading_everything_gives(
     tmp_path_factory: pytest.TempPathFactory, small_batches: None, steps: list[tuple[str, str, int]]
 ) -> None:
     output = Store(str(tmp_path_factory.mktemp("steps")))
@@ -397,24 +397,24 @@ def test_the_ledger_is_what_reading_everything_gives(
         there = any(info.path == SHARD_TABLE for info in output.objects("stats"))
         do(output, step, name, seed, output.read(SHARD_TABLE) if there else b"")
         documents = oracles.commits(Path(output.url))
-        ledger, summary = summarize(output, world.TINY)
-        assert [e.shard for e in ledger.entries()] == sorted(documents)
-        for entry in ledger.entries():
+        index, summary = summarize(output, world.TINY)
+        assert [e.shard for e in index.entries()] == sorted(documents)
+        for entry in index.entries():
             document = documents[entry.shard]
             assert entry.confusion.matrix.tolist() == document["confusion"]
             assert (entry.input_etag, entry.images) == (
                 document["input"]["etag"], document["images"],
             )  # fmt: skip
-        assert ledger.with_failures() == {
+        assert index.with_failures() == {
             shard: output.stat(commit_path(shard)).etag
             for shard in sorted(documents) if documents[shard]["failures"]
         }  # fmt: skip
         check_summary(summary, documents)
         keys = hashes([*NAMES, "nobody"], len(NAMES) + 1)
-        assert [place >= 0 for place in ledger.find(keys)] == [
+        assert [place >= 0 for place in index.find(keys)] == [
             name in documents for name in (*NAMES, "nobody")
         ]
-        assert sorted(ledger.names(ledger.others(keys))) == sorted(documents.keys() - {*NAMES})
+        assert sorted(index.names(index.others(keys))) == sorted(documents.keys() - {*NAMES})
     save(output)
     incremental = rows(output)
     output.delete(SHARD_TABLE)
@@ -438,7 +438,7 @@ def check_summary(summary: Summary, documents: dict[str, Any]) -> None:
 
 
 def test_twenty_thousand_rows_stay_out_of_memory(tmp_path: Path) -> None:
-    """What the ledger keeps, and what it takes while it works, by Python's and Arrow's count."""
+    """What the commit index keeps, and what it takes while it works, by Python's and Arrow's count."""
     import tracemalloc
 
     import pyarrow as pa
@@ -447,14 +447,14 @@ def test_twenty_thousand_rows_stay_out_of_memory(tmp_path: Path) -> None:
     matrix = np.random.default_rng(0).integers(0, 10**6, (21, 21))
     made = commit("s", confusion=tuple(map(tuple, matrix.tolist())), class_pixels=(10**9,) * 21)
     entry = Entry.of(made, "tag")
-    ledger, count = CommitIndex(), 20_000
+    index, count = CommitIndex(), 20_000
     tracemalloc.start()
     arrow = pa.total_allocated_bytes()
     for n in range(count):
-        ledger.add(replace(entry, shard=f"train/shard-{n:06d}", commit_etag=f"{n:032x}"))
+        index.add(replace(entry, shard=f"train/shard-{n:06d}", commit_etag=f"{n:032x}"))
     held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - arrow
     assert held < 12 * 2**20, held  # 40 bytes a row, and one batch of entries that wait
-    summary = write_table(Store(str(tmp_path)), ledger, labels)
+    summary = write_table(Store(str(tmp_path)), index, labels)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert summary.scores()["confusion"][3][4] == count * matrix[3, 4]

@@ -164,7 +164,7 @@ def written(output: Store, failed: dict[str, str] | None = None) -> tuple[str, _
     return html, _Page(html)
 
 
-def test_its_numbers_are_those_of_the_ledger(output: Store) -> None:
+def test_its_numbers_are_those_of_the_commit_index(output: Store) -> None:
     add_shard(output, "a")
     add_shard(output, "b", matrix=[[1, 0, 0, 0], [9, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     _, page = written(output)
@@ -389,10 +389,10 @@ def test_three_thousand_shards_make_no_larger_report(
     add_shard(output, "s", failures=[Failure("k", "0 bytes", "ImageError", "mem/s.tar#k")])
     (entry,) = read_commit_index(output).entries()
     entry = replace(entry, images=100, failures=2)
-    ledger = CommitIndex()
+    index = CommitIndex()
     for n in range(3000):
-        ledger.add(replace(entry, shard=f"s{n:04d}"))
-    summary = write_table(output, ledger, LABELS)
+        index.add(replace(entry, shard=f"s{n:04d}"))
+    summary = write_table(output, index, LABELS)
     reads: list[str] = []
     read = Store.read
 

@@ -344,11 +344,11 @@ def test_a_hundred_thousand_shards_open_at_once(tmp_path: Path, open_report: Ope
     output = Store(str(tmp_path))
     rng = np.random.default_rng(0)
     matrices = rng.integers(1, 1000, (_SHARDS, 4, 4))
-    ledger = CommitIndex()
+    index = CommitIndex()
     for n in range(_SHARDS):
-        ledger.add(entry(n, matrices[n]))
-    summary = Summary(LABELS, len(ledger))
-    for batch in ledger.batches():
+        index.add(entry(n, matrices[n]))
+    summary = Summary(LABELS, len(index))
+    for batch in index.batches():
         summary.add(batch)
     # Noise is the hardest to compress: as many pictures as the report takes, and no more bytes.
     chunk = [preview(f"k{n}", n, size=(240, 320)) for n in range(3)]

@@ -26,7 +26,7 @@ SHARDS = [Shard(f"s{n:03d}", "tar", f"s{n:03d}.tar", 9, "tag") for n in range(20
 def collector(url: str | None = None) -> Committer:
     output = Store(url or f"memory://{uuid.uuid4().hex}")
     spec = world.spec(images=Store("memory://in"), output=output, run="r", masks=("parquet",))
-    plan: Any = SimpleNamespace(ledger=CommitIndex(), redo={})
+    plan: Any = SimpleNamespace(commit_index=CommitIndex(), redo={})
     made = Committer(plan, spec)
     made.expect(SHARDS)
     return made
@@ -60,7 +60,7 @@ def test_threads_commit_every_shard_once(monkeypatch: pytest.MonkeyPatch) -> Non
     with collector() as made:
         feed(made)
         made.settle()
-    assert made.committed == len(made.plan.ledger) == len(seen) == len(SHARDS)
+    assert made.committed == len(made.plan.commit_index) == len(seen) == len(SHARDS)
     assert len(made.spec.output.objects("_commits")) == len(SHARDS)
     assert 2 <= max(seen) <= COMMITTERS
 
