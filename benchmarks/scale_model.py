@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.committer import COMMITTERS, MOST_WAITING
+from pipeline.committer import COMMITTERS, MAX_WAITING
 from pipeline.driver import WAVE
 
 FIGURES = Path(__file__).parent / "simulation.json"
@@ -58,7 +58,7 @@ SERIAL = Driver(threads=1, window=1, requests=2)
 """As it was: a shard is committed before the next receipt is taken, after a deletion."""
 
 
-THREADS = Driver(threads=COMMITTERS, window=MOST_WAITING, requests=1)
+THREADS = Driver(threads=COMMITTERS, window=MAX_WAITING, requests=1)
 """The commit; a quarantine table only where there is one to write, or to delete."""
 
 

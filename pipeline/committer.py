@@ -31,11 +31,11 @@ COMMITTERS = 32
 """Threads that write commits: enough for 640 requests a second of 50 ms each."""
 
 
-MOST_WAITING = 2 * COMMITTERS
+MAX_WAITING = 2 * COMMITTERS
 """Most shards that wait for their commit; with more, `add` waits before it takes a receipt."""
 
 
-MOST_UNREACHABLE = 20
+MAX_UNREACHABLE = 20
 """Unreadable shards in a row after which the store, not a shard, is reported as the cause."""
 
 
@@ -66,7 +66,7 @@ class Committer:
         seconds: seconds by stage, summed over these chunks.
         store_retries: store requests that the workers sent again.
         committed: number of shards that this run committed.
-        redone: committed shards that the plan lists in `redo`.
+        retried: committed shards that the plan lists in `retry_commits`.
         uncommitted_images, uncommitted_failures: counts over the failed shards.
     """
 
@@ -80,7 +80,7 @@ class Committer:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     store_retries: int = 0
     committed: int = 0
-    redone: set[str] = field(default_factory=set)
+    retried: set[str] = field(default_factory=set)
     uncommitted_images: int = 0
     uncommitted_failures: int = 0
     _receipts: dict[str, dict[int, Receipt]] = field(default_factory=lambda: defaultdict(dict))
@@ -153,7 +153,7 @@ class Committer:
             older = self._older.get(shard.id)
             self._in_progress.append(self._pool.submit(self._commit, shard, receipts, older))
         # A file is written in milliseconds: waiting for it keeps the progress exact.
-        most = 0 if self.spec.output.is_local else MOST_WAITING
+        most = 0 if self.spec.output.is_local else MAX_WAITING
         while self._in_progress and (self._in_progress[0].done() or len(self._in_progress) > most):
             self._note(self._in_progress.popleft().result())
 
@@ -178,7 +178,7 @@ class Committer:
         with logs.about(shard=failure.shard):
             logs.event(logging.ERROR, "shard failed: %s", failure.reason)
         self._unreachable = self._unreachable + 1 if failure.error == StoreError.__name__ else 0
-        if self._unreachable >= MOST_UNREACHABLE:
+        if self._unreachable >= MAX_UNREACHABLE:
             raise StoreError(
                 where=self.spec.images.location(""),
                 found=f"{self._unreachable} shards in a row could not be read, the last one because: "
@@ -212,8 +212,8 @@ class Committer:
         if outcome.entry is None:
             return
         self.committed += 1
-        if outcome.shard in self.plan.redo:
-            self.redone.add(outcome.shard)
+        if outcome.shard in self.plan.retry_commits:
+            self.retried.add(outcome.shard)
         if outcome.good + outcome.bad == 0:
             self.empty.append(outcome.shard)
         self.plan.commit_index.add(outcome.entry)

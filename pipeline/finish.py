@@ -174,7 +174,9 @@ def finish_run(
         record = _record_run(spec, share, summary, len(committer.failed), seconds, reference)
     result = _result(committer, summary, seconds)
     result = replace(result, interrupted=is_interrupted, record=record)
-    left = {shard: tag for shard, tag in todo.redo.items() if shard not in committer.redone}
+    left = {
+        shard: tag for shard, tag in todo.retry_commits.items() if shard not in committer.retried
+    }
     write_retry_list(spec.output, left)
     write_results(spec.output, summary, result)
     session.monitor.end(result.exit_code)
@@ -199,7 +201,7 @@ def write_table(
     try:
         return _write_table(output, index, labels, share)
     except DamagedError:  # the older table, whose rows were to be copied
-        return _write_table(output, read_commit_index(output, believe_table=False), labels, share)
+        return _write_table(output, read_commit_index(output, trust_table=False), labels, share)
 
 
 def _write_table(
@@ -213,9 +215,9 @@ def _write_table(
             summary.add(batch)
             if share is not None:
                 share.add(batch)
-            if not index.is_as_the_table:
+            if not index.is_equal_to_table:
                 table.write(batch)
-        if not index.is_as_the_table:
+        if not index.is_equal_to_table:
             table.put()
     return summary
 

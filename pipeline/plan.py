@@ -26,11 +26,11 @@ from pipeline.stages.read import count_images
 from pipeline.stages.spec import PlanSpec
 from pipeline.storage.store import Store
 
-MOST_OPENED = 64
+MAX_OPENED = 64
 """Most shards whose indexes are read to count images. With more, the count is an estimate."""
 
 
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Plan:
             date of this run exclude them.
         counted_images: samples of the shards whose commits match their present content.
         uncounted: the other shards.
-        redo: commit tags by shard id, for shards whose valid commits are to be replaced.
+        retry_commits: commit tags by shard id, for shards whose valid commits are to be replaced.
         commit_index: index of all commits of the output.
         vanished: number of committed shards, and of images in virtual shards, that the input no
             longer has.
@@ -85,7 +85,7 @@ class Plan:
     left: int
     counted_images: int
     uncounted: Sequence[Shard]
-    redo: Mapping[str, str]
+    retry_commits: Mapping[str, str]
     commit_index: CommitIndex
     vanished: int
     vanished_names: tuple[str, ...]
@@ -103,18 +103,18 @@ class Plan:
         """Return the ids of pending shards that have an earlier commit."""
         return [shard.id for shard in self.pending if shard.id in self.commit_index]
 
-    def count_images(self, most_opened: int | None = MOST_OPENED) -> ImageCount:
+    def count_images(self, max_opened: int | None = MAX_OPENED) -> ImageCount:
         """Return the number of samples, from commits and, for other shards, from their indexes.
 
         Args:
-            most_opened: most indexes (tar headers, Parquet metadata) to read, evenly spread; the
+            max_opened: most indexes (tar headers, Parquet metadata) to read, evenly spread; the
                 samples of the other shards are estimated from their bytes. None reads all.
         """
         shards = self.uncounted
         members = sum(len(shard.members) for shard in shards) if self.packing else None
         if members is not None:
             return ImageCount(self.counted_images + members, True, {})
-        count = len(shards) if most_opened is None else min(most_opened, len(shards))
+        count = len(shards) if max_opened is None else min(max_opened, len(shards))
         unreadable: dict[str, str] = {}
         found = read = 0
         for place in range(count):
@@ -198,8 +198,8 @@ def subtract(found: Survey, spec: PlanSpec) -> Plan:
     places = index.find(keys)
     is_known = index.has_input(places, tags)
     is_done = is_known & index.holds(places, spec.fingerprint, spec.config.output.masks)
-    redo = _redo(spec.output, index)
-    is_done &= ~np.isin(keys, hashes(redo, len(redo)))
+    retry_commits = _find_retries(spec.output, index)
+    is_done &= ~np.isin(keys, hashes(retry_commits, len(retry_commits)))
     is_pending = ~is_done & selected
     if spec.only is not None:
         is_pending &= np.isin(keys, hashes(spec.only, len(spec.only)))
@@ -209,7 +209,7 @@ def subtract(found: Survey, spec: PlanSpec) -> Plan:
     earlier = places[is_pending & (places >= 0)]
     gone = index.others(keys)
     images_gone = packing.vanished if packing else ()
-    names = [*index.names(gone[:_MOST_NAMED]), *images_gone]
+    names = [*index.names(gone[:_MAX_NAMED]), *images_gone]
     return Plan(
         total=len(shards),
         bytes=int(sizes.sum()),
@@ -221,10 +221,14 @@ def subtract(found: Survey, spec: PlanSpec) -> Plan:
         left=int((~is_done & ~is_pending).sum()),
         counted_images=index.samples(places[is_known]),
         uncounted=_where(shards, ~is_known),
-        redo={shard.id: redo[shard.id] for shard in shards if shard.id in redo} if redo else {},
+        retry_commits={
+            shard.id: retry_commits[shard.id] for shard in shards if shard.id in retry_commits
+        }
+        if retry_commits
+        else {},
         commit_index=index,
         vanished=len(gone) + len(images_gone),
-        vanished_names=tuple(names[:_MOST_NAMED]),
+        vanished_names=tuple(names[:_MAX_NAMED]),
         packing=packing,
         passed_over=(*listing.passed_over, *_left_columns(listing, spec.images)),
         layout=listing.layout,
@@ -246,7 +250,7 @@ def _list(spec: PlanSpec) -> Listing:
     return list_input(spec.images, spec.label_folder)
 
 
-def _redo(output: Store, index: CommitIndex) -> dict[str, str]:
+def _find_retries(output: Store, index: CommitIndex) -> dict[str, str]:
     """Return the shards to segment again: those whose commit is still the one to be replaced."""
     wanted = read_retry_list(output)
     there = index.commit_tags(wanted)

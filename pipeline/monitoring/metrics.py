@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from fcn_core.errors import FcnError
 from pipeline.concurrency import Throttle
 from pipeline.config import MonitoringConfig
-from pipeline.storage import retry as retries
+from pipeline.storage import retry
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -217,7 +217,7 @@ class Monitor:
             yield MetricSample(STAGE_SECONDS, counts.seconds.get(stage, 0.0), stage)
         # Retries of the driver are added only at the end. While the run works, the process counter
         # also holds those of worker threads, which arrive with receipts and would count twice.
-        own = 0 if self._ended is None else retries.count()
+        own = 0 if self._ended is None else retry.count()
         yield MetricSample(RETRIES, counts.store_retries + own)
         for state, number in (
             ("committed", counts.committed),

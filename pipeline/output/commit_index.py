@@ -48,7 +48,7 @@ class CommitIndex:
     """All commits of an output.
 
     Attributes:
-        is_as_the_table: whether the table of the output has these rows and no others.
+        is_equal_to_table: whether the table of the output has these rows and no others.
     """
 
     def __init__(self, table: Table | None = None) -> None:
@@ -62,7 +62,7 @@ class CommitIndex:
         self._kind = np.zeros(0, np.int64)
         self._row = np.zeros(0, np.int64)
         self._new = array("q")
-        self.is_as_the_table = table is not None
+        self.is_equal_to_table = table is not None
 
     def __len__(self) -> int:
         return len(self._keys) + len(self._new) // 5
@@ -146,7 +146,7 @@ class CommitIndex:
             self._base + len(self._spill),
         )
         self._spill.append(entry)
-        self.is_as_the_table = False
+        self.is_equal_to_table = False
         place = self._old_place(values[0])
         if place is None:
             self._new.extend(values)
@@ -160,7 +160,7 @@ class CommitIndex:
 
         Raises:
             DamagedError: the table, of which only the light columns were checked so far, is not as
-                it was written: start again with `read_commit_index(output, believe_table=False)`.
+                it was written: start again with `read_commit_index(output, trust_table=False)`.
         """
         self._settle()
         new = np.sort(self._row[self._row >= self._base]) - self._base
@@ -255,23 +255,23 @@ class _EntryStream:
         return pieces
 
 
-def read_commit_index(output: Store, *, believe_table: bool = True) -> CommitIndex:
+def read_commit_index(output: Store, *, trust_table: bool = True) -> CommitIndex:
     """Every committed shard.
 
     Args:
         output: of a run.
-        believe_table: False to read every commit.
+        trust_table: False to read every commit.
 
     Raises:
         OutputError: a commit that cannot be read, or of another format.
         StoreError: the store fails.
     """
-    table = open_table(output) if believe_table else None
+    table = open_table(output) if trust_table else None
     index = CommitIndex(table)
     try:
         cached = TableIndex(table, index._kinds)
     except DamagedError:
-        return read_commit_index(output, believe_table=False)
+        return read_commit_index(output, trust_table=False)
 
     def lacking() -> Iterator[ObjectInfo]:
         for infos in _in_batches(_listed(output)):
@@ -284,7 +284,7 @@ def read_commit_index(output: Store, *, believe_table: bool = True) -> CommitInd
 
     for info, data in map_ordered(fetch, lacking(), _READERS):
         index.add(Entry.of(_commit(output, info, data), info.etag))
-    index.is_as_the_table &= len(index) == index._base
+    index.is_equal_to_table &= len(index) == index._base
     return index
 
 

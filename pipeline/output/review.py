@@ -39,7 +39,7 @@ Reason = Literal["disagrees with its label", "least confident"]
 
 _READERS = 16
 
-_MOST_PIXELS = PREVIEW_SIDE**2
+_MAX_PIXELS = PREVIEW_SIDE**2
 
 _PICTURES = ("image", "label", "mask", "overlay")
 
@@ -234,8 +234,8 @@ def _previews(output: Store, path: str) -> list[dict[str, Any]]:
 
 def _painted(row: Mapping[str, Any], labels: LabelSet) -> dict[str, bytes | None]:
     try:
-        image = decode_image(row["image"], max_pixels=_MOST_PIXELS)
-        mask = decode_label(row["mask"], max_pixels=_MOST_PIXELS)
+        image = decode_image(row["image"], max_pixels=_MAX_PIXELS)
+        mask = decode_label(row["mask"], max_pixels=_MAX_PIXELS)
         painted = overlay(image, mask.astype(np.uint8), labels.palette)
     except (FcnError, ValueError, KeyError):
         return {}

@@ -28,11 +28,11 @@ from pipeline.stages.histograms import Histograms
 from pipeline.stages.shard_stats import ShardStats
 from pipeline.storage.store import Store
 
-MOST_NAMED = 50
+MAX_NAMED = 50
 """Shards of each kind that are kept: the worst, those with failures, those between."""
 
 
-MOST_SHORTLISTED = 12
+MAX_SHORTLISTED = 12
 """Shards of each kind, with labels and without, that are kept for their worst image."""
 
 
@@ -184,9 +184,9 @@ class Summary(Sums):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.figures = ShardFigures(self.labels.num_classes, self.expected)
-        self.shortlist = Shortlist(MOST_SHORTLISTED)
+        self.shortlist = Shortlist(MAX_SHORTLISTED)
         self._worst: dict[bool, list[ShardScore]] = {True: [], False: []}
-        count = min(self.expected, 2 * MOST_NAMED)
+        count = min(self.expected, 2 * MAX_NAMED)
         self._places = [(2 * i + 1) * self.expected // (2 * count) for i in range(count)]
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -205,7 +205,7 @@ class Summary(Sums):
         self._name(batch, start)
 
     def worst(self, count: int, *, has_labels: bool) -> list[ShardScore]:
-        """Those with the lowest scores of one kind, lowest first; at most `MOST_NAMED`."""
+        """Those with the lowest scores of one kind, lowest first; at most `MAX_NAMED`."""
         return self._worst[has_labels][:count]
 
     def worst_of_all(self, count: int) -> list[ShardScore]:
@@ -214,7 +214,7 @@ class Summary(Sums):
 
     def _name(self, batch: pa.RecordBatch, start: int) -> None:
         bad = np.flatnonzero(batch["failures"].to_numpy() > 0)[
-            : MOST_NAMED - len(self.with_failures)
+            : MAX_NAMED - len(self.with_failures)
         ]
         self.with_failures += _pick(batch["shard"], bad)
         end = start + len(batch)
@@ -225,11 +225,9 @@ class Summary(Sums):
             rows = np.flatnonzero(np.isnan(iou) != has_labels)
             scores = (iou if has_labels else confidence)[rows]
             # Stable: of equal scores those come first whose shards do.
-            lowest = rows[np.argsort(scores, kind="stable")[:MOST_NAMED]]
+            lowest = rows[np.argsort(scores, kind="stable")[:MAX_NAMED]]
             found = [_score(row, has_labels) for row in batch.take(pa.array(lowest)).to_pylist()]
-            self._worst[has_labels] = heapq.nsmallest(
-                MOST_NAMED, [*self._worst[has_labels], *found]
-            )
+            self._worst[has_labels] = heapq.nsmallest(MAX_NAMED, [*self._worst[has_labels], *found])
 
 
 def summarize(output: Store, labels: LabelSet) -> tuple[CommitIndex, Summary]:
@@ -243,7 +241,7 @@ def summarize(output: Store, labels: LabelSet) -> tuple[CommitIndex, Summary]:
     try:
         return index, _summary(index, labels)
     except DamagedError:
-        index = read_commit_index(output, believe_table=False)
+        index = read_commit_index(output, trust_table=False)
         return index, _summary(index, labels)
 
 

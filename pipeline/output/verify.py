@@ -28,7 +28,7 @@ from pipeline.stages.mask_formats import MASK_FORMATS, StoredMask, format_of
 from pipeline.stages.records import FileRecord
 from pipeline.storage.store import Store
 
-MOST_PROBLEMS = 10_000
+MAX_PROBLEMS = 10_000
 """So many are kept; all are counted and told."""
 
 
@@ -51,7 +51,7 @@ class Verification:
     Attributes:
         shards, files, bytes: what the commits name.
         problem_count: of all problems.
-        problems: the first `MOST_PROBLEMS` of them.
+        problems: the first `MAX_PROBLEMS` of them.
     """
 
     shards: int = 0
@@ -94,7 +94,7 @@ def verify(output: Store, *, deep: bool = False, listen: Listener | None = None)
             shard.add(checked)
             continue
         wrong = shard.problems(wrong)
-        kept.extend(wrong[: MOST_PROBLEMS - len(kept)])
+        kept.extend(wrong[: MAX_PROBLEMS - len(kept)])
         found = Verification(
             found.shards + 1,
             found.files + len(shard.files),
@@ -108,7 +108,7 @@ def verify(output: Store, *, deep: bool = False, listen: Listener | None = None)
     of_runs = run_problems(output)
     if of_runs and listen is not None:
         listen(found, of_runs)
-    problems = (*found.problems, *of_runs)[:MOST_PROBLEMS]
+    problems = (*found.problems, *of_runs)[:MAX_PROBLEMS]
     return replace(found, problem_count=found.problem_count + len(of_runs), problems=problems)
 
 

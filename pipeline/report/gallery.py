@@ -28,7 +28,7 @@ from pipeline.output.review import rows_of
 from pipeline.output.summary import Summary
 from pipeline.paths import commit_path, is_preview
 from pipeline.report.page import shown
-from pipeline.stages.records import LOWEST, UNSURE
+from pipeline.stages.records import LEAST_CONFIDENT, LOWEST_IOU
 from pipeline.storage.store import Store
 
 IN_QUEUE = "in the review queue"
@@ -118,7 +118,7 @@ def _queue(output: Store, run: str, labels: LabelSet) -> tuple[list[dict[str, An
     try:
         for row in rows_of(output, run) if run else ():
             if row["image"] is not None and row["mask"] is not None:
-                why = [IN_QUEUE, UNSURE if row["mean_iou"] is None else LOWEST]
+                why = [IN_QUEUE, LEAST_CONFIDENT if row["mean_iou"] is None else LOWEST_IOU]
                 images.append(_entry({**row, "why": why}, row["shard"], labels))
     except Exception as error:  # a damaged table may raise anything; the report goes on
         return images, [f"The review queue of run {run} is unreadable: {error}"]

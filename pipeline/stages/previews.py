@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
-from pipeline.stages.records import BY_LOT, LOWEST, UNSURE, ImageResult, Preview
+from pipeline.stages.records import LEAST_CONFIDENT, LOWEST_IOU, RANDOM, ImageResult, Preview
 
-MOST_OF_A_KIND = 3
+MAX_PER_REASON = 3
 """Previews of a chunk that are chosen for one reason, if the review queue needs no more."""
 
 
@@ -30,7 +30,7 @@ class PreviewCounts:
     """
 
     review: int
-    of_each: int = MOST_OF_A_KIND
+    of_each: int = MAX_PER_REASON
 
     def of_chunk(self, images: int) -> PreviewCounts:
         """Those of a chunk of so many images.
@@ -117,10 +117,10 @@ class _Ranking:
 def _rankings(images: Sequence[ImageResult], counts: PreviewCounts) -> tuple[_Ranking, ...]:
     each, worst = counts.of_each, max(counts.of_each, counts.review)
     rankings = (
-        _Ranking(LOWEST, lambda image: image.mean_iou, _is_scored, worst),
-        _Ranking(UNSURE, _confidence, lambda image: True, each),
-        _Ranking(UNSURE, _confidence, lambda image: not _is_scored(image), counts.review),
-        _Ranking(BY_LOT, _lot, lambda image: True, each),
+        _Ranking(LOWEST_IOU, lambda image: image.mean_iou, _is_scored, worst),
+        _Ranking(LEAST_CONFIDENT, _confidence, lambda image: True, each),
+        _Ranking(LEAST_CONFIDENT, _confidence, lambda image: not _is_scored(image), counts.review),
+        _Ranking(RANDOM, _lot, lambda image: True, each),
     )
     return tuple(ranking.of(images) for ranking in rankings)
 

@@ -20,7 +20,7 @@ from pipeline.inputs.range_reader import STREAMS
 from pipeline.inputs.sample import EncodedSample, Failure, Sample, SampleIndex
 from pipeline.inputs.shard import ChunkLimits, Shard, Sources
 from pipeline.inputs.tar import TarIndex
-from pipeline.storage import retry as retries
+from pipeline.storage import retry
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _read_piece(
         samples=tuple(samples),
         failures=tuple(failures),
         seconds=seconds,
-        store_retries=retries.drain(),
+        store_retries=retry.drain(),
     )
 
 

@@ -19,7 +19,7 @@ PREVIEW_SIDE = 320
 """Longest side of a preview, px."""
 
 
-LOWEST, UNSURE, BY_LOT = "lowest mean IU", "least confident", "drawn by lot"
+LOWEST_IOU, LEAST_CONFIDENT, RANDOM = "lowest mean IU", "least confident", "drawn by lot"
 """Why a picture has a preview."""
 
 
@@ -61,7 +61,7 @@ class Preview:
         key: of the image.
         image: (H, W, 3) uint8 RGB.
         label, mask: (H, W) uint8 class indices.
-        why: what it was chosen for: some of `LOWEST`, `UNSURE`, `BY_LOT`.
+        why: what it was chosen for: some of `LOWEST_IOU`, `LEAST_CONFIDENT`, `RANDOM`.
     """
 
     key: str

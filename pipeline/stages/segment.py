@@ -48,7 +48,7 @@ _WINDOWS_AHEAD = 4
 one being decoded; and what the decoders hold."""
 
 
-_MOST_DECODERS = 8
+_MAX_DECODERS = 8
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Segmenter:
         self.decoders = settings.decoders
         if self.decoders is None:  # on a CPU the network has all cores, and nothing waits for it
             on_cpu = self.predictor.device.type == "cpu"
-            self.decoders = 0 if on_cpu else min(_MOST_DECODERS, os.cpu_count() or 1)
+            self.decoders = 0 if on_cpu else min(_MAX_DECODERS, os.cpu_count() or 1)
 
     def __call__(
         self, samples: Sequence[Sample], announce: Announce = lambda _: None

@@ -24,8 +24,8 @@ from pipeline.paths import chunk_name, preview_path
 from pipeline.stages.histograms import Histograms
 from pipeline.stages.mask_formats import MASK_FORMATS, MASK_SCHEMA, image_figures
 from pipeline.stages.records import (
-    LOWEST,
-    UNSURE,
+    LEAST_CONFIDENT,
+    LOWEST_IOU,
     Candidate,
     FileRecord,
     Receipt,
@@ -34,7 +34,7 @@ from pipeline.stages.records import (
 )
 from pipeline.stages.shard_stats import ShardStats
 from pipeline.stages.spec import RunSpec
-from pipeline.storage import retry as retries
+from pipeline.storage import retry
 
 _STREAMS = 8
 """Objects of a chunk that are written at once to a store far away: a PNG per picture, for one."""
@@ -78,7 +78,7 @@ def write_chunk(segmented: SegmentedChunk, spec: RunSpec) -> Receipt:
         failures=segmented.failures,
         candidates=_candidates(segmented),
         seconds={**segmented.seconds, "write": time.perf_counter() - started},
-        store_retries=segmented.store_retries + retries.drain(),
+        store_retries=segmented.store_retries + retry.drain(),
     )
 
 
@@ -120,7 +120,7 @@ def _candidates(segmented: SegmentedChunk) -> tuple[Candidate, ...]:
     worst = [
         results[preview.key]
         for preview in segmented.previews
-        if (UNSURE if results[preview.key].mean_iou is None else LOWEST) in preview.why
+        if (LEAST_CONFIDENT if results[preview.key].mean_iou is None else LOWEST_IOU) in preview.why
     ]
     return tuple(
         Candidate(image.key, none_if_nan(image.mean_confidence), image.mean_iou, path)

@@ -40,10 +40,10 @@ def print_plan(config: RunConfig, *, as_json: bool, exact: bool = False) -> None
             estimate.
     """
     from pipeline.driver import plan as plan_run
-    from pipeline.plan import MOST_OPENED
+    from pipeline.plan import MAX_OPENED
 
     plan = plan_run(config)
-    count = plan.count_images(None if exact else MOST_OPENED)
+    count = plan.count_images(None if exact else MAX_OPENED)
     print_ignored(plan.passed_over)
     print_vanished(plan.vanished, plan.vanished_names)
     for shard_id, reason in count.unreadable.items():

@@ -304,7 +304,7 @@ def test_an_object_that_cannot_be_read_is_a_problem_but_a_store_that_is_gone_is_
 def test_problems_are_told_shard_by_shard_and_not_all_kept(
     output: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_module, "MOST_PROBLEMS", 2)
+    monkeypatch.setattr(verify_module, "MAX_PROBLEMS", 2)
     for path in FILES:
         output.delete(path)
     told: list[tuple[int, list[str]]] = []

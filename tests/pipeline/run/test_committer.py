@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import committer as collect
-from pipeline.committer import COMMITTERS, MOST_WAITING, Committer
+from pipeline.committer import COMMITTERS, MAX_WAITING, Committer
 from pipeline.errors import StoreError
 from pipeline.inputs.shard import Shard
 from pipeline.output.commit_index import CommitIndex
@@ -26,7 +26,7 @@ SHARDS = [Shard(f"s{n:03d}", "tar", f"s{n:03d}.tar", 9, "tag") for n in range(20
 def collector(url: str | None = None) -> Committer:
     output = Store(url or f"memory://{uuid.uuid4().hex}")
     spec = world.spec(images=Store("memory://in"), output=output, run="r", masks=("parquet",))
-    plan: Any = SimpleNamespace(commit_index=CommitIndex(), redo={})
+    plan: Any = SimpleNamespace(commit_index=CommitIndex(), retry_commits={})
     made = Committer(plan, spec)
     made.expect(SHARDS)
     return made
@@ -77,7 +77,7 @@ def test_a_commit_that_fails_is_told_and_few_more_are_begun(
         feed(made)
         made.settle()
     there = made.spec.output.objects("_commits")
-    assert len(there) <= MOST_WAITING + 4 < len(SHARDS)
+    assert len(there) <= MAX_WAITING + 4 < len(SHARDS)
     time.sleep(0.05)
     assert made.spec.output.objects("_commits") == there
 

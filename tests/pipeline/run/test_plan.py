@@ -424,7 +424,7 @@ def test_a_store_that_gives_nothing_ends_the_run(
     shards: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = world.config(shards, tmp_path / "out", weights)
-    monkeypatch.setattr(collect, "MOST_UNREACHABLE", 3)
+    monkeypatch.setattr(collect, "MAX_UNREACHABLE", 3)
     failing(monkeypatch, "s0", "s1", "s2")
     with pytest.raises(StoreError, match=r"3 shards in a row could not be read.*503") as caught:
         run.run(config)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from s3fs.errors import translate_boto_error
 
 from pipeline.errors import StoreError
-from pipeline.storage import retry as retries
+from pipeline.storage import retry
 from pipeline.storage.backend import TruncatedError
 from pipeline.storage.errors import explained
 from pipeline.storage.retry import GaveUpError, RetryPolicy, is_transient, with_retries
@@ -86,7 +86,7 @@ def test_as_often_as_the_policy_says_and_every_repetition_is_counted(
     fails: int, attempts: int
 ) -> None:
     policy = RetryPolicy(attempts, seconds=10, first=0.0, ceiling=0.0)
-    retries.drain()
+    retry.drain()
     if fails < attempts:
         assert with_retries(failing(fails), policy) == "done"
     else:
@@ -94,8 +94,8 @@ def test_as_often_as_the_policy_says_and_every_repetition_is_counted(
             with_retries(failing(fails), policy)
         assert caught.value.attempts == attempts
         assert isinstance(caught.value.__cause__, TimeoutError)
-    assert retries.drain() == min(fails, attempts - 1)
-    assert retries.drain() == 0
+    assert retry.drain() == min(fails, attempts - 1)
+    assert retry.drain() == 0
 
 
 def test_no_longer_than_the_policy_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_no_longer_than_the_policy_says(monkeypatch: pytest.MonkeyPatch) -> None
         now += seconds
 
     clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep)
-    monkeypatch.setattr(retries, "time", clock)
+    monkeypatch.setattr(retry, "time", clock)
     policy = RetryPolicy(attempts=1000, seconds=0.3, first=0.02, ceiling=0.05)
     with pytest.raises(GaveUpError) as caught:
         with_retries(failing(1000), policy)
@@ -169,14 +169,14 @@ def test_who_lost_his_right_does_not_try_again() -> None:
 
 
 def test_counts_of_many_threads_add_up() -> None:
-    retries.drain()
+    retry.drain()
     policy = RetryPolicy(attempts=9, seconds=10, first=0.0, ceiling=0.0)
     work = [threading.Thread(target=with_retries, args=(failing(n % 5), policy)) for n in range(40)]
     for thread in work:
         thread.start()
     for thread in work:
         thread.join()
-    assert retries.drain() == sum(n % 5 for n in range(40))
+    assert retry.drain() == sum(n % 5 for n in range(40))
 
 
 def test_giving_up_is_told_with_its_cause() -> None:

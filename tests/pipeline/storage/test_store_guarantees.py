@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import LeaseError, StoreError
-from pipeline.storage import retry as retries
+from pipeline.storage import retry
 from pipeline.storage.options import StoreOptions
 from pipeline.storage.s3 import S3Backend
 from pipeline.storage.store import Guarantees, Store, preflight
@@ -177,7 +177,7 @@ KINDS_OF_FAULTS = ("drop", "reset", "throttle", "error", "lose", "truncate", "de
 def test_each_verb_survives_each_fault(s3_server: S3Server, proxy: FaultyProxy, kind: str) -> None:
     store = Store(f"s3://{s3_server.new_bucket()}/place")
     big = os.urandom(300_000)
-    retries.drain()
+    retry.drain()
     verbs: list[tuple[str, Callable[[], Any], Callable[[Any], bool]]] = [
         ("PUT", lambda: store.create("x", big), lambda tag: tag == store.stat("x").etag),
         ("GET", lambda: store.read("x"), lambda data: data == big),
@@ -196,7 +196,7 @@ def test_each_verb_survives_each_fault(s3_server: S3Server, proxy: FaultyProxy, 
         assert holds(verb()), (kind, method)
         assert proxy.counters[kind] == before + 1
     if kind in ("throttle", "error"):  # aiohttp hides what happens to connections
-        assert retries.drain() == len(verbs)
+        assert retry.drain() == len(verbs)
 
 
 @pytest.mark.s3

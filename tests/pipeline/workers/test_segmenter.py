@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from fcn_core.metrics import ConfusionMatrix
 from pipeline.errors import WorkerError
 from pipeline.inputs.sample import Failure, Sample
-from pipeline.stages.previews import MOST_OF_A_KIND, PreviewChoice, PreviewCounts, choose_previews
-from pipeline.stages.records import BY_LOT, UNSURE, ImageResult, Preview, SegmentedPart
+from pipeline.stages.previews import MAX_PER_REASON, PreviewChoice, PreviewCounts, choose_previews
+from pipeline.stages.records import LEAST_CONFIDENT, RANDOM, ImageResult, Preview, SegmentedPart
 from pipeline.workers import segmenter
 from pipeline.workers.segmenter import ATTEMPTS, PoisonSearch, merge_parts, split_part
 from pipeline.workers.supervisor import WorkerFailure
@@ -192,11 +192,11 @@ def test_parts_give_the_same_previews_however_the_chunk_is_split(
         by_score = sorted(numbers, key=lambda n: -1 if math.isnan(scores[n]) else scores[n])
         return {f"k{n}" for n in by_score[:most]}
 
-    unsure = worst(range(len(scores)), MOST_OF_A_KIND)
+    unsure = worst(range(len(scores)), MAX_PER_REASON)
     unscored = [n for n, score in enumerate(scores) if n % 2 or math.isnan(score)]
     unsure |= worst(unscored, COUNTS.review)
-    assert {key for key, why in chosen if UNSURE in why} == unsure
-    assert sum(BY_LOT in why for _, why in chosen) == min(len(scores), MOST_OF_A_KIND)
+    assert {key for key, why in chosen if LEAST_CONFIDENT in why} == unsure
+    assert sum(RANDOM in why for _, why in chosen) == min(len(scores), MAX_PER_REASON)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.1, 0.2, 0.3, math.nan])), max_size=40))
@@ -210,7 +210,7 @@ def test_previews_chosen_one_by_one_equal_those_chosen_at_once(
     choice = PreviewChoice(COUNTS)
     for image, preview in zip(results, previews, strict=True):
         choice.consider(image, preview)
-        assert len(choice.chosen()) <= 2 * (COUNTS.review + MOST_OF_A_KIND)
+        assert len(choice.chosen()) <= 2 * (COUNTS.review + MAX_PER_REASON)
     chosen = [(p.key, p.why) for p in choice.chosen()]
     assert chosen == [(p.key, p.why) for p in choose_previews(results, previews, COUNTS)]
 
