@@ -1,7 +1,7 @@
-"""Histograms of a shard's images: what a distribution can be compared by when the images are gone.
+"""Histograms over images: class shares, confidence, size and aspect ratio, for drift detection.
 
-The bins are fixed, part of the output format: only then can commits be added up, whoever wrote
-them, and in any order. Each image falls into one bin of every histogram.
+The bins are fixed and part of the output format, so that the histograms of any commits can be added
+in any order. Each image falls into exactly one bin of every histogram.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHARE_EDGES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
-"""Of a class's share of an image's pixels, above the bin of images without the class."""
+"""Bin edges of a class's share of the pixels. Images without the class have a bin of their own."""
 
 CONFIDENCE_EDGES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
-"""Of an image's mean confidence; NaN counts as 0."""
+"""Bin edges of the mean confidence of an image; NaN counts as 0."""
 
 SIDE_EDGES = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-"""Of the side of a square of as many pixels, px."""
+"""Bin edges of the image size: the side, in pixels, of a square with the same area."""
 
 ASPECT_STEPS = (1.0, 1.25, 1.5, 2.0)
-"""Of the longer side over the shorter: a bin up to each, and one beyond, for both directions."""
+"""Bin edges of the longer side divided by the shorter, for tall and for wide images."""
 
 
 SHARE_BINS = len(SHARE_EDGES) + 2
@@ -45,13 +45,13 @@ BinCounts = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Histograms:
-    """Numbers of images by bin; all four count the same images.
+    """Numbers of images by bin; all histograms count the same images.
 
     Attributes:
-        shares: for each of K classes, by its share of the pixels (`SHARE_BINS`).
-        confidence: by mean confidence (`CONFIDENCE_BINS`).
-        size: by pixels (`SIZE_BINS`).
-        aspect: by width over height, tall ones first (`ASPECT_BINS`).
+        shares: for each of K classes, images by the class's share of the pixels (`SHARE_BINS`).
+        confidence: images by mean confidence (`CONFIDENCE_BINS`).
+        size: images by area (`SIZE_BINS`).
+        aspect: images by width / height, tall images first (`ASPECT_BINS`).
     """
 
     shares: tuple[BinCounts, ...]
@@ -72,12 +72,12 @@ class Histograms:
 
     @property
     def images(self) -> int:
-        """How many were counted."""
+        """Return the number of counted images."""
         return sum(self.confidence)
 
     @classmethod
     def zero(cls, num_classes: int) -> Histograms:
-        """Of no image."""
+        """Return histograms of no image."""
         return cls(
             ((0,) * SHARE_BINS,) * num_classes,
             (0,) * CONFIDENCE_BINS,
@@ -93,20 +93,20 @@ class Histograms:
         sizes: Sequence[tuple[int, int]],
         num_classes: int,
     ) -> Histograms:
-        """Count images.
+        """Return the histograms of N images.
 
         Args:
             class_pixels: for each of N images, K counts of predicted classes.
             confidences: N mean confidences, 0-1 or NaN.
-            sizes: N pairs of height and width, px, at least 1.
-            num_classes: K.
+            sizes: N pairs of height and width in pixels, at least 1.
+            num_classes: number of classes, K.
         """
         if not sizes:
             return cls.zero(num_classes)
         pixels = np.array(class_pixels, np.int64).reshape(len(sizes), num_classes)
         sides = np.array(sizes, np.int64)
         areas = sides.prod(axis=1)
-        # Whole thousandths: an edge is met exactly or not at all.
+        # Integer thousandths: comparisons with the edges are exact.
         per_mille = pixels * 1000 // areas[:, None]
         bins = np.where(pixels > 0, 1 + np.searchsorted(_PER_MILLE, per_mille, "right"), 0)
         confident = np.nan_to_num(np.array(confidences, np.float64), nan=0.0)
@@ -126,23 +126,23 @@ class Histograms:
         )
 
     def flat(self) -> tuple[BinCounts, BinCounts, BinCounts, BinCounts]:
-        """As four lists: those of the classes one after the other, then the other three."""
+        """Return four lists: the shares of all classes one after another, then the others."""
         shares = tuple(count for row in self.shares for count in row)
         return shares, self.confidence, self.size, self.aspect
 
     @classmethod
     def of_flat(cls, flat: Sequence[Sequence[int]]) -> Histograms:
-        """What `flat` gave."""
+        """Return the histograms from the lists of `flat`."""
         shares, *rest = (tuple(int(count) for count in counts) for counts in flat)
         starts = range(0, len(shares), SHARE_BINS)
         return cls(tuple(shares[at : at + SHARE_BINS] for at in starts), *rest)
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Histograms:
-        """From the JSON of a commit or of a run's record.
+        """Return the histograms from the JSON of a commit or of a run record.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            KeyError, TypeError, ValueError: the document does not hold histograms.
         """
         shares = tuple(tuple(map(int, row)) for row in document["shares"])
         rest = (tuple(map(int, document[name])) for name in ("confidence", "size", "aspect"))

@@ -1,4 +1,4 @@
-"""The mask formats, one entry each: where masks lie, how they are written and read again.
+"""The table of mask formats: one entry per format with its paths, encoder and decoder.
 
 A new format is one entry in `MASK_FORMATS` and one name in `pipeline.config.MaskFormatName`.
 Writing, planning, `fcnseg verify`, `gc` and `export` read the table.
@@ -117,7 +117,7 @@ class MaskFormat:
 
 def format_of(path: str) -> MaskFormat | None:
     """Return the format that a path below OUTPUT belongs to; None for other objects."""
-    return next((found for found in MASK_FORMATS.values() if found.has_path(path)), None)
+    return next((one for one in MASK_FORMATS.values() if one.has_path(path)), None)
 
 
 def image_figures(result: ImageResult) -> dict[str, object]:
@@ -192,8 +192,8 @@ def _decode_png(path: str, data: bytes) -> Iterator[StoredMask]:
 _HUB_METADATA = hub_metadata(hub_features(MASK_SCHEMA, images=("mask",)))
 
 MASK_FORMATS = {
-    found.name: found
-    for found in (
+    one.name: one
+    for one in (
         MaskFormat("parquet", "masks", ".parquet", False, _encode_table, _decode_table),
         MaskFormat("png", "png", ".png", True, _encode_pngs, _decode_png),
         MaskFormat("tar", "tar", ".tar", False, _encode_tar, _decode_tar),

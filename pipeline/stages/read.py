@@ -1,7 +1,7 @@
-"""Chunks: a shard's samples, fetched in pieces that fit memory. The unit of work and of retry.
+"""The read stage: split a shard into chunks that fit in memory, and fetch their samples.
 
-Reading never decodes a picture. What is wrong with a single sample becomes a `Failure` beside the
-others; what makes the whole shard unreadable is a `ShardError`.
+A chunk is the unit of work and of retry. Images are not decoded here. A problem of one sample
+becomes a `Failure` in its chunk; a problem of the whole shard raises `ShardError`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ from pipeline.storage import retry
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some samples of one shard: number `seq` of `count`."""
+    """Encoded samples of a part of a shard.
+
+    Attributes:
+        shard: id of the shard.
+        seq: number of the chunk within the shard, from 0.
+        count: number of chunks of the shard.
+        samples: samples that were read, in the order of the shard.
+        failures: samples that could not be read, or whose keys are refused.
+        seconds: time that reading took.
+        store_retries: store requests that were sent again.
+    """
 
     shard: str
     seq: int
@@ -37,7 +47,7 @@ class Chunk:
 
 
 def read_chunks(shard: Shard, sources: Sources, limits: ChunkLimits) -> Iterator[Chunk]:
-    """The chunks of a shard, in order; at least one, even of an empty shard.
+    """Yield the chunks of a shard, in order; at least one, even for an empty shard.
 
     Raises:
         ShardError: the shard as a whole cannot be read.
@@ -49,13 +59,13 @@ def read_chunks(shard: Shard, sources: Sources, limits: ChunkLimits) -> Iterator
         refuse = _Refusals(index)
         pieces = split(index.sizes, limits)
         for seq, piece in enumerate(pieces):
-            # Held by nobody here: or two chunks would be in memory while the next one is read.
+            # No local name for the chunk: it would stay in memory while the next one is read.
             yield _read_piece(Chunk(shard.id, seq, len(pieces), ()), index, piece, refuse, started)
             started = time.perf_counter()
 
 
 def count_images(shard: Shard, sources: Sources) -> int:
-    """Samples of a shard, from its index alone: tar headers, Parquet metadata.
+    """Return the number of samples in a shard, from tar headers or Parquet metadata alone.
 
     Raises:
         ShardError: the shard cannot be read.
@@ -65,7 +75,9 @@ def count_images(shard: Shard, sources: Sources) -> int:
 
 
 def split(sizes: Sequence[int], limits: ChunkLimits) -> list[range]:
-    """Consecutive index ranges within both limits; a single item over the limit stands alone.
+    """Split items into consecutive index ranges within both limits.
+
+    An item that alone exceeds `limits.bytes` gets a range of its own.
 
     >>> split([3, 3, 3, 9, 1], ChunkLimits(images=2, bytes=8))
     [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
@@ -88,12 +100,12 @@ def _read_piece(
     fetched = index.fetch([number for number, problem in problems.items() if problem is None])
     samples, failures = [], []
     for number, problem in problems.items():
-        found = next(fetched) if problem is None else problem
+        result = next(fetched) if problem is None else problem
         key, location = index.keys[number], index.location(number)
-        if isinstance(found, FcnError):
-            failures.append(Failure.of(key, found, location))
+        if isinstance(result, FcnError):
+            failures.append(Failure.of(key, result, location))
         else:
-            samples.append(Sample(key, *found, location))
+            samples.append(Sample(key, *result, location))
     seconds = time.perf_counter() - started
     return replace(
         empty,
@@ -105,7 +117,7 @@ def _read_piece(
 
 
 class _Refusals:
-    """Samples whose keys cannot become names: those that collide, and those that are no paths."""
+    """Samples whose keys cannot become object names: keys that collide, and invalid paths."""
 
     def __init__(self, index: SampleIndex) -> None:
         self.index = index
@@ -114,7 +126,7 @@ class _Refusals:
             self.first.setdefault(key, number)
 
     def problem(self, number: int) -> SampleError | None:
-        """What is wrong with the key of a sample, if anything."""
+        """Return the error for the key of a sample; None if the key is valid."""
         key = self.index.keys[number]
         if self.first[key] != number:
             found, expected = f"a second sample with the key {key!r}", "one sample per key"
@@ -131,7 +143,10 @@ class _Refusals:
         return None
 
     def _nested(self, key: str) -> str | None:
-        """Masks are `<key>.png`: below key `a.png/b` that would have to be a folder for key `a`."""
+        """Return the key whose mask would have to be a folder for the mask of this key.
+
+        Masks are `<key>.png`, so the mask of `a` is the folder of the mask of `a.png/b`.
+        """
         parts = key.split("/")
         for depth in range(1, len(parts)):
             folder = "/".join(parts[:depth])
@@ -160,7 +175,7 @@ class _FolderIndex:
     def __init__(self, shard: Shard, sources: Sources) -> None:
         self.members, self.sources = shard.members, sources
         self.keys = [member.key for member in shard.members]
-        # Sizes are not in the index one by one; the shard's mean is a function of its content too.
+        # The index lacks the sizes of single images. Their mean depends on the content alone, too.
         self.sizes = [shard.size // max(1, len(shard.members))] * len(shard.members)
 
     def location(self, number: int) -> str:

@@ -1,4 +1,4 @@
-"""What the network found out about a chunk: plain data between the segment and the write stage."""
+"""Records of a chunk: results of the segment stage, and the receipt of the write stage."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from pipeline.inputs.sample import Failure
 from pipeline.stages.shard_stats import ShardStats
 
 PREVIEW_SIDE = 320
-"""Longest side of a preview, px."""
+"""Longest side of a preview, in pixels."""
 
 
 LOWEST_IOU, LEAST_CONFIDENT, RANDOM = "lowest mean IU", "least confident", "drawn by lot"
-"""Why a picture has a preview."""
+"""Reasons why an image has a preview. The texts are stored in the preview tables."""
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What is written about one image.
+    """Results of the network for one image.
 
     Attributes:
-        key: within its shard.
+        key: key of the image within its shard.
         mask: (H, W) uint8 class indices.
-        mean_confidence: 0-1.
-        class_pixels: K counts of predicted classes.
-        correct_pixels, labeled_pixels, iou: against the label; None without one. IoU per class,
-            NaN where the class is in neither.
-        confidence: (H, W) uint8, 255 = certain; None if no maps are written.
+        mean_confidence: mean over the pixels of the confidence, 0-1.
+        class_pixels: K predicted pixel counts.
+        correct_pixels: labeled pixels whose prediction is correct; None without a label.
+        labeled_pixels: pixels with a label other than void; None without a label.
+        iou: K values of IoU, NaN for a class that is in neither label nor mask; None without a
+            label.
+        confidence: (H, W) uint8 confidence map, 255 = certain; None if no maps are written.
     """
 
     key: str
@@ -48,20 +50,21 @@ class ImageResult:
 
     @cached_property
     def mean_iou(self) -> float | None:
-        """Over the classes in its label or mask; None without a label, or if all of it is void."""
+        """Return the mean IoU over the classes in label or mask; None if no pixel is labeled."""
         known = [value for value in self.iou or () if not math.isnan(value)]
         return math.fsum(known) / len(known) if known else None
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture that the report may show.
+    """An image with its label and mask, which the report may show.
 
     Attributes:
-        key: of the image.
+        key: key of the image within its shard.
         image: (H, W, 3) uint8 RGB.
-        label, mask: (H, W) uint8 class indices.
-        why: what it was chosen for: some of `LOWEST_IOU`, `LEAST_CONFIDENT`, `RANDOM`.
+        label: (H, W) uint8 class indices; None without a label.
+        mask: (H, W) uint8 predicted class indices.
+        why: reasons for the choice: some of `LOWEST_IOU`, `LEAST_CONFIDENT`, `RANDOM`.
     """
 
     key: str
@@ -71,7 +74,7 @@ class Preview:
     why: tuple[str, ...] = ()
 
     def shrunk(self) -> Preview:
-        """The same with at most `PREVIEW_SIDE` px a side."""
+        """Return the preview, reduced to at most `PREVIEW_SIDE` pixels per side."""
         height, width = self.mask.shape
         scale = PREVIEW_SIDE / max(height, width)
         if scale >= 1:
@@ -79,7 +82,7 @@ class Preview:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
 
         def nearest(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            # Class indices must not be mixed.
+            # Nearest neighbor: interpolation would invent class indices.
             return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
 
         return replace(
@@ -92,15 +95,15 @@ class Preview:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image that a person should perhaps look at; it has a preview.
+    """A candidate for the review queue: one of the worst images of a shard. It has a preview.
 
-    Those of a commit are the worst `review_images` with a mean IU and as many without one.
+    A commit keeps the worst `review_images` images with a mean IoU, and as many without one.
 
     Attributes:
-        key: within its shard.
-        mean_confidence: 0-1; None where the network gave NaN.
-        mean_iou: against its label; None without one.
-        preview: path of the table that holds its preview, below OUTPUT.
+        key: key of the image within its shard.
+        mean_confidence: mean confidence, 0-1; None where the network gave NaN.
+        mean_iou: mean IoU against the label; None without a label.
+        preview: path below OUTPUT of the table that holds the preview.
     """
 
     key: str
@@ -110,7 +113,7 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """The lower, the worse: mean IU, or the confidence of an image without a label."""
+        """Return the mean IoU, or without a label the mean confidence. Lower is worse."""
         if self.mean_iou is not None:
             return self.mean_iou
         return -1.0 if self.mean_confidence is None else self.mean_confidence
@@ -118,14 +121,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SegmentedPart:
-    """Some samples of a chunk after the network.
+    """Results of some samples of a chunk.
 
     Attributes:
-        images: those that were labelled, in the order of the samples.
-        failures: the others, in that order.
-        previews: those that `choose_previews` chooses of its images.
-        confusion: summed over the images.
-        seconds: by activity.
+        images: results of the segmented samples, in the order of the samples.
+        failures: quarantined samples, in the order of the samples.
+        previews: previews that `choose_previews` chooses from these images.
+        confusion: confusion matrix, summed over the images.
+        seconds: seconds by activity ("decode", "forward").
     """
 
     images: tuple[ImageResult, ...]
@@ -137,7 +140,19 @@ class SegmentedPart:
 
 @dataclass(frozen=True)
 class SegmentedChunk:
-    """A chunk after the network."""
+    """Results of a whole chunk, merged from its parts.
+
+    Attributes:
+        shard: id of the shard.
+        seq: number of the chunk within the shard, from 0.
+        count: number of chunks of the shard.
+        images: results of the segmented samples, in the order of the samples.
+        failures: quarantined samples.
+        previews: chosen previews of the chunk.
+        confusion: confusion matrix, summed over the images.
+        seconds: seconds by stage.
+        store_retries: store requests that were sent again.
+    """
 
     shard: str
     seq: int
@@ -152,7 +167,7 @@ class SegmentedChunk:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """An object that was written: path below OUTPUT, bytes, hex sha256."""
+    """An object that was written: its path below OUTPUT, size in bytes, and SHA-256 in hex."""
 
     path: str
     size: int
@@ -161,7 +176,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the driver receives about a finished chunk: counts and file records, no pixels.
+    """The report of a finished chunk to the driver: counts and file records, no pixels.
 
     Attributes:
         shard: id of the shard.
@@ -187,5 +202,5 @@ class Receipt:
 
 
 def record(path: str, data: bytes) -> FileRecord:
-    """The record of an object's bytes."""
+    """Return the record of an object with these bytes."""
     return FileRecord(path, len(data), hashlib.sha256(data).hexdigest())

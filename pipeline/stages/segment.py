@@ -1,7 +1,7 @@
-"""The segment stage: encoded samples in, masks and pixel counts out. Holds the network.
+"""The segment stage: decode samples, run the network, and return masks and pixel counts.
 
-It runs in a worker process (`pipeline.workers.worker_main`), because a picture may crash, hang or starve
-whatever decodes it.
+It runs in a worker process (`pipeline.workers.worker_main`), because decoding an image may crash
+the process, hang, or use up its memory.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from pipeline.stages.records import ImageResult, Preview, SegmentedPart
 from pipeline.stages.spec import NetworkSettings
 
 Announce = Callable[[Sequence[int]], None]
-"""Told the places of the samples that are worked on next."""
+"""Called with the positions of all samples that are now being decoded or predicted."""
 
 
 _WINDOW_BYTES = 256 * 2**20
-"""Decoded pictures held at once: a chunk of 64 MiB of flat PNGs may decode to gigabytes."""
+"""Most bytes of decoded images held at once: 64 MiB of PNGs may decode to gigabytes."""
 
 
 _WINDOW_SHARE = 16
-"""Of the memory that the process may take, this part."""
+"""A window takes at most 1/16 of the memory that the process may use."""
 
 
 _WINDOWS_AHEAD = 4
-"""Where decoding goes on beside the network: one window is counted, one in the network, one ready,
-one being decoded; and what the decoders hold."""
+"""Windows in memory when threads decode: one being counted, one in the network, one ready, and one
+being decoded."""
 
 
 _MAX_DECODERS = 8
@@ -59,15 +59,15 @@ class _Decoded:
 
 
 _Placed = tuple[int, _Decoded]
-"""A sample and its place among those of the call."""
+"""A decoded sample and its position among the samples of the call."""
 
 
 _Predicted = tuple[list[_Placed], list[Prediction], float]
-"""Some samples, what the network says of them, and how many seconds it took."""
+"""A window of samples, their predictions, and the seconds of the forward pass."""
 
 
 class Segmenter:
-    """The network of a run, as a callable on samples. One per worker process."""
+    """The network of a run. Call it with samples to get their masks. One per worker process."""
 
     def __init__(self, settings: NetworkSettings, weights: WeightsFile) -> None:
         self.settings = settings
@@ -84,20 +84,24 @@ class Segmenter:
             plain=settings.plain_forward,
         )
         self.decoders = settings.decoders
-        if self.decoders is None:  # on a CPU the network has all cores, and nothing waits for it
+        if self.decoders is None:  # on a CPU the network uses all cores: no decoder threads
             on_cpu = self.predictor.device.type == "cpu"
             self.decoders = 0 if on_cpu else min(_MAX_DECODERS, os.cpu_count() or 1)
 
     def __call__(
         self, samples: Sequence[Sample], announce: Announce = lambda _: None
     ) -> SegmentedPart:
-        """Masks, counts and failures of some samples.
+        """Return the masks, counts and failures of samples.
 
-        A sample becomes a failure that cannot be decoded, whose label does not fit, or for which
-        the network's scores are no numbers.
+        A sample becomes a failure if it cannot be decoded, if its label does not fit the image, or
+        if the network's scores for it are not finite.
+
+        Args:
+            samples: encoded samples.
+            announce: called whenever other samples are being decoded or predicted.
 
         Raises:
-            MemoryError: a picture, or what the network makes of it, does not fit.
+            MemoryError: an image or its activations do not fit in memory.
         """
         started = time.perf_counter()
         failures: list[Failure] = []
@@ -105,8 +109,8 @@ class Segmenter:
         previews = PreviewChoice(PreviewCounts(self.settings.review_images))
         confusion = ConfusionMatrix(self.settings.labels.num_classes)
         forward_seconds = 0.0
-        at_work = _AtWork(announce)
-        for window, predictions, seconds in self._predicted(samples, failures, at_work):
+        in_progress = _InProgress(announce)
+        for window, predictions, seconds in self._predict_windows(samples, failures, in_progress):
             forward_seconds += seconds
             for (_, decoded), prediction in zip(window, predictions, strict=True):
                 try:
@@ -116,7 +120,7 @@ class Segmenter:
                     continue
                 assert prediction.pairs is not None
                 confusion.add_pairs(prediction.pairs)
-                result = _counted(decoded, prediction.pairs, prediction)
+                result = _build_result(decoded, prediction.pairs, prediction)
                 results.append(result)
                 previews.consider(
                     result, Preview(result.key, decoded.image, decoded.label, result.mask)
@@ -127,47 +131,47 @@ class Segmenter:
             tuple(results), tuple(failures), previews.chosen(), confusion, by_activity
         )
 
-    def _predicted(
-        self, samples: Sequence[Sample], failures: list[Failure], at_work: _AtWork
+    def _predict_windows(
+        self, samples: Sequence[Sample], failures: list[Failure], in_progress: _InProgress
     ) -> Iterator[_Predicted]:
-        """Windows after the network; if there are decoders, the next one is in it meanwhile."""
+        """Yield predicted windows; with decoders, the next window is predicted meanwhile."""
 
-        def predicted(window: list[_Placed]) -> _Predicted:
-            torch.set_num_threads(self.settings.threads)  # which each thread of ours is to be told
+        def predict(window: list[_Placed]) -> _Predicted:
+            torch.set_num_threads(self.settings.threads)  # a setting of the calling thread
             started = time.perf_counter()
-            predictions = self._predict(window, at_work)
+            predictions = self._predict(window, in_progress)
             return window, predictions, time.perf_counter() - started
 
-        with closing(self._windows(samples, failures, at_work)) as windows:
-            found = map(predicted, windows)
+        with closing(self._windows(samples, failures, in_progress)) as windows:
+            results = map(predict, windows)
             if not self.decoders:
-                yield from found
+                yield from results
                 return
-            with closing(prefetch(found)) as ready:
+            with closing(prefetch(results)) as ready:
                 yield from ready
 
     def _windows(
-        self, samples: Sequence[Sample], failures: list[Failure], at_work: _AtWork
+        self, samples: Sequence[Sample], failures: list[Failure], in_progress: _InProgress
     ) -> Generator[list[_Placed], None, None]:
-        """Decoded samples, some at a time; the next ones meanwhile, if there are decoders."""
+        """Yield windows of decoded samples; with decoders, the next one is decoded meanwhile."""
 
         def decode(item: tuple[int, Sample]) -> _Placed | Failure:
-            with at_work.decoding(item[0]):
-                found = self._decode(item[1])
-            return found if isinstance(found, Failure) else (item[0], found)
+            with in_progress.decoding(item[0]):
+                decoded = self._decode(item[1])
+            return decoded if isinstance(decoded, Failure) else (item[0], decoded)
 
         most = min(_WINDOW_BYTES, self.settings.memory // _WINDOW_SHARE)
         if not self.decoders:
-            yield from _gathered(map(decode, enumerate(samples)), failures, most)
+            yield from _group_windows(map(decode, enumerate(samples)), failures, most)
             return
         with closing(map_ordered(decode, enumerate(samples), self.decoders)) as decoded:
-            windows = _gathered(decoded, failures, most // _WINDOWS_AHEAD)
+            windows = _group_windows(decoded, failures, most // _WINDOWS_AHEAD)
             with closing(prefetch(windows)) as ready:
                 yield from ready
 
-    def _predict(self, window: Sequence[_Placed], at_work: _AtWork) -> list[Prediction]:
+    def _predict(self, window: Sequence[_Placed], in_progress: _InProgress) -> list[Prediction]:
         def on_batch(batch: Sequence[int]) -> None:
-            at_work.begin_batch([window[index][0] for index in batch])
+            in_progress.begin_batch([window[index][0] for index in batch])
 
         try:
             images = [decoded.image for _, decoded in window]
@@ -180,7 +184,7 @@ class Segmenter:
                 raise MemoryError(str(error)) from error
             raise
         finally:
-            at_work.end_batch()
+            in_progress.end_batch()
 
     def _decode(self, sample: Sample) -> _Decoded | Failure:
         try:
@@ -188,14 +192,16 @@ class Segmenter:
         except MemoryError:
             raise
         except Exception as error:
-            # What Pillow raises for damaged files has no bounds; a bug of ours fails every
-            # sample here, and the limits end the run with its text.
+            # Pillow may raise any exception for damaged files. A bug of this project would fail
+            # every sample here, and the limits for bad images would stop the run with its text.
             if _is_out_of_memory(error.__cause__ or error):
                 raise MemoryError(str(error)) from error
-            return Failure.of(sample.key, _explained(error, sample), sample.location)
+            return Failure.of(sample.key, _to_fcn_error(error, sample), sample.location)
 
 
-def _counted(decoded: _Decoded, pairs: NDArray[np.int64], prediction: Prediction) -> ImageResult:
+def _build_result(
+    decoded: _Decoded, pairs: NDArray[np.int64], prediction: Prediction
+) -> ImageResult:
     common: dict[str, Any] = {
         "key": decoded.sample.key,
         "mask": prediction.mask,
@@ -214,20 +220,20 @@ def _counted(decoded: _Decoded, pairs: NDArray[np.int64], prediction: Prediction
     )
 
 
-def _explained(error: Exception, sample: Sample) -> FcnError:
+def _to_fcn_error(error: Exception, sample: Sample) -> FcnError:
     if isinstance(error, FcnError):
         return error
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return PoisonError(
         where=sample.location,
         found=f"decoding it raised {text[:300]}",
-        expected="a picture and a label that decode",
+        expected="an image and a label that decode",
         remedy="Replace or remove it.",
     )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; torch on a CPU, oneDNN and Pillow say so in words only."""
+    """Return whether an allocation failed; some libraries report it only in the message."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     words = ("out of memory", "can't allocate memory", "could not allocate")
@@ -235,7 +241,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def decode_sample(sample: Sample, labels: LabelSet, max_pixels: int) -> _Decoded:
-    """Pixels and class indices of a sample.
+    """Decode the image and the label of a sample.
 
     Raises:
         ImageError: the image or the label does not decode.
@@ -249,13 +255,13 @@ def decode_sample(sample: Sample, labels: LabelSet, max_pixels: int) -> _Decoded
     return _Decoded(sample, image, label)
 
 
-def _gathered(
-    found: Iterable[_Placed | Failure], failures: list[Failure], most_bytes: int
+def _group_windows(
+    decoded: Iterable[_Placed | Failure], failures: list[Failure], most_bytes: int
 ) -> Iterator[list[_Placed]]:
-    """What could be decoded, about so many bytes at a time; what could not joins the failures."""
+    """Yield windows of about `most_bytes` bytes of decoded images, and collect the failures."""
     window: list[_Placed] = []
     size = 0
-    for item in found:
+    for item in decoded:
         if isinstance(item, Failure):
             failures.append(item)
             continue
@@ -268,8 +274,8 @@ def _gathered(
         yield window
 
 
-class _AtWork:
-    """Which samples are being decoded or in the network, told at every beginning."""
+class _InProgress:
+    """Keeps track of the samples being decoded or predicted, and announces every start."""
 
     def __init__(self, announce: Announce) -> None:
         self._announce = announce
@@ -279,10 +285,10 @@ class _AtWork:
 
     @contextmanager
     def decoding(self, place: int) -> Iterator[None]:
-        """While a sample is decoded, from any thread."""
+        """Mark a sample as being decoded inside a `with` block, in any thread."""
         with self._lock:
             self._decoding.add(place)
-            self._tell()
+            self._announce_all()
         try:
             yield
         finally:
@@ -290,15 +296,15 @@ class _AtWork:
                 self._decoding.discard(place)
 
     def begin_batch(self, places: Sequence[int]) -> None:
-        """These are in the network now, and no others."""
+        """Mark these samples, and no others, as being in the network."""
         with self._lock:
             self._batch = places
-            self._tell()
+            self._announce_all()
 
     def end_batch(self) -> None:
-        """Nothing is."""
+        """Mark that no sample is in the network."""
         with self._lock:
             self._batch = ()
 
-    def _tell(self) -> None:
+    def _announce_all(self) -> None:
         self._announce(sorted({*self._decoding, *self._batch}))

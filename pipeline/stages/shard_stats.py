@@ -1,4 +1,4 @@
-"""`ShardStats`: the one accumulator of what is counted, for a chunk, a shard, a run or an output."""
+"""`ShardStats`: the counts over the images of a chunk, a shard, a run or an output."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline.stages.histograms import Histograms
 class ShardStats:
     """Counts over some images; `+` gives the counts over both sets of images.
 
-    A receipt holds those of a chunk. A commit holds their sum over a shard, field by field. The
-    table of shards sums commits, and drift compares such sums.
+    A receipt holds the counts of a chunk. A commit holds the sum over a shard, field by field. A
+    summary adds up the commits, and drift compares two such sums.
 
     Attributes:
         images: images that were segmented.
@@ -24,7 +24,7 @@ class ShardStats:
         confusion: K x K pixel counts, true class by predicted class.
         class_pixels: K predicted pixel counts.
         confidence_sum: sum over the images of their mean confidence, 0 to `images`.
-        histograms: histograms of the images; without those of commits of format 1, which have none.
+        histograms: histograms of the images, except those of commits of format 1, which have none.
     """
 
     images: int
@@ -37,7 +37,7 @@ class ShardStats:
 
     @classmethod
     def zero(cls, num_classes: int) -> ShardStats:
-        """Return the counts over no image."""
+        """Return counts of zero."""
         histograms = Histograms.zero(num_classes)
         return cls(0, 0, 0, ConfusionMatrix(num_classes), (0,) * num_classes, 0.0, histograms)
 
@@ -45,8 +45,8 @@ class ShardStats:
     def total(cls, parts: Iterable[ShardStats]) -> ShardStats:
         """Return the sum of at least one part.
 
-        Equal to adding the parts one by one, but for `confidence_sum`, which is rounded once: it
-        does not depend on the order of the parts.
+        `confidence_sum` is rounded only once, so that it does not depend on the order of the
+        parts. All other fields equal those of repeated `+`.
         """
         first, *others = known = list(parts)
         confusion = first.confusion

@@ -1,4 +1,4 @@
-"""The settings that travel: resolved once from the configuration, read by planning and stages."""
+"""Settings of a plan and of a run: resolved once from the configuration, read by all stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSpec:
-    """Settings of a plan. They need no weights: planning loads no network.
+    """Settings of a plan. Resolving them needs no weights: planning loads no network.
 
     Attributes:
         config: the configuration as the user gave it.
@@ -37,7 +37,7 @@ class PlanSpec:
 
     @property
     def sources(self) -> Sources:
-        """The stores that the bytes of a chunk come from."""
+        """Return the stores that the bytes of a chunk come from."""
         return Sources(self.images, self.label_folder or self.images)
 
 

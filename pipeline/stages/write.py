@@ -1,7 +1,7 @@
-"""The write stage: masks to objects at keys that follow from the input alone.
+"""The write stage: write the masks of a chunk as objects, and return the receipt.
 
-Equal results give equal bytes: no times, no random names, fixed compression levels. What is
-written, and nothing else, is named in the receipt.
+The paths follow from the input alone. Equal results give equal bytes: no times, no random names,
+fixed compression levels. The receipt names exactly the objects that were written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipeline.stages.spec import RunSpec
 from pipeline.storage import retry
 
 _STREAMS = 8
-"""Objects of a chunk that are written at once to a store far away: a PNG per picture, for one."""
+"""Objects of a chunk that are written in parallel to a remote store, such as one PNG per image."""
 
 
 _PREVIEW_SCHEMA = pa.schema(
@@ -45,7 +45,7 @@ _PREVIEW_SCHEMA = pa.schema(
         ("key", pa.string()),
         *((name, pa.binary()) for name in ("image", "label", "mask")),
         ("why", pa.list_(pa.string())),
-        # As in the table of masks: what was found at full size.
+        # As in the table of masks: figures of the full-size image.
         *((name, MASK_SCHEMA.field(name).type) for name in (
             "height", "width", "class_pixels", "mean_confidence", "correct_pixels",
             "labeled_pixels", "iou")),
@@ -54,10 +54,10 @@ _PREVIEW_SCHEMA = pa.schema(
 
 
 def write_chunk(segmented: SegmentedChunk, spec: RunSpec) -> Receipt:
-    """Put the chunk's objects and say what they are.
+    """Write the objects of a chunk, and return its receipt.
 
     Raises:
-        StoreError: the store refuses.
+        StoreError: an object cannot be written.
     """
     started = time.perf_counter()
     pngs = [encode_mask(result.mask, spec.labels.palette) for result in segmented.images]
@@ -67,7 +67,7 @@ def write_chunk(segmented: SegmentedChunk, spec: RunSpec) -> Receipt:
         return record(*item)
 
     objects = _objects(segmented, pngs, spec)
-    # A disk gains nothing by threads; they cost a tenth of a millisecond each time.
+    # Threads do not make a local disk faster, but each costs 0.1 ms to start.
     done = map(put, objects) if spec.output.is_local else map_ordered(put, objects, _STREAMS)
     return Receipt(
         shard=segmented.shard,
@@ -114,7 +114,7 @@ def _objects(
 
 
 def _candidates(segmented: SegmentedChunk) -> tuple[Candidate, ...]:
-    """The worst images of a chunk, with labels and without: they have previews."""
+    """Return the worst images of a chunk, with and without labels. All of them have previews."""
     path = preview_path(chunk_name(segmented.shard, segmented.seq, segmented.count))
     results = {result.key: result for result in segmented.images}
     worst = [
@@ -133,10 +133,10 @@ def _preview_table(segmented: SegmentedChunk, labels: LabelSet) -> bytes:
     rows = []
     for preview in segmented.previews:
         label = preview.label
-        pictures = {
+        encoded = {
             "image": encode_jpeg(preview.image, quality=80),
             "label": None if label is None else encode_mask(label, labels.palette),
             "mask": encode_mask(preview.mask, labels.palette),
         }
-        rows.append({**image_figures(results[preview.key]), "why": preview.why, **pictures})
+        rows.append({**image_figures(results[preview.key]), "why": preview.why, **encoded})
     return encode_parquet(pa.Table.from_pylist(rows, schema=_PREVIEW_SCHEMA))
