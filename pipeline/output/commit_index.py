@@ -1,12 +1,10 @@
-"""The commit index: all commits of an output, read without opening every one, held without keeping them.
+"""The index of all commits of an output, read without opening every commit.
 
-`stats/shards.parquet` caches the commits; one listing of `_commits/` says which of its rows still
-hold, and only what the table lacks is read. In memory there are some tens of bytes per commit:
-hashes of its shard and of its input's tag, and where its row is (in the table, or in a temporary
-file). All else is read again, batch by batch, when it is needed.
-
-Which rows of the table of shards still hold: told by hashes, in tens of bytes a row.
-Rows of the table of shards that no table holds yet: in a temporary file, not in memory.
+The table of shards, `stats/shards.parquet`, is a cache of the commits. One listing of `_commits/`
+shows which of its rows are still valid (`TableIndex`); only commits without a valid row are read,
+and their rows are kept in a temporary file (`SpilledRows`). In memory the index (`CommitIndex`)
+holds about 40 bytes per commit: hashes of the shard's id and of the input's tag, and the number of
+its row. Everything else is read again, batch by batch, when it is needed.
 """
 
 from __future__ import annotations
@@ -45,10 +43,10 @@ Item = TypeVar("Item")
 
 
 class CommitIndex:
-    """All commits of an output.
+    """All commits of an output. Methods name commits by their positions in the index.
 
     Attributes:
-        is_equal_to_table: whether the table of the output has these rows and no others.
+        is_equal_to_table: whether the table in the output has exactly the rows of this index.
     """
 
     def __init__(self, table: Table | None = None) -> None:
@@ -61,32 +59,38 @@ class CommitIndex:
         self._samples = np.zeros(0, np.int64)
         self._kind = np.zeros(0, np.int64)
         self._row = np.zeros(0, np.int64)
-        self._new = array("q")
+        self._added = array("q")
         self.is_equal_to_table = table is not None
 
     def __len__(self) -> int:
-        return len(self._keys) + len(self._new) // 5
+        return len(self._keys) + len(self._added) // 5
 
     def __contains__(self, shard: str) -> bool:
         return bool(self.find(hashes((shard,), 1))[0] >= 0)
 
     def find(self, keys: Ints) -> Ints:
-        """Where the commits of some shards are, by the hashes of their ids; -1 for none."""
-        self._settle()
+        """Return the positions of the commits of shards, by hashes of their ids; -1: none."""
+        self._merge_added()
         if not len(self._keys):
             return np.full(len(keys), -1)
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return np.where(self._keys[places] == keys, places, -1)
 
     def has_input(self, places: Ints, tags: Ints) -> Bools:
-        """Which commits are of an input of this tag, by its hash; -1 is none."""
+        """Return which commits belong to an input with this tag hash. Position -1 gives False."""
         if not len(self._keys):
             return np.zeros(len(places), np.bool_)
         found: Bools = (places >= 0) & (self._tags[places] == tags)
         return found
 
     def holds(self, places: Ints, fingerprint: str | None, masks: Iterable[str]) -> Bools:
-        """Which commits are of a fingerprint (None: of any) and have some formats; -1 is none."""
+        """Return which commits have this fingerprint and all of these mask formats.
+
+        Args:
+            places: positions of commits; -1 gives False.
+            fingerprint: expected fingerprint; None accepts any.
+            masks: names of the required mask formats.
+        """
         if not len(self._keys):
             return np.zeros(len(places), np.bool_)
         wanted = set(masks)
@@ -95,30 +99,30 @@ class CommitIndex:
         return found
 
     def samples(self, places: Ints) -> int:
-        """Images of some commits, quarantined ones included."""
+        """Return the number of images of these commits, including quarantined images."""
         return int(self._samples[places].sum())
 
     def masks_of(self, places: Ints) -> frozenset[str]:
-        """All formats that any of some commits has."""
+        """Return the mask formats that any of these commits has."""
         kinds = list(self._kinds)
         return frozenset().union(*(kinds[k][1] for k in np.unique(self._kind[places])))
 
     def others(self, keys: Ints) -> Ints:
-        """Where the commits are whose shards are not among some."""
-        self._settle()
+        """Return the positions of all commits except those of these shards, given by hashes."""
+        self._merge_added()
         if not len(keys):
             return np.arange(len(self._keys))
-        known = np.sort(keys)  # np.isin would take ten times the memory
+        known = np.sort(keys)  # np.isin would need ten times the memory
         places = np.minimum(np.searchsorted(known, self._keys), len(known) - 1)
         return np.flatnonzero(known[places] != self._keys)
 
     def names(self, places: Ints) -> list[str]:
-        """The shards of some commits, sorted."""
-        found = self._select(["shard"], self._row[places])
-        return sorted(name for batch in found for name in batch["shard"].to_pylist())
+        """Return the ids of the shards of these commits, sorted."""
+        batches = self._select(["shard"], self._row[places])
+        return sorted(name for batch in batches for name in batch["shard"].to_pylist())
 
     def commit_tags(self, shards: Collection[str]) -> dict[str, str]:
-        """The tags of the commit objects of some shards, those that have one."""
+        """Return the tags of the commit objects of these shards, if they have one, by shard."""
         places = self.find(hashes(shards, len(shards)))
         rows = self._row[places[places >= 0]]
         tags: dict[str, str] = {}
@@ -127,8 +131,8 @@ class CommitIndex:
         return {shard: tags[shard] for shard in shards if shard in tags}
 
     def with_failures(self) -> dict[str, str]:
-        """The tags of the commit objects of all shards that have quarantined images."""
-        self._settle()
+        """Return the tags of the commits of all shards with quarantined images, by shard."""
+        self._merge_added()
         tags: dict[str, str] = {}
         for batch in self._select(["shard", "commit_etag", "failures"], self._row):
             bad = batch.filter(pc.greater(batch["failures"], 0))
@@ -136,7 +140,7 @@ class CommitIndex:
         return dict(sorted(tags.items()))
 
     def add(self, entry: Entry) -> None:
-        """A commit that was found or made; it takes the place of its shard's older one."""
+        """Add a commit. It replaces the earlier commit of the same shard."""
         kind = (entry.fingerprint, frozenset(entry.masks))
         values = (
             hash(entry.shard),
@@ -149,20 +153,20 @@ class CommitIndex:
         self.is_equal_to_table = False
         place = self._old_place(values[0])
         if place is None:
-            self._new.extend(values)
+            self._added.extend(values)
         else:
             self._tags[place], self._samples[place], self._kind[place], self._row[place] = values[
                 1:
             ]
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows of all commits, in the order of their shards.
+        """Yield the rows of all commits, in the order of their shards.
 
         Raises:
-            DamagedError: the table, of which only the light columns were checked so far, is not as
-                it was written: start again with `read_commit_index(output, trust_table=False)`.
+            DamagedError: the table is damaged; so far only its small columns were checked. Start
+                again with `read_commit_index(output, trust_table=False)`.
         """
-        self._settle()
+        self._merge_added()
         new = np.sort(self._row[self._row >= self._base]) - self._base
         if not len(new):
             yield from self._rows_of_table()
@@ -185,34 +189,38 @@ class CommitIndex:
             yield from rows.combine_chunks().to_batches()
 
     def entries(self) -> Iterator[Entry]:
-        """All commits, in the order of their shards. Raises what `batches` raises."""
+        """Yield all commits, in the order of their shards.
+
+        Raises:
+            DamagedError: as `batches`.
+        """
         for batch in self.batches():
             yield from entries_of(batch)
 
     def keep(self, index: TableIndex, places: Ints) -> None:
-        """Rows of the table that hold."""
+        """Add valid rows of the table, by their positions in its index."""
         values = (index.keys, index.tags, index.samples, index.kind, index.rows)
-        self._new.frombytes(np.stack([v[places] for v in values], axis=1).tobytes())
+        self._added.frombytes(np.stack([v[places] for v in values], axis=1).tobytes())
 
     def _old_place(self, key: int) -> int | None:
         place = int(np.searchsorted(self._keys, key))
         return place if place < len(self._keys) and self._keys[place] == key else None
 
-    def _settle(self) -> None:
-        """Sort in what came since the last time."""
-        if not len(self._new):
+    def _merge_added(self) -> None:
+        """Sort the commits that were added since the last call into the arrays."""
+        if not len(self._added):
             return
-        found = np.frombuffer(self._new, np.int64).reshape(-1, 5).T
+        added = np.frombuffer(self._added, np.int64).reshape(-1, 5).T
         columns = (self._keys, self._tags, self._samples, self._kind, self._row)
-        joined = [np.concatenate(pair) for pair in zip(columns, found, strict=True)]
+        joined = [np.concatenate(pair) for pair in zip(columns, added, strict=True)]
         order = np.argsort(joined[0], kind="stable")
         self._keys, self._tags, self._samples, self._kind, self._row = (c[order] for c in joined)
-        self._new = array("q")
+        self._added = array("q")
 
     def _select(self, columns: list[str], rows: Ints) -> Iterator[pa.RecordBatch]:
-        """Columns of some rows, in the order of the rows' numbers.
+        """Yield columns of rows, in the order of the row numbers.
 
-        Only columns that were checked when the commit index was read.
+        Valid only for columns that were checked when the index was read.
         """
         if not len(rows):
             return
@@ -239,7 +247,7 @@ class CommitIndex:
 
 
 class _EntryStream:
-    """Batches, taken by numbers of rows."""
+    """A stream of batches from which any number of rows can be taken."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
         self._batches = batches
@@ -256,14 +264,14 @@ class _EntryStream:
 
 
 def read_commit_index(output: Store, *, trust_table: bool = True) -> CommitIndex:
-    """Every committed shard.
+    """Return the index of all commits of an output.
 
     Args:
-        output: of a run.
-        trust_table: False to read every commit.
+        output: store of OUTPUT.
+        trust_table: whether valid rows of the table of shards replace reading their commits.
 
     Raises:
-        OutputError: a commit that cannot be read, or of another format.
+        OutputError: a commit cannot be read, or has a later format.
         StoreError: the store fails.
     """
     table = open_table(output) if trust_table else None
@@ -273,8 +281,8 @@ def read_commit_index(output: Store, *, trust_table: bool = True) -> CommitIndex
     except DamagedError:
         return read_commit_index(output, trust_table=False)
 
-    def lacking() -> Iterator[ObjectInfo]:
-        for infos in _in_batches(_listed(output)):
+    def list_missing() -> Iterator[ObjectInfo]:
+        for infos in _in_batches(_list_commits(output)):
             places, held = cached.held(infos)
             index.keep(cached, places[held])
             yield from (info for info, is_held in zip(infos, held, strict=True) if not is_held)
@@ -282,31 +290,31 @@ def read_commit_index(output: Store, *, trust_table: bool = True) -> CommitIndex
     def fetch(info: ObjectInfo) -> tuple[ObjectInfo, bytes]:
         return info, output.read(info.path)
 
-    for info, data in map_ordered(fetch, lacking(), _READERS):
-        index.add(Entry.of(_commit(output, info, data), info.etag))
+    for info, data in map_ordered(fetch, list_missing(), _READERS):
+        index.add(Entry.of(_parse_commit(output, info, data), info.etag))
     index.is_equal_to_table &= len(index) == index._base
     return index
 
 
 def read_commits(output: Store) -> Iterator[Commit]:
-    """Every commit whole, with the names of its files, in the order of the listing."""
-    for info in _listed(output):
-        yield _commit(output, info, output.read(info.path))
+    """Yield every commit with the records of its files, in the order of the listing."""
+    for info in _list_commits(output):
+        yield _parse_commit(output, info, output.read(info.path))
 
 
-def _listed(output: Store) -> Iterator[ObjectInfo]:
+def _list_commits(output: Store) -> Iterator[ObjectInfo]:
     return (info for info in output.listing(COMMITS) if is_commit(info.path))
 
 
-def _commit(output: Store, info: ObjectInfo, data: bytes) -> Commit:
+def _parse_commit(output: Store, info: ObjectInfo, data: bytes) -> Commit:
     where = output.location(info.path)
     commit = Commit.from_json(data, where)
     if commit_path(commit.shard) != info.path:
         raise OutputError(
             where=where,
             found=f"the commit of shard {commit.shard!r}",
-            expected=f"that of shard {committed_shard(info.path)!r}",
-            remedy="Delete it: its shard will be labelled again.",
+            expected=f"the commit of shard {committed_shard(info.path)!r}",
+            remedy="Delete it: its shard will be segmented again.",
         )
     return commit
 
@@ -321,7 +329,15 @@ def _in_batches(infos: Iterable[Item]) -> Iterator[list[Item]]:
     yield batch
 
 
-_LIGHT = ("shard", "images", "failures", "masks", "input_etag", "fingerprint", "commit_etag")
+_SMALL_COLUMNS = (
+    "shard",
+    "images",
+    "failures",
+    "masks",
+    "input_etag",
+    "fingerprint",
+    "commit_etag",
+)
 
 
 Ints = NDArray[np.int64]
@@ -329,31 +345,31 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 Kinds = dict[tuple[str, frozenset[str]], int]
-"""Numbers of the pairs of fingerprint and mask formats that commits have: a few."""
+"""A number for every pair of fingerprint and mask formats that occurs; there are only a few."""
 
 
 def hashes(texts: Iterable[str], count: int) -> Ints:
-    """64 bits of each text, the same within this process.
+    """Return a 64-bit hash of each text, constant within this process.
 
-    Whether a shard is done is decided by two of them at once, its id's and its tag's: of a million
-    shards, one is mistaken for another in one of 10^26 runs.
+    A shard counts as done only if two hashes match, of its id and of its tag. For a million shards
+    the probability of a false match is about 10^-26.
     """
     return np.fromiter(map(hash, texts), np.int64, count)
 
 
 class TableIndex:
-    """The columns of a table that tell which of its rows hold, sorted by the hash of the shard."""
+    """The small columns of a table, sorted by shard hash: they show which rows are valid."""
 
     def __init__(self, table: Table | None, kinds: Kinds) -> None:
-        """Reads the light columns of a table; the kinds of its commits are added to `kinds`.
+        """Read the small columns of a table, and add the kinds of its commits to `kinds`.
 
         Raises:
-            DamagedError: they are not as they were written.
+            DamagedError: the columns differ from those that were written.
         """
         self.rows = np.zeros(0, np.int64)
         parts: list[Ints] = []
         last = None
-        for batch in table.batches(_LIGHT) if table is not None else ():
+        for batch in table.batches(_SMALL_COLUMNS) if table is not None else ():
             shards = batch["shard"].to_pylist()
             if shards != sorted(set(shards)) or (last is not None and shards[0] <= last):
                 raise DamagedError
@@ -383,7 +399,7 @@ class TableIndex:
         return columns
 
     def held(self, infos: Sequence[ObjectInfo]) -> tuple[Ints, Bools]:
-        """Places of the rows of listed commits, and which of these rows are of that very commit."""
+        """Return the positions of the rows of listed commits, and which of these rows are valid."""
         count = len(infos)
         if not len(self.keys):
             return np.zeros(count, np.int64), np.zeros(count, np.bool_)
@@ -399,14 +415,14 @@ _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 class SpilledRows:
-    """Grows row by row; any rows can be taken from it again.
+    """Rows of the table of shards in temporary files. Appends rows, and reads any of them again.
 
-    The files (Arrow, in the directory for temporary files) have no name, so that nothing stays
-    behind, however the process ends. About 2.3 KB a row with 21 classes.
+    The Arrow files have no names: they disappear when the process ends, even if it is killed. A row
+    takes about 2.3 KB with 21 classes.
     """
 
     def __init__(self) -> None:
-        self._waiting: list[Entry] = []
+        self._unwritten: list[Entry] = []
         self._writer: Any = None
         self._file: Any = None
         self._batches: list[tuple[Any, int]] = []
@@ -414,25 +430,28 @@ class SpilledRows:
         self._ends: list[int] = []
 
     def __len__(self) -> int:
-        return (self._ends[-1] if self._ends else 0) + len(self._waiting)
+        return (self._ends[-1] if self._ends else 0) + len(self._unwritten)
 
     def append(self, entry: Entry) -> None:
-        """One more row, the last."""
-        # One batch, one number of classes: its scores are computed at once.
-        if self._waiting and self._waiting[0].confusion.num_classes != entry.confusion.num_classes:
+        """Append a row."""
+        # All rows of a batch have the same number of classes: their scores are computed together.
+        if (
+            self._unwritten
+            and self._unwritten[0].confusion.num_classes != entry.confusion.num_classes
+        ):
             self._flush()
-        self._waiting.append(entry)
-        if len(self._waiting) == _ROWS:
+        self._unwritten.append(entry)
+        if len(self._unwritten) == _ROWS:
             self._flush()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows."""
+        """Yield all rows, in the order in which they were appended."""
         self._seal()
         for reader, number in self._batches:
             yield reader.get_batch(number)
 
     def take(self, rows: NDArray[np.int64]) -> pa.Table:
-        """Some rows, in this order, by their numbers."""
+        """Return the rows with these numbers, in this order."""
         self._seal()
         order = np.argsort(rows, kind="stable")
         ascending = rows[order]
@@ -450,19 +469,19 @@ class SpilledRows:
         return pa.Table.from_batches(pieces, SCHEMA).combine_chunks().take(pa.array(inverse))
 
     def _flush(self) -> None:
-        if not self._waiting:
+        if not self._unwritten:
             return
         if self._writer is None:
             self._file = tempfile.TemporaryFile(prefix="fcnseg-")
             weakref.finalize(self, self._file.close)
             self._writer = pa.ipc.new_file(self._file, SCHEMA, options=_OPTIONS)
-        self._writer.write_batch(batch_of(self._waiting))
+        self._writer.write_batch(batch_of(self._unwritten))
         self._written += 1
         self._ends.append(len(self))
-        self._waiting = []
+        self._unwritten = []
 
     def _seal(self) -> None:
-        """What was written so far can be read; what comes goes to another file."""
+        """Make all rows so far readable; later rows go to another file."""
         self._flush()
         if self._writer is not None:
             self._writer.close()

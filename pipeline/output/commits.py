@@ -1,4 +1,4 @@
-"""Commits: the one truth about which shards are done. Written last, create-only, one per shard."""
+"""Commits: one object per shard that marks it as done. Written last, and only if none exists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.stages.spec import RunSpec
 from pipeline.storage.store import Store
 
 COMMIT_FORMAT = 2
-"""1 lacked `run`, `histograms` and `candidates`."""
+"""Version of the commit object. Format 1 lacks `run`, `histograms` and `candidates`."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,22 @@ class Commit:
     """The record that a shard is done.
 
     Attributes:
-        shard: its id.
-        commit_id: random; tells our own commit from another driver's when an answer was lost.
-        fingerprint: of the run that made it.
+        shard: id of the shard.
+        commit_id: random id. After a lost response, it shows whether an existing commit is our own.
+        fingerprint: fingerprint of the run that wrote the commit.
         input: location, etag and size of the input shard.
-        files: every object of the shard.
-        masks: the formats it has.
-        images, labeled_images, failures: counts of samples.
-        confusion: K x K, row = truth.
-        class_pixels: predicted pixels by class.
-        confidence_sum: sum over images of their mean confidence.
-        seconds: by stage, summed over chunks.
-        run: name of the run that made it, as the history has it; empty in format 1.
-        histograms: of the images; None in format 1.
-        candidates: the worst images, the worst first; none in format 1.
+        files: records of all objects of the shard.
+        masks: mask formats of the shard.
+        images: images that were segmented.
+        labeled_images: images that have a label.
+        failures: images that were quarantined.
+        confusion: K x K pixel counts, true class by predicted class.
+        class_pixels: K predicted pixel counts.
+        confidence_sum: sum over the images of their mean confidence.
+        seconds: seconds by stage, summed over the chunks.
+        run: name of the run that wrote the commit; empty in format 1.
+        histograms: histograms of the images; None in format 1.
+        candidates: the worst images, worst first; empty in format 1.
     """
 
     shard: str
@@ -65,7 +67,7 @@ class Commit:
 
     @property
     def stats(self) -> ShardStats:
-        """The counts of the commit as an accumulator."""
+        """Return the counts of the commit, ready to be added to others."""
         return ShardStats(
             images=self.images,
             labeled_images=self.labeled_images,
@@ -78,12 +80,12 @@ class Commit:
 
     @property
     def matrix(self) -> ConfusionMatrix:
-        """The confusion matrix as an accumulator."""
+        """Return the confusion matrix, ready to be added to others."""
         return ConfusionMatrix(len(self.confusion), self.confusion)
 
     def to_json(self) -> bytes:
-        """The commit object."""
-        # A line for each field, and no `asdict`, no `indent`: they would take the driver 1.5 ms.
+        """Return the bytes of the commit object."""
+        # One line per field. `asdict` and `indent` would cost the driver 1.5 ms per commit.
         document = {"format": COMMIT_FORMAT, **vars(self)}
         if self.labeled_images:
             document["scores"] = self.matrix.scores().to_dict()
@@ -92,18 +94,18 @@ class Commit:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Commit:
-        """What `to_json` gave, of this version or an earlier one.
+        """Return the commit from the bytes of `to_json`, of this version or an earlier one.
 
         Raises:
-            OutputError: of a later format version, or not a commit.
+            OutputError: a later format, or not a commit.
         """
         try:
             document = json.loads(data)
-            found = document.pop("format")
-            if found not in range(1, COMMIT_FORMAT + 1):
+            version = document.pop("format")
+            if version not in range(1, COMMIT_FORMAT + 1):
                 raise OutputError(
                     where=where,
-                    found=f"commit format {found}",
+                    found=f"commit format {version}",
                     expected=f"format {COMMIT_FORMAT} or an earlier one",
                     remedy="Use the version of fcnseg that wrote this output, or a new OUTPUT.",
                 )
@@ -112,7 +114,7 @@ class Commit:
             document["masks"] = tuple(document["masks"])
             document["confusion"] = tuple(tuple(row) for row in document["confusion"])
             document["class_pixels"] = tuple(document["class_pixels"])
-            if found > 1:
+            if version > 1:
                 document["histograms"] = _histograms(document)
                 document["candidates"] = tuple(Candidate(**c) for c in document["candidates"])
                 document["run"] = str(document["run"])
@@ -122,17 +124,18 @@ class Commit:
                 where=where,
                 found=f"no readable commit ({error})",
                 expected="a commit of this project",
-                remedy="Delete it: its shard will be labelled again. `fcnseg verify` lists all such.",
+                remedy="Delete it: its shard will be segmented again. `fcnseg verify` lists all "
+                "unreadable commits.",
             ) from error
 
 
 def _histograms(document: Mapping[str, Any]) -> Histograms | None:
     if document["histograms"] is None:
         return None
-    found = Histograms.of(document["histograms"])
-    if len(found.shares) != len(document["class_pixels"]):
-        raise ValueError(f"histograms of {len(found.shares)} classes")
-    return found
+    histograms = Histograms.of(document["histograms"])
+    if len(histograms.shares) != len(document["class_pixels"]):
+        raise ValueError(f"histograms of {len(histograms.shares)} classes")
+    return histograms
 
 
 def build_commit(spec: RunSpec, shard: Shard, receipts: Sequence[Receipt]) -> Commit:
@@ -177,29 +180,26 @@ def _worst(candidates: Sequence[Candidate], most: int) -> tuple[Candidate, ...]:
 
 
 def write_commit(output: Store, commit: Commit, *, replaces: str | None) -> str:
-    """Make a shard done.
+    """Write the commit of a shard, which marks it as done, and return the tag of the object.
 
     Args:
-        output: where.
-        commit: of the shard.
-        replaces: the tag of an older commit of the shard that no longer holds, if one is known.
-
-    Returns:
-        The tag of the commit object.
+        output: store of OUTPUT.
+        commit: commit of the shard.
+        replaces: tag of an earlier commit of the shard that is no longer valid; None without one.
 
     Raises:
-        StoreError: somebody else committed this shard in the meantime.
+        StoreError: another driver committed this shard in the meantime, or the store fails.
     """
     path = commit_path(commit.shard)
     data = commit.to_json()
     put = output.replace(path, data, replaces) if replaces is not None else None
-    # Also where the older one is gone: somebody wanted this shard to be done again.
+    # Also if the earlier commit is gone: a user may delete it to have the shard segmented again.
     put = put or output.create(path, data)
     if put is not None:
         return put
-    # The answer may have been lost on its way: then the object there is our own.
-    there, tag = output.read_tagged(path)
-    if there == data:
+    # If the response to our request was lost, the existing object is our own.
+    existing, tag = output.read_tagged(path)
+    if existing == data:
         return tag
     raise StoreError(
         where=output.location(path),
@@ -210,5 +210,5 @@ def write_commit(output: Store, commit: Commit, *, replaces: str | None) -> str:
 
 
 def with_file(commit: Commit, file: FileRecord | None) -> Commit:
-    """The commit with one more object named."""
+    """Return the commit with one more file; None adds nothing."""
     return commit if file is None else replace(commit, files=(*commit.files, file))

@@ -1,11 +1,12 @@
-"""Drift: whether what a run labelled is distributed as what was labelled before.
+"""Detect drift: compare the images and masks of a run with those of earlier runs.
 
-The measure is the population stability index (PSI) of histograms over images. Its two thresholds,
-0.1 and 0.25, are the rule of thumb of credit scoring (E. M. Lewis, An Introduction to Credit
-Scoring, 1994; N. Siddiqi, Credit Risk Scorecards, 2006). They know nothing of sample sizes: of two
-samples of one distribution, PSI is about (1/n + 1/m) times chi-squared with one degree of freedom
-less than there are bins (B. Yurdakul and J. Naranjo, Statistical properties of the population
-stability index, Journal of Risk Model Validation, 2020). So a small sample must exceed that, too.
+The measure is the population stability index (PSI) of histograms over images. The usual thresholds
+0.1 and 0.25 are rules of thumb from credit scoring (E. M. Lewis, An Introduction to Credit Scoring,
+1994; N. Siddiqi, Credit Risk Scorecards, 2006), which ignore the sample size. For two samples of n
+and m images from the same distribution over B bins, PSI is approximately (1/n + 1/m) times a
+chi-squared variable with B - 1 degrees of freedom (B. Yurdakul and J. Naranjo, Statistical
+properties of the population stability index, Journal of Risk Model Validation, 2020). Drift is
+reported only if PSI exceeds this noise as well.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ DriftLevel = Literal["stable", "moderate", "major"]
 
 
 _PSEUDO = 0.5
-"""Images per occupied bin that are added to both samples: a bin may be empty in one of them."""
+"""Pseudo-counts, in images per occupied bin, for both samples: one bin may be empty."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Window:
 
     @classmethod
     def of(cls, stats: ShardStats) -> Window:
-        """Return the window of some images."""
+        """Return the window of the images that were counted."""
         pixels = tuple(int(count) for count in stats.class_pixels)
         return cls(stats.histograms.images, pixels, stats.confidence_sum, stats.histograms)
 
     @property
     def stats(self) -> ShardStats:
-        """The window as an accumulator: labels and failures are not known, so they count zero."""
+        """Return the window as counts. Labels and failures are unknown: their counts are zero."""
         zero = ShardStats.zero(len(self.class_pixels))
         return replace(
             zero,
@@ -66,15 +67,16 @@ class Window:
 
 @dataclass(frozen=True)
 class Drift:
-    """One quantity, now and before.
+    """The change of one quantity between earlier images and those of a run.
 
     Attributes:
         quantity: "class NAME" (its share of an image), "class mix" (all classes' shares of all
             pixels), "confidence", "size" or "aspect".
-        psi: population stability index; 0 is no difference.
-        noise: PSI that chance alone hardly exceeds between samples of these sizes.
-        level: "major" or "moderate" by the thresholds of the configuration, and only beyond noise.
-        before, after: a number for people: share, mean confidence, pixels or width over height.
+        psi: population stability index; 0 means no difference.
+        noise: PSI that chance alone rarely exceeds, for samples of these sizes.
+        level: "major" or "moderate" if `psi` exceeds both the threshold and `noise`; else "stable".
+        before: text with the earlier value, such as a share, a mean confidence or a size.
+        after: text with the value of the run.
     """
 
     quantity: str
@@ -86,19 +88,19 @@ class Drift:
 
     @property
     def reason(self) -> str:
-        """One line."""
+        """Return a one-line description of the change."""
         return f"{self.quantity}: {self.before} before, {self.after} now (PSI {self.psi:.2f})"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a run labelled beside what was labelled before.
+    """The comparison of a run with earlier images.
 
     Attributes:
-        reference: what it was compared with, for people.
-        reference_images: how many that are.
-        quantities: all that was compared, in the order of the classes; empty if nothing was.
-        note: why nothing was compared, else empty.
+        reference: description of the earlier images.
+        reference_images: number of earlier images.
+        quantities: compared quantities, classes first in their order; empty without a comparison.
+        note: reason why nothing was compared; empty otherwise.
     """
 
     reference: str = ""
@@ -108,30 +110,30 @@ class Comparison:
 
     @property
     def drifted(self) -> tuple[Drift, ...]:
-        """The major ones, largest PSI first."""
+        """Return the quantities with major drift, largest PSI first."""
         major = [drift for drift in self.quantities if drift.level == "major"]
         return tuple(sorted(major, key=lambda drift: -drift.psi))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return the comparison as JSON values."""
         return asdict(self)
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Comparison:
-        """What `to_dict` gave.
+        """Return the comparison from the document of `to_dict`.
 
         Raises:
-            KeyError, TypeError: it is none.
+            KeyError, TypeError: the document is not a comparison.
         """
         quantities = tuple(Drift(**drift) for drift in document["quantities"])
         return cls(**{**document, "quantities": quantities})
 
 
 def psi(one: Sequence[float], other: Sequence[float]) -> float:
-    """The population stability index of two histograms of the same bins.
+    """Return the population stability index of two histograms over the same bins.
 
-    Symmetric; 0 for proportional counts; finite, because both are first moved a little towards
-    what they are together: by half an image per bin that either occupies.
+    It is symmetric, and 0 for proportional counts. It is always finite: both histograms are first
+    smoothed towards their joint distribution, with half an image per occupied bin.
 
     >>> abs(psi([10, 20, 0], [20, 40, 0])) < 1e-12, round(psi([30, 10], [10, 30]), 2)
     (True, 1.04)
@@ -149,14 +151,16 @@ def psi(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def noise(one: Sequence[float], other: Sequence[float], chance: float) -> float:
-    """The PSI that two samples of one distribution exceed with this chance, about.
+    """Return the PSI that two samples of one distribution exceed with a given probability.
 
     Args:
-        one: images by bin.
-        other: the same.
-        chance: 0-1.
+        one: numbers of images by bin.
+        other: numbers of images by bin of the other sample.
+        chance: probability, 0-1.
     """
-    from scipy.special import chdtri  # half a second, and only needed at a run's end
+    from scipy.special import (
+        chdtri,
+    )  # takes 0.5 s to import, and is needed only at the end of a run
 
     occupied = sum(a + b > 0 for a, b in zip(one, other, strict=True))
     if occupied < 2:
@@ -184,10 +188,10 @@ def compare(
                 f"drift.min_images is {config.min_images}"
             )
             return Comparison(reference, before.histograms.images, note=note)
-    found = _quantities(now, before, labels)
-    chance = config.false_alarms / len(found)
+    compared = _quantities(now, before, labels)
+    chance = config.false_alarms / len(compared)
     quantities = []
-    for name, (a, b), (was, is_now) in found:
+    for name, (a, b), (was, is_now) in compared:
         value, least = psi(a, b), noise(a, b, chance)
         level: DriftLevel = "stable"
         if value > least:
@@ -201,10 +205,10 @@ _Quantity = tuple[str, tuple[Sequence[float], Sequence[float]], tuple[str, str]]
 
 
 def _quantities(now: ShardStats, before: ShardStats, labels: LabelSet) -> list[_Quantity]:
-    """(name, histograms before and now, numbers for people before and now) of all that is known."""
+    """Return name, histograms (before, now) and texts (before, now) of every quantity."""
     windows = (before, now)
     shares = [np.array(w.class_pixels) / max(1, sum(w.class_pixels)) for w in windows]
-    found: list[_Quantity] = [
+    quantities: list[_Quantity] = [
         (
             f"class {name}",
             (before.histograms.shares[k], now.histograms.shares[k]),
@@ -212,14 +216,14 @@ def _quantities(now: ShardStats, before: ShardStats, labels: LabelSet) -> list[_
         )
         for k, name in enumerate(labels.classes)
     ]
-    # In images, not pixels: pixels of one image are no independent samples.
+    # Counted in images: the pixels of one image are not independent samples.
     mix = [(share * w.histograms.images).tolist() for share, w in zip(shares, windows, strict=True)]
     most = [labels.classes[int(share.argmax())] for share in shares]
-    found.append(("class mix", (mix[0], mix[1]), (f"most {most[0]}", f"most {most[1]}")))
+    quantities.append(("class mix", (mix[0], mix[1]), (f"most {most[0]}", f"most {most[1]}")))
     for name, text in (("confidence", _confidence), ("size", _size), ("aspect", _aspect)):
         histograms = (getattr(before.histograms, name), getattr(now.histograms, name))
-        found.append((name, histograms, (text(before), text(now))))
-    return found
+        quantities.append((name, histograms, (text(before), text(now))))
+    return quantities
 
 
 def _percent(share: float) -> str:

@@ -1,7 +1,7 @@
-"""`fcnseg gc`: objects of an output that no commit names, and what killed writers left.
+"""Find and delete garbage (`fcnseg gc`): objects that no commit names, and unfinished writes.
 
-They come from chunks of shards that were never committed, and from commits that were replaced by
-ones with other objects. Nothing reads them; they only take room.
+Such objects come from shards that were never committed, and from commits that were replaced.
+Nothing reads them; they only take space. Unfinished writes come from processes that were killed.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ _THREADS = 32
 _TABLES = re.compile(
     rf"({PREVIEWS}|{QUARANTINE}|{REVIEWS})/.+\.parquet|{PROBE}[0-9a-f]{{32}}", re.DOTALL
 )
-"""Names of objects, besides masks, that a run may leave behind."""
+"""Names of objects, besides masks, that may become garbage."""
 
 
 _UNFINISHED = 60.0
-"""Seconds: what is younger may be a put that is under way (the lease is renewed meanwhile)."""
+"""Age in seconds below which an unfinished write may still be in progress."""
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that nobody needs.
+    """An object or an unfinished write that is no longer needed.
 
     Attributes:
-        path: below OUTPUT.
-        size: bytes; 0 where the store does not tell.
-        age: seconds since it was last written.
-        tag: of an object.
-        leftover: what a writer left unfinished; None for an object.
+        path: path below OUTPUT.
+        size: bytes; 0 if the store does not report the size.
+        age: seconds since the last write.
+        tag: tag of an object; None for an unfinished write.
+        leftover: the unfinished write; None for an object.
     """
 
     path: str
@@ -73,18 +73,18 @@ class Garbage:
 
 
 def find_garbage(output: Store, min_age: float) -> Iterator[Garbage]:
-    """Everything that no commit names and that is old enough. Writes nothing.
+    """Yield all garbage of a minimum age. Writes nothing.
 
-    Memory: 8 bytes per object that the commits name. Quarantine tables of shards that failed are
-    kept, because nothing but them says why; review queues, as long as their run has its record.
+    Takes 8 bytes of memory per object that the commits name. Quarantine tables of failed shards are
+    kept, because only they hold the reasons; review tables are kept while their run has a record.
 
     Args:
-        output: of a run.
-        min_age: seconds; younger things are left alone.
+        output: store of OUTPUT.
+        min_age: seconds; younger garbage is ignored.
 
     Raises:
-        OutputError: no output of this project, or a commit that cannot be read: what it names is
-            not known then.
+        OutputError: the store does not hold an output, or a commit cannot be read, so that the
+            objects it names are unknown.
     """
     read_manifest(output)
     named, committed = _read_commits(output)
@@ -103,7 +103,7 @@ def find_garbage(output: Store, min_age: float) -> Iterator[Garbage]:
 
     now = time.time()
     for info in output.listing():
-        # Where the store does not tell times, nothing is old.
+        # Without a modification time an object never counts as old.
         age = 0.0 if info.modified is None else now - info.modified
         if age >= min_age and is_garbage(info):
             yield Garbage(info.path, info.size, age, info.etag)
@@ -115,20 +115,19 @@ def find_garbage(output: Store, min_age: float) -> Iterator[Garbage]:
 def collect_garbage(
     output: Store, min_age: float, listen: Callable[[Garbage], None] | None = None
 ) -> int:
-    """Remove what `find_garbage` finds, while no driver can work on the output.
+    """Delete the garbage that `find_garbage` lists, and return how many entries were deleted.
+
+    Holds the lease, so that no run can work on the output at the same time.
 
     Args:
-        output: of a run.
-        min_age: seconds; younger things are left alone.
-        listen: called for everything that was removed.
-
-    Returns:
-        How many things were removed.
+        output: store of OUTPUT.
+        min_age: seconds; younger garbage is ignored.
+        listen: called after every deletion.
 
     Raises:
         LeaseError: a driver works on this output.
-        OutputError: see `find_garbage`.
-        StoreError: the store refuses.
+        OutputError: as `find_garbage`.
+        StoreError: the store fails.
     """
     read_manifest(output)
     with Lease(output) as lease:
@@ -138,13 +137,13 @@ def collect_garbage(
             lease.check()
             if garbage.leftover is not None:
                 output.discard(garbage.leftover)
-            else:  # unless it was written again just now
+            else:  # the tag protects an object that was just written again
                 output.delete(garbage.path, garbage.tag)
             return garbage
 
-        # All of it is found first: who deletes while he lists may be told either.
-        found = list(find_garbage(output, min_age))
-        for garbage in map_ordered(remove, found, _THREADS):
+        # List completely before the first deletion: a listing may skip or repeat objects otherwise.
+        listed = list(find_garbage(output, min_age))
+        for garbage in map_ordered(remove, listed, _THREADS):
             count += 1
             if listen is not None:
                 listen(garbage)
@@ -152,10 +151,10 @@ def collect_garbage(
 
 
 def parse_age(text: str) -> float:
-    """Seconds of what `--older-than` says.
+    """Return the seconds of a value of `--older-than`.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: the text is not a duration.
     """
     seconds = 0.0 if text.strip() == "0" else seconds_of(text)
     if seconds is None:
@@ -166,7 +165,7 @@ def parse_age(text: str) -> float:
 
 
 def _read_commits(output: Store) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Hashes of all paths that commits name, and of all committed shards; both sorted."""
+    """Return hashes of all paths that commits name, and of all committed shards; both sorted."""
     paths = (info.path for info in output.listing(COMMITS) if is_commit(info.path))
     named, committed = array("Q"), array("Q")
     for commit in map_ordered(partial(_read_commit, output), paths, _THREADS):
@@ -182,13 +181,13 @@ def _read_commit(output: Store, path: str) -> Commit:
         raise OutputError(
             where=output.location(path),
             found=error.found,
-            expected="commits that say which objects are needed",
-            remedy="Run `fcnseg verify`, and do what it says. Nothing was removed.",
+            expected="readable commits: they name the objects that are needed",
+            remedy="Run `fcnseg verify`, and follow its advice. Nothing was deleted.",
         ) from error
 
 
 def _may_remove(path: str) -> bool:
-    """Return whether an object has a name that a run gives. Nothing else is ever removed."""
+    """Return whether an object has a name that runs use. Nothing else is ever deleted."""
     return format_of(path) is not None or _TABLES.fullmatch(path) is not None
 
 
@@ -197,7 +196,7 @@ def _sorted(hashes: Iterable[int]) -> NDArray[np.uint64]:
 
 
 def _is_in(name: str, hashes: NDArray[np.uint64]) -> bool:
-    """Two names of one hash would keep an object that could go; none would go that must stay."""
+    """Return whether a name is in the set. A hash collision can only keep an object too long."""
     value = np.uint64(_hash(name))
     place = np.searchsorted(hashes, value)
     return bool(place < len(hashes) and hashes[place] == value)

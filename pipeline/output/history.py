@@ -1,9 +1,8 @@
-"""The history of an output: one small record per run that did something, kept for good.
+"""The history of an output: one small record for every run that did something, kept forever.
 
-A run, here, is from the first start to the finish, however often it was killed in between: what
-begins it is `_runs/open.json`, what ends it is its record, which is created once and never changed.
-Commits name the run that made them, so that a run that was killed is told whole by the one that
-resumes it.
+A run begins with `_runs/open.json` and ends with its record, which is created once and never
+changed. If the driver is killed in between, the next driver continues the same run. Commits name
+their run, so that the record covers all of it, whichever driver wrote the commits.
 """
 
 from __future__ import annotations
@@ -38,24 +37,26 @@ _READERS = 16
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run did, as its record keeps it.
+    """The record of a finished run.
 
     Attributes:
-        run: its name, "20261123T010203Z-1a2b3c4d": the second in which it began (UTC), which
-            65,536th of it, and a random number. Names sort by time.
-        ended: when it was finished, ISO 8601, UTC.
-        seconds: from start to finish of the driver that finished it.
-        fingerprint: of the run.
-        versions: of packages, by name.
-        shards: committed by this run.
-        failed: shards that it could not finish.
-        images, labeled_images, failures: in these commits.
-        scores: of these commits alone, as in `stats/scores.json` without the matrix: None where
-            undefined, and `mean_iou` None without labels.
-        totals: `shards`, `images`, `failures` and `mean_iou` of the whole output afterwards.
-        window: what later runs are compared with.
-        comparison: with earlier runs, or the reference.
-        review: the object of images to look at, if there are any.
+        run: name of the run, such as "20261123T010203Z-1a2b3c4d": its first second (UTC), four
+            hex digits for the fraction of that second, four random ones. Names sort by time.
+        ended: time of the finish, ISO 8601, UTC.
+        seconds: wall time of the driver that finished the run.
+        fingerprint: fingerprint of the output.
+        versions: package versions by name.
+        shards: number of shards that the run committed.
+        failed: number of shards that the run could not commit.
+        images: images that were segmented, in these commits.
+        labeled_images: images that have a label, in these commits.
+        failures: images that were quarantined, in these commits.
+        scores: scores of these commits, as in `stats/scores.json` without the matrix; None where
+            undefined, `mean_iou` also without labels.
+        totals: `shards`, `images`, `failures` and `mean_iou` of the whole output after the run.
+        window: counts of the run that later runs are compared with.
+        comparison: comparison with earlier runs or with the reference.
+        review: record of the review table; None without images to review.
     """
 
     run: str
@@ -76,27 +77,27 @@ class RunRecord:
 
     @property
     def started(self) -> str:
-        """When it began, ISO 8601, UTC."""
+        """Return the start time of the run, ISO 8601, UTC."""
         moment = datetime.strptime(self.run.split("-")[0], "%Y%m%dT%H%M%SZ")
         return f"{moment.isoformat()}Z"
 
     @property
     def mean_confidence(self) -> float | None:
-        """Of its images; None without any."""
+        """Return the mean confidence of the images of the run; None without images."""
         return self.window.confidence_sum / self.images if self.images else None
 
     @property
     def drifted(self) -> tuple[Drift, ...]:
-        """What differs from before by more than `drift.major`, largest first."""
+        """Return the quantities with major drift, largest first."""
         return self.comparison.drifted
 
     def to_json(self) -> bytes:
-        """The record object."""
+        """Return the bytes of the record object."""
         document = {"format": RECORD_FORMAT, **asdict(self)}
         return json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines: all but the histograms."""
+        """Return the record as JSON values for programs, without the histograms."""
         document = {"started": self.started, **asdict(self)}
         document["mean_confidence"] = self.mean_confidence
         document["class_pixels"] = list(document.pop("window")["class_pixels"])
@@ -105,18 +106,18 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> RunRecord:
-        """What `to_json` gave.
+        """Return the record from the bytes of `to_json`.
 
         Raises:
-            OutputError: of another format version, or not a record.
+            OutputError: another format version, or not a record.
         """
         try:
             document = json.loads(data)
-            found = document.pop("format")
-            if found != RECORD_FORMAT:
+            version = document.pop("format")
+            if version != RECORD_FORMAT:
                 raise OutputError(
                     where=where,
-                    found=f"record format {found}",
+                    found=f"record format {version}",
                     expected=f"format {RECORD_FORMAT}",
                     remedy="Use the version of fcnseg that wrote it.",
                 )
@@ -135,25 +136,25 @@ class RunRecord:
                 where=where,
                 found=f"no readable record of a run ({error})",
                 expected="a record of this project",
-                remedy="Delete it: only the history loses it, no mask does.",
+                remedy="Delete it: only the history loses an entry; no mask is affected.",
             ) from error
 
 
 def list_runs(output: Store) -> list[str]:
-    """The names of all runs that are finished, the oldest first."""
-    found = (_NAME.fullmatch(info.path) for info in output.listing(RUNS))
-    return sorted(match.group(1) for match in found if match)
+    """Return the names of all finished runs, oldest first."""
+    matches = (_NAME.fullmatch(info.path) for info in output.listing(RUNS))
+    return sorted(match.group(1) for match in matches if match)
 
 
 def read_history(output: Store, last: int | None = None) -> tuple[RunRecord, ...]:
-    """What the runs of an output did, the oldest first.
+    """Return the records of the runs of an output, oldest first.
 
     Args:
-        output: of a run; outputs of format 1 have no history.
-        last: at most so many, the latest.
+        output: store of OUTPUT; an output of format 1 has no history.
+        last: number of the latest runs to read; None reads all.
 
     Raises:
-        OutputError: a record that cannot be read.
+        OutputError: a record cannot be read.
         StoreError: the store fails.
     """
     runs = list_runs(output)
@@ -170,9 +171,9 @@ def read_history(output: Store, last: int | None = None) -> tuple[RunRecord, ...
 
 
 def run_problems(output: Store) -> list[tuple[str, str]]:
-    """(object, what is wrong with it) of every record and of the review queue it names.
+    """Return the problems of all run records and their review tables, as (path, problem).
 
-    A review queue may be deleted when it has been looked at.
+    A missing review table is not a problem: users may delete it after the review.
     """
 
     def check(run: str) -> list[tuple[str, str]]:
@@ -192,25 +193,25 @@ def run_problems(output: Store) -> list[tuple[str, str]]:
         expected = record.review.sha256
         return [] if digest == expected else [(path, f"sha256 {digest}, its run says {expected}")]
 
-    found = map_ordered(check, list_runs(output), _READERS)
-    return [problem for problems in found for problem in problems]
+    by_run = map_ordered(check, list_runs(output), _READERS)
+    return [problem for problems in by_run for problem in problems]
 
 
 def opened_run(output: Store) -> str | None:
-    """The run that was begun here and has no record yet; None if there is none."""
+    """Return the name of the run that was begun and has no record yet; None without one."""
     try:
         run = str(json.loads(output.read(OPEN_RUN))["run"])
     except MissingError:
         return None
     except (ValueError, KeyError, TypeError):
-        return None  # no run of ours: a new one is begun over it
+        return None  # damaged: the next run replaces it
     if not _NAME.fullmatch(record_path(run)) or _exists(output, record_path(run)):
         return None
     return run
 
 
 def begin_run(output: Store) -> str:
-    """Begin a run: its name is in the output before any commit bears it."""
+    """Begin a run, and return its name. The name is written before any commit uses it."""
     now = datetime.now(UTC)
     part = now.microsecond * 0x10000 // 1_000_000  # runs of the same second sort by time as well
     run = f"{now:%Y%m%dT%H%M%SZ}-{part:04x}{secrets.token_hex(2)}"
@@ -219,29 +220,29 @@ def begin_run(output: Store) -> str:
 
 
 def end_run(output: Store, record: RunRecord) -> None:
-    """Create the record of a run, which ends it.
+    """End a run by creating its record.
 
     Raises:
-        StoreError: the store refuses.
+        StoreError: the store fails.
     """
     output.create(record_path(record.run), record.to_json())
     output.delete(OPEN_RUN)
 
 
 def cancel_run(output: Store) -> None:
-    """Forget a run that was begun and did nothing."""
+    """Cancel a run that was begun but did nothing: it gets no record."""
     output.delete(OPEN_RUN)
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that matter, those that are installed."""
-    found = {}
+    """Return the versions of the relevant packages that are installed, by name."""
+    installed = {}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _exists(output: Store, path: str) -> bool:

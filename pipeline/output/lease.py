@@ -1,6 +1,6 @@
-"""One writer: a lease object in OUTPUT, renewed while the driver lives.
+"""The lease: an object in OUTPUT that lets only one driver write, renewed while the driver runs.
 
-Without it two drivers would do the same work twice (harmless: equal bytes) and race for commits.
+Without it, two drivers would do the same work twice (harmless: equal bytes) and race for commits.
 """
 
 from __future__ import annotations
@@ -22,27 +22,31 @@ from pipeline.paths import LEASE
 from pipeline.storage.store import Store
 
 SECONDS = 30.0
+"""Duration of a lease without renewal."""
 
 RENEW_SECONDS = 10.0
+"""Interval between renewals."""
 
 MARGIN_SECONDS = 5.0
-"""A holder stops this long before its lease runs out: clocks of two machines may differ by that."""
+"""A driver stops this long before its lease expires: the clocks of two machines may differ."""
 
 
-# A renewal must end, well or badly, long before the lease runs out.
+# A renewal must succeed or fail long before the lease expires.
 _RENEWAL = {"attempts": 3, "retry_seconds": 4.0, "connect_timeout": 3.0, "read_timeout": 5.0}
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease, and until when.
+    """The holder of a lease.
 
     Attributes:
-        owner: random; tells two leases of one process apart.
-        host, boot, pid: the process.
-        started: of the process, in clock ticks since boot: numbers of processes are used again.
-        expires: seconds since the epoch.
-        since: when it took the lease, seconds since the epoch.
+        owner: random id; distinguishes two leases of one process.
+        host: name of the host.
+        boot: id of the boot and of the container; empty if unknown.
+        pid: process id.
+        started: start of the process in clock ticks since boot, because process ids are reused.
+        expires: end of the lease, seconds since the epoch.
+        since: start of the lease, seconds since the epoch.
     """
 
     owner: str
@@ -55,7 +59,7 @@ class Holder:
 
     @classmethod
     def this_process(cls, now: float) -> Holder:
-        """This process as a holder from now on."""
+        """Return a holder for this process, from `now` on (seconds since the epoch)."""
         return cls(
             owner=uuid.uuid4().hex,
             host=socket.gethostname(),
@@ -67,17 +71,17 @@ class Holder:
         )
 
     def is_known_dead(self) -> bool:
-        """True only if it ran on this host, boot and container, and its process is gone."""
+        """Return whether the process ran on this host, boot and container, and has ended."""
         if not self.boot or (self.host, self.boot) != (socket.gethostname(), _boot_id()):
             return False
         return _start_time(self.pid) != self.started
 
     def is_in_force(self) -> bool:
-        """Whether it keeps others out: neither run out nor held by a dead process."""
+        """Return whether the lease is valid: not expired, and not held by a dead process."""
         return not self.is_known_dead() and self.expires > time.time()
 
     def describe(self) -> str:
-        """For people."""
+        """Return a description for messages."""
         since, until = (
             time.strftime("%H:%M:%S", time.gmtime(moment)) for moment in (self.since, self.expires)
         )
@@ -90,7 +94,7 @@ class Lease:
     """The right to write to an output, as a context manager.
 
     Raises (on entering):
-        LeaseError: somebody else holds it.
+        LeaseError: another driver holds the lease.
     """
 
     def __init__(self, output: Store) -> None:
@@ -98,21 +102,21 @@ class Lease:
         self.output = Store(output.url, options)
         self.holder = Holder.this_process(time.time())
         self._tag = ""
-        self._valid_until = 0.0  # of this process's clock
+        self._valid_until = 0.0  # in seconds of `_clock`
         self._stop = threading.Event()
         self._lost = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     @property
     def is_lost(self) -> bool:
-        """Whether another driver took over, or renewing failed until the lease (almost) ran out."""
+        """Return whether another driver took over, or the lease was not renewed in time."""
         return self._lost.is_set() or _clock() > self._valid_until
 
     def check(self) -> None:
-        """Refuse to go on without the lease.
+        """Refuse to continue without the lease.
 
         Raises:
-            LeaseError: it was lost.
+            LeaseError: the lease was lost.
         """
         if self.is_lost:
             raise LeaseError(
@@ -134,7 +138,7 @@ class Lease:
 
     def _take_over(self) -> str:
         current, tag = _read(self.output)
-        # Our own if the answer to the put was lost on its way.
+        # If the response to our request was lost, the existing lease is our own.
         if current is not None and current.owner == self.holder.owner:
             return tag
         if current is not None and current.is_in_force():
@@ -144,7 +148,7 @@ class Lease:
                 expected="one driver per output",
                 remedy="Wait for it, or run again after that time.",
             )
-        # Of several that find a lease run out, the store lets one replace it.
+        # If several drivers see an expired lease, the store lets only one replace it.
         put = self.output.replace(LEASE, self._data(), tag) if tag else None
         if put is None and not tag:
             put = self.output.create(LEASE, self._data())
@@ -155,7 +159,7 @@ class Lease:
                 expected="one driver per output",
                 remedy="Run again when it is done.",
             )
-        self.output.sweep()  # the driver before us may have died in the middle of a put
+        self.output.sweep()  # the earlier driver may have been killed during a write
         return put
 
     def __exit__(
@@ -166,7 +170,7 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        # A store that fails here failed before: that error is to be shown, and the lease expires.
+        # A store error here must not hide the original one. An undeleted lease expires by itself.
         with contextlib.suppress(FcnError):
             current, tag = _read(self.output)
             if current is not None and current.owner == self.holder.owner:
@@ -184,22 +188,22 @@ class Lease:
             try:
                 if not self._renew():
                     self._lost.set()
-            except FcnError:  # the store may be back before the lease runs out
+            except FcnError:  # the store may recover before the lease expires
                 pass
             if self.is_lost:
                 return
 
     def _renew(self) -> bool:
-        """Whether the lease is still ours."""
+        """Renew the lease, and return whether this driver still holds it."""
         asked = _clock()
         renewed = replace(self.holder, expires=time.time() + SECONDS)
         data = json.dumps(asdict(renewed)).encode()
         tag = self.output.replace(LEASE, data, self._tag)
-        if tag is None:  # perhaps an earlier renewal went through, and its answer was lost
-            current, there = _read(self.output)
+        if tag is None:  # an earlier renewal may have succeeded although its response was lost
+            current, tag = _read(self.output)
             if current is None or current.owner != self.holder.owner:
                 return False
-            tag = self.output.replace(LEASE, data, there)
+            tag = self.output.replace(LEASE, data, tag)
             if tag is None:
                 return False
         self.holder = renewed
@@ -208,12 +212,12 @@ class Lease:
 
 
 def read_lease(output: Store) -> Holder | None:
-    """Who holds the lease of an output, if anybody."""
+    """Return the holder of the lease of an output; None without a lease."""
     return _read(output)[0]
 
 
 def _read(output: Store) -> tuple[Holder | None, str]:
-    """The holder, None if there is none or it cannot be read; and the object's tag, if any."""
+    """Return the holder (None if missing or unreadable) and the object's tag ("" if missing)."""
     try:
         data, tag = output.read_tagged(LEASE)
     except MissingError:
@@ -225,12 +229,12 @@ def _read(output: Store) -> tuple[Holder | None, str]:
 
 
 def _clock() -> float:
-    """Seconds that go on while the machine sleeps, where there are such."""
+    """Return monotonic seconds, including the time that the machine sleeps where possible."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _boot_id() -> str:
-    """Tells boots apart, and containers of one boot, which number their processes on their own."""
+    """Return an id of this boot and container: process ids are only unique inside them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -239,11 +243,11 @@ def _boot_id() -> str:
 
 
 def _start_time(pid: int) -> float | None:
-    """When a process started, in clock ticks since boot; None if there is none (or no /proc)."""
+    """Return the start of a process in clock ticks since boot; None if it is unknown or gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     fields = stat.rpartition(")")[2].split()
-    # A zombie holds nothing any more. Field 3 is the state, field 22 the start time (man 5 proc).
+    # A zombie (state Z) has ended. Field 3 is the state, field 22 the start time (man 5 proc).
     return None if fields[0] == "Z" else float(fields[19])

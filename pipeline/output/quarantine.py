@@ -1,11 +1,10 @@
-"""`fcnseg failed`: what was quarantined and why, and which shards a retry is about.
+"""Quarantine tables, and the retry of shards that have quarantined samples (`fcnseg failed`).
 
-Shards that are to be labelled again although their commits hold: `_retry.json`.
-
-While such a shard is done again, its objects are overwritten before its commit is. So what is to be
-redone is written down first: a run that is killed in between leaves a shard that is pending, not
-one whose commit and objects disagree. A shard stays pending for as long as the commit that was to
-be replaced is still the one there; the old commit is never deleted.
+A retry segments shards again although they have valid commits. The objects of such a shard are
+overwritten before its commit is replaced. Therefore the shards and the tags of their commits are
+first written to the retry list, `_retry.json`. A shard on the list stays pending until its commit
+has another tag: a run that is killed in between leaves a pending shard, never a commit that
+disagrees with its objects. The earlier commit is never deleted.
 """
 
 from __future__ import annotations
@@ -39,7 +38,15 @@ QUARANTINE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A sample that could not be labelled: its shard, and a row of the quarantine table."""
+    """A sample that could not be segmented: a row of a quarantine table, and its shard.
+
+    Attributes:
+        shard: id of the shard.
+        key: key of the sample within its shard.
+        error: class name of the error.
+        reason: text of the error.
+        location: location of the sample in INPUT.
+    """
 
     shard: str
     key: str
@@ -49,14 +56,14 @@ class Quarantined:
 
 
 def quarantined(output: Store, status: Status) -> Iterator[Quarantined]:
-    """Every quarantined sample, by shard; reads one quarantine table after the other.
+    """Yield every quarantined sample, in the order of the shards.
 
     Args:
-        output: of a run.
-        status: of that output.
+        output: store of OUTPUT.
+        status: status of that output.
 
     Raises:
-        OutputError: a table that cannot be read, or that a commit promises and that is gone.
+        OutputError: a quarantine table cannot be read, or is missing although a commit names it.
     """
     failed = set(status.marker_document.get("failed_shards", {}))
     committed = status.commit_index.with_failures()
@@ -74,7 +81,7 @@ def _read(output: Store, shard: str, *, required: bool) -> list[Quarantined]:
     try:
         table = read_parquet(output.read(path)).select(QUARANTINE_SCHEMA.names)
     except MissingError:
-        if not required:  # an unreadable shard: no sample of it was ever seen
+        if not required:  # a shard that could not be read at all has no table
             return []
         found = "nothing there"
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -85,7 +92,7 @@ def _read(output: Store, shard: str, *, required: bool) -> list[Quarantined]:
         where=output.location(path),
         found=found,
         expected="the table that a commit names",
-        remedy="Run `fcnseg verify`, and `fcnseg failed --retry` to label the shard again.",
+        remedy="Run `fcnseg verify`, and `fcnseg failed --retry` to segment the shard again.",
     )
 
 
@@ -114,11 +121,58 @@ def quarantine_table(failures: Sequence[Failure]) -> bytes:
     return encode_parquet(pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))
 
 
+@dataclass(frozen=True)
+class RetryList:
+    """The shards of a retry.
+
+    Attributes:
+        commits: tags of the commits to replace, by shard id.
+        failed: ids of shards without a commit, which are pending anyway.
+    """
+
+    commits: Mapping[str, str]
+    failed: frozenset[str] = frozenset()
+
+    @property
+    def shards(self) -> frozenset[str]:
+        """Return the ids of all shards to retry."""
+        return self.failed | self.commits.keys()
+
+
 def find_retry_list(status: Status) -> RetryList:
-    """What a retry is about: shards with quarantined samples, and shards that failed."""
+    """Return the shards to retry: those with quarantined samples, and those that failed."""
     failed = frozenset(status.marker_document.get("failed_shards", {}))
     commits = status.commit_index.with_failures()
     return RetryList(commits, failed - commits.keys())
+
+
+def read_retry_list(output: Store) -> dict[str, str]:
+    """Return the tags of the commits to replace, by shard id; empty without a retry list.
+
+    Raises:
+        OutputError: the retry list cannot be read.
+    """
+    try:
+        commits = json.loads(output.read(RETRY_LIST))["commits"]
+        return {str(shard): str(tag) for shard, tag in commits.items()}
+    except MissingError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(
+            where=output.location(RETRY_LIST),
+            found=f"unreadable ({error})",
+            expected="the shards that are being retried",
+            remedy="Run `fcnseg verify`, delete this object and the commits of the shards with "
+            "problems, then run again.",
+        ) from error
+
+
+def write_retry_list(output: Store, commits: Mapping[str, str]) -> None:
+    """Write the retry list, or delete it if no shard is left to retry."""
+    if commits:
+        output.write(RETRY_LIST, json.dumps({"commits": dict(commits)}, indent=1).encode())
+    else:
+        output.delete(RETRY_LIST)
 
 
 def retry_config(
@@ -128,18 +182,18 @@ def retry_config(
     sets: list[str],
     flags: Mapping[str, Any],
 ) -> RunConfig:
-    """The configuration of the output's latest run, with what was given now laid over it.
+    """Return the configuration of the latest run, with the given settings merged into it.
 
     Args:
-        output: of the run.
-        identity: of the output.
-        file_text: YAML of a `RunConfig`, or of a part of one.
-        sets: "section.field=value" each.
-        flags: dotted name to value; None means "not given".
+        output: store of OUTPUT.
+        identity: manifest of the output.
+        file_text: YAML of a `RunConfig` or of a part of one; None without a file.
+        sets: settings as "section.field=value".
+        flags: values by dotted name; None means "not given".
 
     Raises:
         OutputError: the output keeps no configuration, and no weights are given.
-        ConfigError: what was given is no configuration.
+        ConfigError: the given settings are not valid.
     """
     tree = dict(identity.config) if identity.config is not None else _of_older(identity)
     for section, fields in (parse_yaml(file_text, "--config") if file_text else {}).items():
@@ -158,57 +212,10 @@ def retry_config(
 
 
 def _of_older(identity: Manifest) -> dict[str, Any]:
-    """What `_run.json` tells of a run even where it keeps no configuration."""
+    """Return the settings that follow from a manifest without a configuration."""
     limits = identity.chunk_limits
     return {
         "input": {"url": identity.input},
         "model": {"precision": identity.parts["precision"]},
         "limits": {"chunk_images": limits.images, "chunk_bytes": limits.bytes},
     }
-
-
-@dataclass(frozen=True)
-class RetryList:
-    """What a retry is about.
-
-    Attributes:
-        commits: tag of the commit that is to be replaced, by shard.
-        failed: shards without a commit, which are pending anyway.
-    """
-
-    commits: Mapping[str, str]
-    failed: frozenset[str] = frozenset()
-
-    @property
-    def shards(self) -> frozenset[str]:
-        """All of them, by id."""
-        return self.failed | self.commits.keys()
-
-
-def read_retry_list(output: Store) -> dict[str, str]:
-    """Tag of the commit that is to be replaced, by shard; empty when nothing is to be redone.
-
-    Raises:
-        OutputError: a record that cannot be read.
-    """
-    try:
-        found = json.loads(output.read(RETRY_LIST))["commits"]
-        return {str(shard): str(tag) for shard, tag in found.items()}
-    except MissingError:
-        return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OutputError(
-            where=output.location(RETRY_LIST),
-            found=f"unreadable ({error})",
-            expected="the shards that are being retried",
-            remedy="Run `fcnseg verify`, delete this object and the commits of the shards with problems, "
-            "then run again.",
-        ) from error
-
-
-def write_retry_list(output: Store, commits: Mapping[str, str]) -> None:
-    """Write down what is to be redone, or that nothing is left."""
-    if commits:
-        output.write(RETRY_LIST, json.dumps({"commits": dict(commits)}, indent=1).encode())
-    else:
-        output.delete(RETRY_LIST)

@@ -1,6 +1,8 @@
-"""All commits in one pass: sums, and the few shards worth naming, however many there are.
+"""Summarize an output in one pass over its commits: sums, scores, and a few shards by name.
 
-Sums over commits: what rows of the table of shards come to, whichever rows they are.
+`Sums` adds up any rows of the table of shards. `Summary` adds what the report needs of all rows:
+the worst shards, those with failures, and an even spread. Its memory does not grow with the number
+of shards, except for the charts (`ShardFigures`).
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from pipeline.stages.shard_stats import ShardStats
 from pipeline.storage.store import Store
 
 MAX_NAMED = 50
-"""Shards of each kind that are kept: the worst, those with failures, those between."""
+"""Most shards to name of each kind: the worst, those with failures, and the even spread."""
 
 
 MAX_SHORTLISTED = 12
-"""Shards of each kind, with labels and without, that are kept for their worst image."""
+"""Most shards on the shortlist of each kind: with labels, and without."""
 
 
 @dataclass
@@ -84,10 +86,10 @@ class Sums:
         return self.stats.confusion
 
     def scores(self) -> dict[str, Any]:
-        """The merged scores, JSON-able, a function of the commits alone; absent classes are None.
+        """Return the merged scores as JSON values, computed from the commits alone.
 
-        `mean_iou` is by the `reference` policy of `fcn_core.metrics.confusion_matrix`, `mean_iou_present` by the
-        other.
+        Scores of absent classes are None. `mean_iou` follows the policy "reference" of
+        `fcn_core.metrics.confusion_matrix`, and `mean_iou_present` the policy "present".
         """
         return {
             "format": 1,
@@ -111,7 +113,7 @@ class Sums:
                     where=f"the commit of shard {batch['shard'][int(wrong[0])].as_py()}",
                     found=f"{lengths[wrong[0]]} values in {name}",
                     expected=f"{length} for the {classes} classes of {self.labels.name}",
-                    remedy="Delete it: its shard will be labelled again.",
+                    remedy="Delete it: its shard will be segmented again.",
                 )
 
 
@@ -139,20 +141,21 @@ def stats_of_rows(batch: pa.RecordBatch, num_classes: int) -> ShardStats:
 
 
 def _sum_of_lists(column: pa.Array, rows: int) -> NDArray[np.int64]:
-    """Lists of one length, added up."""
+    """Return the sum of lists of equal length, element by element."""
     return cast(NDArray[np.int64], column.flatten().to_numpy().reshape(rows, -1).sum(axis=0))
 
 
 @dataclass(frozen=True, order=True)
 class ShardScore:
-    """A shard in a list of the worst; they compare by score, then by name.
+    """A shard and its score. Shards compare by score, then by id.
 
     Attributes:
-        score: mean IU, or mean confidence of a shard without labelled pixels; 1 if it is empty.
-        shard: its id.
-        has_labels: which of the two.
-        images, failures: counts.
-        seconds: by stage.
+        score: mean IoU, or mean confidence of a shard without labeled pixels; 1 if it is empty.
+        shard: id of the shard.
+        has_labels: whether `score` is a mean IoU.
+        images: images that were segmented.
+        failures: images that were quarantined.
+        seconds: seconds by stage.
     """
 
     score: float
@@ -165,15 +168,15 @@ class ShardScore:
 
 @dataclass
 class Summary(Sums):
-    """What is known of an output as a whole.
+    """Sums over all commits of an output, and the shards that the report names.
 
     Attributes:
-        expected: how many shards will be added, for an even spread of `spread`.
-        seconds: by stage.
-        with_failures: the first shards that have quarantined images.
-        spread: shards evenly over all, in order.
-        figures: what the report draws of the shards.
-        shortlist: the shards that hold the worst images.
+        expected: number of shards that will be added.
+        seconds: seconds by stage, summed.
+        with_failures: ids of the first `MAX_NAMED` shards with quarantined images.
+        spread: ids of shards at even distances, in order.
+        figures: figures for the charts of the report.
+        shortlist: shards that hold the worst images.
     """
 
     expected: int
@@ -190,7 +193,7 @@ class Summary(Sums):
         self._places = [(2 * i + 1) * self.expected // (2 * count) for i in range(count)]
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Rows of the table of shards, in its order.
+        """Add rows of the table of shards, in the order of the table.
 
         Raises:
             OutputError: a commit has another number of classes.
@@ -202,17 +205,17 @@ class Summary(Sums):
             self.seconds.update(of_shard)
         self.figures.add(batch, seconds)
         self.shortlist.add(batch)
-        self._name(batch, start)
+        self._name_shards(batch, start)
 
     def worst(self, count: int, *, has_labels: bool) -> list[ShardScore]:
-        """Those with the lowest scores of one kind, lowest first; at most `MAX_NAMED`."""
+        """Return the shards of one kind with the lowest scores, at most `MAX_NAMED`."""
         return self._worst[has_labels][:count]
 
     def worst_of_all(self, count: int) -> list[ShardScore]:
-        """Lowest mean IU first; shards without labels follow, lowest mean confidence first."""
+        """Return the shards with the lowest mean IoU; those without labels come last."""
         return [*self._worst[True], *self._worst[False]][:count]
 
-    def _name(self, batch: pa.RecordBatch, start: int) -> None:
+    def _name_shards(self, batch: pa.RecordBatch, start: int) -> None:
         bad = np.flatnonzero(batch["failures"].to_numpy() > 0)[
             : MAX_NAMED - len(self.with_failures)
         ]
@@ -224,17 +227,17 @@ class Summary(Sums):
         for has_labels in (True, False):
             rows = np.flatnonzero(np.isnan(iou) != has_labels)
             scores = (iou if has_labels else confidence)[rows]
-            # Stable: of equal scores those come first whose shards do.
+            # A stable sort: shards of equal score stay in the order of the table.
             lowest = rows[np.argsort(scores, kind="stable")[:MAX_NAMED]]
-            found = [_score(row, has_labels) for row in batch.take(pa.array(lowest)).to_pylist()]
-            self._worst[has_labels] = heapq.nsmallest(MAX_NAMED, [*self._worst[has_labels], *found])
+            worst = [_score(row, has_labels) for row in batch.take(pa.array(lowest)).to_pylist()]
+            self._worst[has_labels] = heapq.nsmallest(MAX_NAMED, [*self._worst[has_labels], *worst])
 
 
 def summarize(output: Store, labels: LabelSet) -> tuple[CommitIndex, Summary]:
-    """All commits of an output, and what they come to.
+    """Return the index of all commits of an output, and their summary.
 
     Raises:
-        OutputError: a commit that cannot be read, or of another format.
+        OutputError: a commit cannot be read, or has a later format.
         StoreError: the store fails.
     """
     index = read_commit_index(output)
