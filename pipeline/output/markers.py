@@ -1,4 +1,4 @@
-"""Markers of an output: `_SUCCESS` or `_PARTIAL`, written last, and removed when a run starts."""
+"""The marker of an output, `_SUCCESS` or `_PARTIAL`: written last, deleted when a run starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_marker(output: Store) -> tuple[str | None, dict[str, Any]]:
 
 
 def remove_markers(output: Store) -> None:
-    """Delete the marker of the earlier run: a new run has started."""
+    """Delete the marker of the earlier run, when a new run starts."""
     output.delete(SUCCESS)
     output.delete(PARTIAL)
 

@@ -1,8 +1,8 @@
-"""The review queue: the few images of a run that a person should look at first, with pictures.
+"""The review queue: a table of the worst images of a run, with previews, for a person to check.
 
-Every commit puts forward its worst images, as many as the queue is long; their small pictures stand
-in `_previews/`. So the queue is exact: no image of the run is worse than one that is left out. Of
-all commits of a run, only those are opened that hold one of the worst; the input never is.
+Every commit names as many of its worst images as the queue is long; their previews are in
+`_previews/`. So the queue is exact: no other image of the run is worse than those in the queue.
+Only the commits that hold one of the worst images are read, and the input is not read at all.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _READERS = 16
 
 _MAX_PIXELS = PREVIEW_SIDE**2
 
-_PICTURES = ("image", "label", "mask", "overlay")
+_IMAGES = ("image", "label", "mask", "overlay")
 
-_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_ENCODED_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
-# As in the table of masks: what was found at full size.
+# As in the table of masks: figures of the full-size image.
 _FIGURES = ("height", "width", "class_pixels", "correct_pixels", "labeled_pixels", "iou")
 
 SCHEMA = pa.schema(
@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("mean_iou", pa.float64()),
         ("mean_confidence", pa.float64()),
-        *((name, _PICTURE) for name in _PICTURES),
+        *((name, _ENCODED_IMAGE) for name in _IMAGES),
         *((name, MASK_SCHEMA.field(name).type) for name in _FIGURES),
     ]
 )
@@ -63,15 +63,19 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Reviewed:
-    """An image to look at.
+    """An image of the review queue.
 
     Attributes:
-        key, shard: which.
-        reason: why it is here.
-        mean_iou: against its label, over the classes that occur; None without a label.
-        mean_confidence: 0-1; None where the network gave NaN.
-        image, label, mask, overlay: small pictures (JPEG, PNG, PNG, JPEG), at most 320 px; None
-            without a label, and where a preview is gone or damaged.
+        key: key of the image within its shard.
+        shard: id of the shard.
+        reason: reason why the image is in the queue.
+        mean_iou: mean IoU over the classes in label or mask; None without a label.
+        mean_confidence: mean confidence, 0-1; None where the network gave NaN.
+        image: reduced image, JPEG, at most 320 pixels per side; None if its preview is missing or
+            damaged, as in the next fields.
+        label: reduced label, PNG; also None without a label.
+        mask: reduced mask, PNG.
+        overlay: reduced image with the mask painted over it, JPEG.
     """
 
     key: str
@@ -86,10 +90,14 @@ class Reviewed:
 
 
 class Shortlist:
-    """The shards of a run that hold its worst images, found in one pass over all of them."""
+    """The shards of a run that hold its worst images, collected in one pass over the table."""
 
     def __init__(self, most: int) -> None:
-        """Keep at most `most` shards of each kind: with labels, and without."""
+        """Start an empty list.
+
+        Args:
+            most: maximum number of shards of each kind: with labels, and without.
+        """
         self.most = most
         self._lowest: dict[str, list[tuple[float, str]]] = {
             "lowest_iou": [],
@@ -97,39 +105,44 @@ class Shortlist:
         }
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Rows of the table of shards."""
+        """Add rows of the table of shards."""
         for column, kept in self._lowest.items():
             rows = np.flatnonzero(batch[column].is_valid())
             scores = batch[column].take(pa.array(rows)).to_numpy()
             lowest = rows[np.argsort(scores, kind="stable")[: self.most]]
             picked = batch.select([column, "shard"]).take(pa.array(lowest))
-            found = zip(*(values.to_pylist() for values in picked.columns), strict=True)
-            self._lowest[column] = heapq.nsmallest(self.most, [*kept, *found])
+            pairs = zip(*(values.to_pylist() for values in picked.columns), strict=True)
+            self._lowest[column] = heapq.nsmallest(self.most, [*kept, *pairs])
 
     def shards(self) -> list[str]:
-        """Their ids: the N worst images of each kind are in them."""
+        """Return the ids of the shards. They hold the `most` worst images of each kind."""
         return sorted({shard for kept in self._lowest.values() for _, shard in kept})
 
 
 def write_review(
     output: Store, run: str, shortlist: Shortlist, labels: LabelSet
 ) -> FileRecord | None:
-    """Choose the images, collect their pictures, and put them where `review_path` says.
+    """Write the review table of a run to `review_path(run)`, and return its record.
 
-    Returns:
-        The record of the object; None, and no object, if there is no image to look at.
+    Returns None, and writes nothing, if there is no image to review.
+
+    Args:
+        output: store of OUTPUT.
+        run: name of the run.
+        shortlist: shards of the run that hold its worst images; its length limits the queue.
+        labels: label set of the output; its palette colors the overlays.
 
     Raises:
-        OutputError: a commit that cannot be read.
+        OutputError: a commit cannot be read.
         StoreError: the store fails.
     """
     chosen = choose(_candidates(output, shortlist), shortlist.most)
     if not chosen:
         return None
     previews = _chosen_previews(output, chosen, labels)
-    rows = [_row(shard, found, previews.get((shard, found.key), {})) for shard, found in chosen]
+    rows = [_row(shard, image, previews.get((shard, image.key), {})) for shard, image in chosen]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    table = table.replace_schema_metadata(hub_metadata(hub_features(SCHEMA, _PICTURES)))
+    table = table.replace_schema_metadata(hub_metadata(hub_features(SCHEMA, _IMAGES)))
     data = encode_parquet(table)
     path = review_path(run)
     output.write(path, data)
@@ -137,24 +150,28 @@ def write_review(
 
 
 def read_review(output: Store, run: str) -> tuple[Reviewed, ...]:
-    """The review queue of a run (`RunRecord.run`); empty if it has none.
+    """Return the review queue of a run; empty if the run has none.
+
+    Args:
+        output: store of OUTPUT.
+        run: name of the run, as in `RunRecord.run`.
 
     Raises:
-        OutputError: it is no such table.
-        StoreError: it cannot be read.
+        OutputError: the object is not a review table.
+        StoreError: the object cannot be read.
     """
     names = [field.name for field in fields(Reviewed)]
     return tuple(Reviewed(**{name: row[name] for name in names}) for row in rows_of(output, run))
 
 
 def rows_of(output: Store, run: str) -> list[dict[str, Any]]:
-    """The table's rows, each picture as its bytes or None.
+    """Return the rows of a review table, with encoded images as bytes or None.
 
-    Those of an older version lack the figures from `height` on.
+    Rows that an older version wrote lack the columns from `height` on.
 
     Raises:
-        OutputError: it is no such table.
-        StoreError: it cannot be read.
+        OutputError: the object is not a review table.
+        StoreError: the object cannot be read.
     """
     path = review_path(run)
     try:
@@ -168,19 +185,23 @@ def rows_of(output: Store, run: str) -> list[dict[str, Any]]:
         raise OutputError(
             where=output.location(path),
             found=f"no review queue ({error})",
-            expected="the table that a run has written",
-            remedy="Delete it: it is only for people to look at.",
+            expected="the review table that a run wrote",
+            remedy="Delete it: no other command needs it.",
         ) from error
     for row in rows:
-        row |= {name: row[name] and row[name]["bytes"] for name in _PICTURES}
+        row |= {name: row[name] and row[name]["bytes"] for name in _IMAGES}
     return rows
 
 
 def choose(candidates: Sequence[tuple[str, Candidate]], count: int) -> list[tuple[str, Candidate]]:
-    """The worst of some (shard, candidate), in a fixed order whatever the order they come in.
+    """Return the worst of (shard, candidate) pairs, independent of their order.
 
-    Half of them are those that disagree most with their labels, half the least confident of those
-    without one; where there are too few of one kind, the other fills up.
+    Half of them have the lowest mean IoU, the other half have no label and the lowest confidence.
+    If there are too few of one kind, the other kind fills the queue.
+
+    Args:
+        candidates: pairs of shard id and candidate.
+        count: length of the queue.
     """
     kinds: dict[bool, list[tuple[str, Candidate]]] = {True: [], False: []}
     for item in sorted(candidates, key=lambda item: (item[1].score, item[0], item[1].key)):
@@ -197,14 +218,14 @@ def _candidates(output: Store, shortlist: Shortlist) -> list[tuple[str, Candidat
         commit = Commit.from_json(output.read(path), output.location(path))
         return [(shard, candidate) for candidate in commit.candidates]
 
-    found = map_ordered(read, shortlist.shards(), _READERS)
-    return [candidate for candidates in found for candidate in candidates]
+    by_shard = map_ordered(read, shortlist.shards(), _READERS)
+    return [candidate for candidates in by_shard for candidate in candidates]
 
 
 def _chosen_previews(
     output: Store, chosen: Sequence[tuple[str, Candidate]], labels: LabelSet
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Figures and pictures by (shard, key), each preview table read once."""
+    """Return figures and images by (shard, key). Reads each preview table once."""
     wanted: dict[tuple[str, str], set[str]] = defaultdict(set)
     for shard, candidate in chosen:
         wanted[shard, candidate.preview].add(candidate.key)
@@ -220,16 +241,16 @@ def _chosen_previews(
             if row["key"] in wanted[place]
         ]
 
-    return dict(item for found in map_ordered(read, wanted, _READERS) for item in found)
+    return dict(item for items in map_ordered(read, wanted, _READERS) for item in items)
 
 
 def _previews(output: Store, path: str) -> list[dict[str, Any]]:
-    """The rows of a preview table; none of one that is gone or damaged: the masks are done."""
+    """Return the rows of a preview table; none if it is missing or damaged."""
     try:
-        found: list[dict[str, Any]] = read_parquet(output.read(path)).to_pylist()
+        rows: list[dict[str, Any]] = read_parquet(output.read(path)).to_pylist()
     except (MissingError, pa.ArrowException, OSError, ValueError):
         return []
-    return found
+    return rows
 
 
 def _painted(row: Mapping[str, Any], labels: LabelSet) -> dict[str, bytes | None]:
@@ -240,19 +261,19 @@ def _painted(row: Mapping[str, Any], labels: LabelSet) -> dict[str, bytes | None
     except (FcnError, ValueError, KeyError):
         return {}
     return {
-        **{name: row[name] for name in _PICTURES[:3]},
+        **{name: row[name] for name in _IMAGES[:3]},
         "overlay": encode_jpeg(painted, quality=80),
     }
 
 
-def _row(shard: str, found: Candidate, preview: Mapping[str, Any]) -> dict[str, Any]:
+def _row(shard: str, candidate: Candidate, preview: Mapping[str, Any]) -> dict[str, Any]:
     reason: Reason = "least confident"
-    if found.mean_iou is not None:
+    if candidate.mean_iou is not None:
         reason = "disagrees with its label"
-    row: dict[str, Any] = {"key": found.key, "shard": shard, "reason": reason, **preview}
-    row |= {"mean_iou": found.mean_iou, "mean_confidence": found.mean_confidence}
-    for name in _PICTURES:
+    row: dict[str, Any] = {"key": candidate.key, "shard": shard, "reason": reason, **preview}
+    row |= {"mean_iou": candidate.mean_iou, "mean_confidence": candidate.mean_confidence}
+    for name in _IMAGES:
         suffix = "jpg" if name in ("image", "overlay") else "png"
         data = preview.get(name)
-        row[name] = None if data is None else {"bytes": data, "path": f"{found.key}.{suffix}"}
+        row[name] = None if data is None else {"bytes": data, "path": f"{candidate.key}.{suffix}"}
     return row

@@ -1,4 +1,4 @@
-"""What a run says of itself: its progress, and what it leaves behind."""
+"""`RunResult`: the outcome of a run, with its exit code."""
 
 from __future__ import annotations
 
@@ -16,26 +16,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run leaves behind, for people and for exit codes.
+    """The outcome of a run.
 
     Attributes:
-        output: its URL.
-        labels: the label set.
-        scores: merged over all commits of the output, as `stats/scores.json` has them.
-        images, failures: over all commits.
-        shards: of the input.
-        committed: shards of the input that are done.
-        done_now: shards committed by this run.
-        failed: shards that this run could not finish, with reasons.
-        bad, seen: images that could not be labelled, of all; those of failed shards included.
-        over_limit: whether `bad` of `seen` exceed the run's bad-fraction limit.
-        vanished, vanished_names, unpacked: see `Plan`.
-        passed_over: see `Listing`.
-        empty: shards committed by this run that hold no sample.
-        seconds: wall time.
-        store_retries: requests to stores that were tried again, by the driver and its workers.
-        interrupted: whether Ctrl-C left some of what was pending.
-        record: what the history keeps of this run; None if it had nothing to do.
+        output: URL of OUTPUT.
+        labels: label set of the run.
+        scores: scores over all commits of the output, as in `stats/scores.json`.
+        images: images that were segmented, over all commits.
+        failures: images that were quarantined, over all commits.
+        shards: number of shards in the input.
+        committed: number of shards of the input that are done.
+        done_now: number of shards that this run committed.
+        failed: shards that this run could not commit, with reasons.
+        bad: images that could not be segmented, including those of failed shards.
+        seen: all images, including those of failed shards.
+        over_limit: whether `bad` of `seen` exceed `limits.max_bad_fraction`.
+        vanished: as in `Plan`.
+        passed_over: as in `Listing`.
+        seconds: wall time of the run.
+        empty: ids of shards without any sample that this run committed.
+        store_retries: store requests that the driver and its workers sent again.
+        vanished_names: as in `Plan`.
+        unpacked: as in `Plan`.
+        interrupted: whether Ctrl-C left pending shards.
+        record: record of this run in the history; None if the run had nothing to do.
     """
 
     output: str
@@ -62,17 +66,21 @@ class RunResult:
 
     @property
     def drifted(self) -> tuple[Drift, ...]:
-        """What this run labelled otherwise than was labelled before; it changes no exit code."""
+        """Return the quantities with major drift. Drift does not change the exit code."""
         return () if self.record is None else self.record.drifted
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of the input is done, within the limits: what `_SUCCESS` says."""
+        """Return whether the whole input is done within the limits: the run wrote `_SUCCESS`."""
         return self.committed == self.shards and not self.unpacked and not self.over_limit
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 3 done with quarantined images, 4 limits exceeded, 130 interrupted."""
+        """Return the exit code of the run.
+
+        0: all done; 3: done, with quarantined images; 4: shards failed, or the limit for bad images
+        is exceeded; 130: interrupted.
+        """
         if self.interrupted:
             return 130
         if self.failed or self.over_limit:
@@ -80,7 +88,7 @@ class RunResult:
         return 3 if self.failures else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines: the scores, and what became of the shards."""
+        """Return the result as JSON values for programs."""
         return {
             **self.scores,
             "output": self.output,

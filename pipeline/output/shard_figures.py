@@ -1,7 +1,7 @@
-"""What the report draws of the shards: as many cells as a screen has room for, and intervals.
+"""Figures for the charts of the report: cells of shards, and confidence intervals of scores.
 
-Both are gathered while the rows of the table of shards pass, in bounded memory: a cell stands for
-one shard or, where there are more than `MAX_CELLS`, for some that follow each other.
+Both are collected from the rows of the table of shards in one pass and in bounded memory. A cell
+stands for one shard or, with more than `MAX_CELLS` shards, for several consecutive shards.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from fcn_core.metrics import Policy, margins, none_if_nan
 from fcn_core.metrics.bootstrap import Bootstrap, ClassCounts, ScoreAccumulator
 
 MAX_CELLS = 1000
-"""Cells of the charts of shards."""
+"""Most cells in the charts of shards."""
 
 
 MAX_UNITS = 4096
-"""What the bootstrap draws: shards or, where there are more, this many groups of them by lot."""
+"""Most units that the bootstrap samples: single shards, or with more, random groups of shards."""
 
 
 FEWEST_SHARDS = 5
-"""With fewer labelled ones there are no intervals: they would say nothing."""
+"""Fewest labeled shards for intervals: with fewer, intervals would be meaningless."""
 
 
 _QUANTILES = {"low": 0.0, "mid": 0.5, "high": 1.0}
@@ -37,7 +37,7 @@ _QUANTILES = {"low": 0.0, "mid": 0.5, "high": 1.0}
 
 @dataclass
 class _Cell:
-    """Shards that follow each other; `rank` is that of the lowest."""
+    """Consecutive shards of the table; `rank` is the rank of `lowest`."""
 
     first: str
     last: str = ""
@@ -51,7 +51,7 @@ class _Cell:
     def add(self, part: pa.RecordBatch, seconds: Sequence[Mapping[str, float]]) -> None:
         iou = part["mean_iou"].to_numpy(zero_copy_only=False)
         confidence = part["mean_confidence"].to_numpy(zero_copy_only=False)
-        # A shard without a score ranks behind all that have one, by its confidence.
+        # Shards without a score rank after all others, by their confidence.
         ranks = np.nan_to_num(np.where(np.isnan(iou), 2 + confidence, iou), nan=4)
         lowest = int(ranks.argmin())
         if ranks[lowest] < self.rank:
@@ -61,15 +61,15 @@ class _Cell:
         self.images += int(part["images"].to_numpy().sum())
         self.failures += int(part["failures"].to_numpy().sum())
         for of_shard in seconds:
-            self.seconds.update(of_shard)  # adds
+            self.seconds.update(of_shard)  # a Counter adds
 
 
 class ShardFigures:
-    """Gathers rows of the table of shards.
+    """Collects figures from rows of the table of shards.
 
     Attributes:
-        expected: how many rows there will be.
-        labeled: how many of them have labelled pixels, so far.
+        expected: number of rows that will be added.
+        labeled: number of added rows with labeled pixels.
     """
 
     def __init__(self, num_classes: int, expected: int) -> None:
@@ -83,7 +83,11 @@ class ShardFigures:
         self._confidences: list[NDArray[np.float32]] = []
 
     def add(self, batch: pa.RecordBatch, seconds: Sequence[Mapping[str, float]]) -> None:
-        """Rows of the table, in its order, and their seconds by stage.
+        """Add rows of the table, in the order of the table.
+
+        Args:
+            batch: rows of the table of shards.
+            seconds: seconds by stage of each row.
 
         Raises:
             ValueError: more rows than expected.
@@ -110,29 +114,31 @@ class ShardFigures:
             self._cells[cell].add(part, seconds[start:end])
 
     def intervals(self, policy: Policy = "reference") -> dict[str, NDArray[np.float64]]:
-        """95 % intervals of everything that `score_arrays` finds; empty with too few shards.
+        """Return 95 % confidence intervals of all scores of `score_arrays`.
 
-        Poisson bootstrap over shards, percentiles of 1000 replicates: what the scores would have
-        been, had the data set had other shards of this kind.
+        They are percentiles of 1000 replicates of a Poisson bootstrap over shards: they show how
+        the scores would vary with other shards of the same kind.
 
         Returns:
-            (2, ...) per name: low, then high; NaN where undefined.
+            Arrays of shape (2, ...) by name of the score: low, then high; NaN where undefined.
+            Empty with fewer than `FEWEST_SHARDS` labeled shards.
         """
         if self.labeled < FEWEST_SHARDS:
             return {}
         units, _, classes = self._margins.shape
-        tally = ScoreAccumulator((1, classes), Bootstrap())
+        scores = ScoreAccumulator((1, classes), Bootstrap())
         names = tuple(str(unit) for unit in range(units))
         nothing = np.zeros((1, classes, classes), np.int64)
-        tally.add(ClassCounts(names, self._margins[:, None], nothing))
-        return tally.intervals(0, policy)
+        scores.add(ClassCounts(names, self._margins[:, None], nothing))
+        return scores.intervals(0, policy)
 
     def cells(self) -> dict[str, Any]:
-        """The charts' columns, JSON-able, one value per cell; None where undefined.
+        """Return the columns of the charts as JSON values, one value per cell.
 
-        `first` and `last` shard, `lowest`: the one with the lowest mean IU, or confidence where
-        none has labels; numbers of `shards`, `images`, `failures`; `iou` and `confidence`: `low`,
-        `mid` (median) and `high` among the shards; `seconds` by stage, summed.
+        `first`, `last`: ids of the first and the last shard. `lowest`: id of the shard with the
+        lowest mean IoU, or without labels the lowest confidence. `shards`, `images`, `failures`:
+        counts. `iou`, `confidence`: `low`, `mid` (median) and `high` over the shards, None where
+        undefined. `seconds`: seconds by stage, summed.
         """
         edges = -(-np.arange(len(self._cells) + 1) * self.expected // max(1, self._most_cells))
         stages = sorted({stage for cell in self._cells for stage in cell.seconds})
@@ -147,7 +153,7 @@ class ShardFigures:
         }
 
     def histogram(self, bins: int = 20) -> list[int]:
-        """Numbers of shards by mean IU, in equal steps from 0 to 1."""
+        """Return the numbers of shards by mean IoU, in bins of equal width from 0 to 1."""
         scores = np.concatenate([*self._scores, np.zeros(0, np.float32)])
         counts, _ = np.histogram(scores[~np.isnan(scores)], bins, (0, 1))
         return [int(count) for count in counts]
@@ -155,22 +161,22 @@ class ShardFigures:
     def _units(self, names: pa.Array, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         if self.expected <= MAX_UNITS:
             return rows
-        lots = [zlib.crc32(name.encode()) % MAX_UNITS for name in names.to_pylist()]
-        return np.array(lots, np.int64)
+        groups = [zlib.crc32(name.encode()) % MAX_UNITS for name in names.to_pylist()]
+        return np.array(groups, np.int64)
 
 
 def _quantiles(
     batches: Sequence[NDArray[np.float32]], edges: NDArray[np.int64]
 ) -> dict[str, list[float | None]]:
     values = np.concatenate([*batches, np.zeros(0, np.float32)])
-    found: dict[str, list[float | None]] = {name: [] for name in _QUANTILES}
+    quantiles: dict[str, list[float | None]] = {name: [] for name in _QUANTILES}
     at = list(_QUANTILES.values())
     for start, end in pairwise(edges):
         known = values[start:end][~np.isnan(values[start:end])]
         if len(known) > 1:
             cell = np.quantile(known, at)
-        else:  # as in runs of up to MAX_CELLS shards: a quantile takes its time
+        else:  # one shard per cell is the usual case, and np.quantile is slow
             cell = np.full(len(at), known[0] if len(known) else np.nan)
         for name, value in zip(_QUANTILES, cell, strict=True):
-            found[name].append(none_if_nan(round(float(value), 5)))
-    return found
+            quantiles[name].append(none_if_nan(round(float(value), 5)))
+    return quantiles

@@ -1,8 +1,8 @@
-"""`stats/shards.parquet`: one row per commit, read and written in batches, believed only whole.
+"""The table of shards, `stats/shards.parquet`: one row per commit, with scores and counts.
 
-For people it is a table of scores; for the commit index it is a cache of the commits. It carries a
-digest of every column of every row group, so that a reader of some columns checks just these, each
-batch before it is used.
+Users read it as a table of scores; the commit index uses it as a cache of the commits. The file
+metadata holds a digest of every column of every row group. So a reader of a few columns checks only
+these columns, and each batch before it is used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipeline.stages.records import Candidate
 from pipeline.storage.store import Store
 
 ROWS = 2048
-"""Rows of a batch and of a row group: about 10 MB with 21 classes."""
+"""Most rows of a batch and of a row group: about 10 MB with 21 classes."""
 
 
 _PIECE = 16 * 2**20
@@ -72,20 +72,25 @@ SCHEMA = pa.schema(
 
 
 HISTOGRAMS = ("share_histogram", "confidence_histogram", "size_histogram", "aspect_histogram")
-"""Columns; the first holds those of all classes, one after the other; null in format 1."""
+"""Columns with histograms; the first holds those of all classes in sequence. Null in format 1."""
 
 
 class DamagedError(Exception):
-    """A table that is not as it was written. It is only a cache: the commits are read instead."""
+    """The table differs from what was written. Callers then read the commits instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A commit as a row: all but the names of its files, and which its candidates are.
+    """A commit as a row of the table, without its files and its candidates for review.
+
+    Fields that are not listed here have the names and the meaning of those of `Commit`.
 
     Attributes:
-        lowest_iou: the lowest mean IU of a candidate for review; None without a labelled one.
-        lowest_confidence: the same of those without a label.
+        input_location: location of the input shard.
+        input_etag: tag of the input shard.
+        commit_etag: tag of the commit object.
+        lowest_iou: lowest mean IoU of the candidates; None without labeled candidates.
+        lowest_confidence: lowest confidence of the candidates without a label; None without any.
     """
 
     shard: str
@@ -108,7 +113,7 @@ class Entry:
 
     @classmethod
     def of(cls, commit: Commit, commit_etag: str) -> Entry:
-        """The row of a commit."""
+        """Return the row of a commit."""
         return cls(
             shard=commit.shard,
             images=commit.images,
@@ -135,17 +140,17 @@ def _lowest(candidates: Iterable[Candidate]) -> float | None:
 
 
 def batch_of(entries: Sequence[Entry]) -> pa.RecordBatch:
-    """Rows of the table, their scores computed all at once.
+    """Return rows of the table as a batch, with their scores.
 
     Args:
-        entries: at least one; all of one number of classes.
+        entries: at least one entry; all with the same number of classes.
     """
     matrices = np.stack([entry.confusion.matrix for entry in entries])
     images = np.array([entry.images for entry in entries], np.int64)
     confidence = np.array([entry.confidence_sum for entry in entries], np.float64)
     mean = np.divide(confidence, images, out=np.full(len(images), np.nan), where=images > 0)
     scores = score_arrays(margins(matrices))
-    del scores["accuracy"]  # no column
+    del scores["accuracy"]  # not a column of the table
     columns: dict[str, Any] = {
         "images": images,
         "class_pixels": [entry.class_pixels for entry in entries],
@@ -171,7 +176,7 @@ def _flat(entry: Entry) -> Sequence[Sequence[int] | None]:
 
 
 def entries_of(batch: pa.RecordBatch) -> Iterator[Entry]:
-    """The commits behind rows of the table."""
+    """Yield the entries from rows of the table."""
     for row in batch.to_pylist():
         row["confusion"] = ConfusionMatrix(len(row["class_pixels"]), row["confusion"])
         row["class_pixels"] = tuple(row["class_pixels"])
@@ -183,41 +188,41 @@ def entries_of(batch: pa.RecordBatch) -> Iterator[Entry]:
 
 
 class Table:
-    """A table that stands in the store, as it was when it was opened."""
+    """An open table of shards. Its rows do not change, even if the object is replaced."""
 
     def __init__(self, handle: IO[bytes]) -> None:
         weakref.finalize(self, handle.close)
         self._file = pq.ParquetFile(handle)
-        found = self._file.metadata
-        self._digests = json.loads((found.metadata or {}).get(_DIGESTS, b"null"))
+        metadata = self._file.metadata
+        self._digests = json.loads((metadata.metadata or {}).get(_DIGESTS, b"null"))
         is_ours = isinstance(self._digests, dict) and set(self._digests) == set(SCHEMA.names)
         if not is_ours or not self._file.schema_arrow.equals(SCHEMA):
             raise DamagedError
-        if any(len(of) != found.num_row_groups for of in self._digests.values()):
+        if any(len(of) != metadata.num_row_groups for of in self._digests.values()):
             raise DamagedError
-        self.rows: int = found.num_rows
+        self.rows: int = metadata.num_rows
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows, some of their columns; each batch is checked before it is given.
+        """Yield all rows with the given columns (None: all). Each batch is checked first.
 
         Raises:
-            DamagedError: the next batch is not as it was written.
+            DamagedError: the next batch differs from what was written.
         """
         names = list(columns or SCHEMA.names)
         for group in range(self._file.metadata.num_row_groups):
             try:
                 table = self._file.read_row_group(group, columns=names).select(names)
                 (batch,) = table.combine_chunks().to_batches()
-                found = [_digest(column) for column in batch.columns]
+                digests = [_digest(column) for column in batch.columns]
             except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
                 raise DamagedError from error
-            if found != [self._digests[name][group] for name in names]:
+            if digests != [self._digests[name][group] for name in names]:
                 raise DamagedError
             yield batch
 
 
 def open_table(output: Store) -> Table | None:
-    """The table of an output; None if there is none, or none that can be believed.
+    """Open the table of an output; return None if it is missing, damaged or of another version.
 
     Raises:
         StoreError: the store fails.
@@ -234,9 +239,9 @@ def open_table(output: Store) -> Table | None:
 
 
 def _copied(output: Store) -> IO[bytes]:
-    """A remote table as a local file without a name: it is read twice, and replaced in between.
+    """Copy a remote table to a temporary file: it is read twice, and replaced in between.
 
-    If it is replaced while it is copied, the digests of its columns tell.
+    If the table is replaced during the copy, the digests of its columns no longer match.
     """
     size = output.stat(SHARD_TABLE).size
     copy = cast(IO[bytes], tempfile.TemporaryFile(prefix="fcnseg-"))
@@ -247,7 +252,7 @@ def _copied(output: Store) -> IO[bytes]:
 
 
 class TableWriter:
-    """Writes a table to a local file, batch after batch; put in its place as the last thing."""
+    """Writes a table batch by batch to a local file, which `put` uploads to the output."""
 
     def __init__(self, output: Store) -> None:
         self._output = output
@@ -259,13 +264,13 @@ class TableWriter:
         )
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append rows, as a row group; all calls together in the order of their shards."""
+        """Append rows as a row group. Across all calls, rows must be sorted by shard."""
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             self._digests[name].append(_digest(column))
         self._writer.write_batch(batch, row_group_size=len(batch))
 
     def put(self) -> None:
-        """Finish the table and put it into the output."""
+        """Finish the table, and upload it to the output."""
         self._writer.add_key_value_metadata({_DIGESTS: json.dumps(self._digests).encode()})
         self._writer.close()
         self._output.upload(SHARD_TABLE, self._path)
@@ -284,9 +289,9 @@ class TableWriter:
 
 
 def _digest(column: pa.Array) -> str:
-    """128 bits of the SHA-256 of a column's content.
+    """Return 128 bits of the SHA-256 of a column's values.
 
-    Not of the file: Parquet's own checksums leave out the headers of its pages.
+    Parquet's own checksums would not do: they do not cover the headers of pages.
     """
     digest = hashlib.sha256()
     _feed(digest, column)
@@ -308,13 +313,13 @@ def _feed(digest: Any, column: pa.Array) -> None:
 
 
 def _plain(column: pa.Array) -> NDArray[Any]:
-    """Numbers, zero where there is none."""
+    """Return the values as an array, with zero for null."""
     values: NDArray[Any] = column.fill_null(0).to_numpy()
     return np.ascontiguousarray(values)
 
 
 def _lists(values: NDArray[Any]) -> pa.Array:
-    """(N, M) values as N lists of M; NaN as null."""
+    """Return (N, M) values as N lists of M values; NaN becomes null."""
     count, length = values.shape
     offsets = np.arange(0, count * length + 1, length, dtype=np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(values.ravel(), from_pandas=True))

@@ -1,4 +1,4 @@
-"""`fcnseg status`: how an output stands, from its commits alone. Works while a run is on."""
+"""The status of an output (`fcnseg status`), read from its commits. Also works during a run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class Status:
-    """An output at this moment.
+    """The status of an output.
 
     Attributes:
-        identity: what it belongs to.
-        commit_index: its commits.
-        summary: what they come to.
-        holder: the driver at work, if any.
-        marker: "_SUCCESS", "_PARTIAL" or None while (or before) a run finishes.
-        marker_document: what the marker says.
+        identity: manifest of the output.
+        commit_index: index of all commits.
+        summary: sums over all commits.
+        holder: driver that holds the lease; None if no run is in progress.
+        marker: "_SUCCESS" or "_PARTIAL"; None before the end of a run.
+        marker_document: content of the marker; empty without a marker.
     """
 
     identity: Manifest
@@ -35,11 +35,11 @@ class Status:
 
     @property
     def scores(self) -> dict[str, Any]:
-        """The merged scores, as `stats/scores.json` has them."""
+        """Return the scores over all commits, as in `stats/scores.json`."""
         return self.summary.scores()
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines."""
+        """Return the status as JSON values for programs."""
         return {
             "input": self.identity.input,
             "fingerprint": self.identity.fingerprint,
@@ -52,16 +52,16 @@ class Status:
 
 
 def read_status(output: Store) -> Status:
-    """The status of an output.
+    """Return the status of an output.
 
     Raises:
-        OutputError: no output of a run.
-        StoreError: it cannot be read.
+        OutputError: the store does not hold an output.
+        StoreError: the output cannot be read.
     """
     identity = read_manifest(output)
     marker, document = read_marker(output)
     index, summary = summarize(output, identity.labels)
     holder = read_lease(output)
-    if holder is not None and not holder.is_in_force():  # killed: it holds nothing any more
+    if holder is not None and not holder.is_in_force():  # the driver was killed
         holder = None
     return Status(identity, index, summary, holder, marker, document)

@@ -1,4 +1,4 @@
-"""Verification: every object of an output against the commit that names it."""
+"""Verify an output (`fcnseg verify`): compare every object with the commit that names it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipeline.stages.records import FileRecord
 from pipeline.storage.store import Store
 
 MAX_PROBLEMS = 10_000
-"""So many are kept; all are counted and told."""
+"""Most problems to keep. All problems are counted, and reported to the listener."""
 
 
 _THREADS = 32
@@ -37,21 +37,23 @@ _THREADS = 32
 _BLOCK = 8 * 2**20
 
 _GIVE_UP = 3 * _THREADS
-"""Objects in a row that the store fails to give: it is the store, then, not the objects."""
+"""Read failures in a row after which the store, not an object, is reported as the cause."""
 
 
 Problem = tuple[str, str]
-"""(object, what is wrong with it)."""
+"""Path of an object, and a text about the problem."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked, and what is wrong.
+    """The result of a verification, or of a part of it.
 
     Attributes:
-        shards, files, bytes: what the commits name.
-        problem_count: of all problems.
-        problems: the first `MAX_PROBLEMS` of them.
+        shards: number of verified commits.
+        files: number of objects that these commits name.
+        bytes: size of these objects.
+        problem_count: number of all problems.
+        problems: the first `MAX_PROBLEMS` problems.
     """
 
     shards: int = 0
@@ -65,19 +67,19 @@ Listener = Callable[[Verification, list[Problem]], None]
 
 
 def verify(output: Store, *, deep: bool = False, listen: Listener | None = None) -> Verification:
-    """Re-read every object that a commit names: many at once, little of it in memory.
+    """Read every object that a commit names, and return the problems. Writes nothing.
 
-    The records of runs are read as well, and their review queues, as far as these are still there.
+    Run records are checked as well, and their review tables as far as they still exist.
 
     Args:
-        output: of a run.
-        deep: also decode every mask, compare it with its row and all counts with the commit, and
+        output: store of OUTPUT.
+        deep: also decode every mask; compare masks with their rows, counts with the commit, and
             the quarantine table with the number of failures.
-        listen: called after every shard with the counts so far and the problems of that shard.
+        listen: called after every shard with the result so far and the problems of that shard.
 
     Raises:
-        OutputError: no output of this project.
-        StoreError: the store fails again and again.
+        OutputError: the store does not hold an output.
+        StoreError: many objects in a row cannot be read.
     """
     shards = _read_shards(output, read_manifest(output), deep)
     tasks = ((shard, file) for shard in shards for file in (*shard.files, None))
@@ -114,7 +116,7 @@ def verify(output: Store, *, deep: bool = False, listen: Listener | None = None)
 
 @dataclass(frozen=True)
 class _Checked:
-    """What was found in one object: problems, and per form of the masks their number and counts."""
+    """The result for one object: problems, and by format the number of masks and class counts."""
 
     problems: tuple[str, ...] = ()
     counts: Mapping[str, tuple[int, NDArray[np.int64]]] = field(default_factory=dict)
@@ -129,7 +131,7 @@ def _read_shards(output: Store, identity: Manifest, deep: bool) -> Iterator[_Sha
 
 
 def _read_commit(output: Store, path: str) -> tuple[str, Commit | str | None]:
-    """The commit, or what is wrong with it, or None if it was deleted just now."""
+    """Return the path with its commit, its problem, or None if it was just deleted."""
     try:
         return path, Commit.from_json(output.read(path), output.location(path))
     except MissingError:
@@ -163,7 +165,7 @@ class _Shard:
         self._counts: dict[str, tuple[int, NDArray[np.int64]]] = {}
 
     def check(self, file: FileRecord) -> _Checked:
-        """Compare one object with its record; may run in any thread."""
+        """Compare one object with its record. Runs in any thread."""
         try:
             wrong, data = self._compare(file)
             if wrong or not self.deep:
@@ -175,17 +177,17 @@ class _Shard:
             return _Checked((f"cannot be read: {error.reason}",), failure=error)
 
     def add(self, checked: _Checked) -> None:
-        """Sum up the counts of one object."""
+        """Add the counts of one object."""
         for form, (images, classes) in checked.counts.items():
             before = self._counts.get(form, (0, np.zeros_like(classes)))
             self._counts[form] = (before[0] + images, before[1] + classes)
 
     def problems(self, of_objects: list[Problem]) -> list[Problem]:
-        """Everything that is wrong with this shard, once all its objects were looked at."""
+        """Return all problems of the shard, after all of its objects were checked."""
         if self.commit is None:
             return [(self.path, self.unreadable or "unreadable")]
         found = [*((self.path, problem) for problem in self._of_commit(self.commit)), *of_objects]
-        # Without an object the counts differ for sure: that is no second problem.
+        # If an object is damaged, the counts differ anyway: this is not a second problem.
         if not of_objects:
             found.extend((self.path, problem) for problem in self._of_counts(self.commit))
         return found
@@ -194,8 +196,8 @@ class _Shard:
         if commit_path(commit.shard) != self.path:
             yield f"it is the commit of shard {commit.shard!r}"
         if commit.fingerprint != self.identity.fingerprint:
-            theirs = self.identity.fingerprint
-            yield f"fingerprint {commit.fingerprint}, the output has {theirs}"
+            expected = self.identity.fingerprint
+            yield f"fingerprint {commit.fingerprint}, the output has {expected}"
         has_table = any(file.path == quarantine_path(commit.shard) for file in commit.files)
         if has_table != bool(commit.failures):
             names = "a" if has_table else "no"
@@ -208,7 +210,7 @@ class _Shard:
                 yield f"{commit.images} images, and it names {maps} {mask_format.name} maps"
 
     def _of_counts(self, commit: Commit) -> Iterator[str]:
-        """Where the commit counts otherwise than the masks that were decoded, form by form."""
+        """Yield where the counts of the commit differ from the decoded masks of a format."""
         for form, (images, classes) in sorted(self._counts.items()):
             if images != commit.images:
                 yield f"{commit.images} images, {form}/ has {images}"
@@ -216,11 +218,11 @@ class _Shard:
                 yield f"class counts differ from those of {form}/"
 
     def _compare(self, file: FileRecord) -> tuple[str, bytes]:
-        """(problem or nothing, the bytes if they are needed)."""
+        """Return the problem ("" without one), and the bytes for `deep` checks."""
         if self.deep or file.size <= _BLOCK:
             data = self.output.read(file.path)
             size, digest = len(data), hashlib.sha256(data)
-        else:  # by pieces: whole objects of many threads would fill the memory
+        else:  # in blocks: whole objects in many threads would fill the memory
             data = b""
             size, digest = self.output.stat(file.path).size, hashlib.sha256()
             for start in range(0, size if size == file.size else 0, _BLOCK):
@@ -248,7 +250,7 @@ class _Shard:
 
 
 class _MaskChecks:
-    """The masks in one object: problems, and by form their number and class counts."""
+    """Checks the masks in one object: problems, and by format their number and class counts."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -277,7 +279,7 @@ class _MaskChecks:
         self.counts[form] = (images + 1, before + classes)
         for value in np.flatnonzero(counts):
             if value >= self.num_classes and value != VOID:
-                self.problems.append(f"{name}: value {value} is no class")
+                self.problems.append(f"{name}: value {value} is not a class")
         if row is not None and mask.shape != (row["height"], row["width"]):
             self.problems.append(f"{name}: mask is {mask.shape}, its row says otherwise")
         if row is not None and classes.tolist() != row["class_pixels"]:

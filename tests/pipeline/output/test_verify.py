@@ -142,7 +142,7 @@ def test_a_value_that_is_no_class_is_found_in_a_png(output: Store, value: int) -
     path = "png/s1/img2.png"
     rewrite(output, "s1", path, spoilt(output.read(path), value))
     assert problems(output) == []
-    assert problems(output, deep=True) == [(path, f"{path}: value {value} is no class")]
+    assert problems(output, deep=True) == [(path, f"{path}: value {value} is not a class")]
 
 
 def test_a_value_that_is_no_class_is_found_in_a_tar(output: Store) -> None:
@@ -150,7 +150,7 @@ def test_a_value_that_is_no_class_is_found_in_a_tar(output: Store) -> None:
     members["img1.png"] = spoilt(members["img1.png"], 3)
     rewrite(output, "s2", "tar/s2.tar", world.tar(members))
     assert problems(output) == []
-    assert problems(output, deep=True) == [("tar/s2.tar", "img1: value 3 is no class")]
+    assert problems(output, deep=True) == [("tar/s2.tar", "img1: value 3 is not a class")]
 
 
 def _tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -174,7 +174,7 @@ def _change_rows(output: Store, change: Callable[[dict], None]) -> None:
 ROW_CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
     "value": (
         lambda row: row["mask"].update(bytes=spoilt(row["mask"]["bytes"], 9)),
-        "img1: value 9 is no class",
+        "img1: value 9 is not a class",
     ),
     "shape": (lambda row: row.update(height=1), "img1: mask is (23, 17), its row says otherwise"),
     "counts": (
