@@ -115,9 +115,8 @@ class Committer:
         Raises:
             StoreError: the output cannot be listed.
         """
-        if (
-            self._quarantine_tables is None
-        ):  # before the first commit: later ones are written by this run
+        if self._quarantine_tables is None:
+            # Once, before the first commit: these are the tables of earlier runs.
             listed = self.spec.output.listing(QUARANTINE)
             self._quarantine_tables = frozenset(info.path for info in listed)
         self._shards = {shard.id: shard for shard in shards}
@@ -181,8 +180,8 @@ class Committer:
         if self._unreachable >= MAX_UNREACHABLE:
             raise StoreError(
                 where=self.spec.images.location(""),
-                found=f"{self._unreachable} shards in a row could not be read, the last one because: "
-                f"{failure.reason}",
+                found=f"{self._unreachable} shards in a row could not be read, the last one "
+                f"because: {failure.reason}",
                 expected="a working store",
                 remedy="Run the same command again when it works: nothing committed is lost.",
             )

@@ -103,7 +103,7 @@ def run(
 
 
 def _plan_run(spec: RunSpec, found: Survey, retry_list: RetryList | None) -> tuple[Plan, RunSpec]:
-    """Decide what is pending, write_index new virtual shards, and give the run its name."""
+    """Return the plan and the run's settings, and write the index of new virtual shards."""
     output = spec.output
     if retry_list is not None:
         write_retry_list(output, {**read_retry_list(output), **retry_list.commits})

@@ -93,8 +93,9 @@ def open_output(
 ) -> Iterator[Session]:
     """Hold the lease of an output while a run works on it.
 
-    The order is a part of exactly-once: preflight, lease, claim_output, then the markers of the earlier
-    run are removed. When the session ends, the progress file is deleted and the lease released.
+    The order matters for exactly-once commits: preflight, lease, manifest (`claim_output`), then
+    the marker of the earlier run is deleted. At the end of the session the progress file is deleted
+    and the lease is released.
 
     Args:
         spec: settings of the run.
@@ -342,7 +343,7 @@ def _compare(
         if record.images and record.fingerprint == manifest.fingerprint
     ]
     if not earlier:
-        return Comparison(note="not compared: no earlier run labelled anything here")
+        return Comparison(note="not compared: no earlier run segmented any images here")
     before = earlier[0].window.stats
     for record in earlier[1:]:
         before += record.window.stats

@@ -130,7 +130,7 @@ def make_manifest(
 
 
 def saved_config(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration as `_run.json` keeps it: portable, without the selection of a run."""
+    """Return the configuration for `_run.json`: portable, without the selection of one run."""
     tree = portable(config)
     # These belong to one run, not to the output.
     for name in ("limit_shards", "include", "exclude", "since"):

@@ -1,4 +1,4 @@
-"""Every path below OUTPUT. No other module spells one.
+"""Every path below OUTPUT. No other module contains such a path.
 
 Names that begin with `_` are invisible to Ray, Spark and Arrow when they discover data files.
 """
@@ -25,7 +25,7 @@ SCORES = "stats/scores.json"
 REPORT = "report.html"
 
 PROBE = "_probe-"
-"""Prefix of objects that try out what a store guarantees; deleted at once."""
+"""Prefix of test objects that check the guarantees of a store; deleted at once."""
 
 _COMMIT = ".json"
 _TABLE = ".parquet"
@@ -71,7 +71,7 @@ def chunk_name(shard: str, seq: int, count: int) -> str:
 
 
 def preview_path(name: str) -> str:
-    """Return the path of the table of previews of a chunk, by `chunk_name`."""
+    """Return the path of the preview table of a chunk, from its `chunk_name`."""
     return f"{PREVIEWS}/{name}{_TABLE}"
 
 

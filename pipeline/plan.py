@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def unpacked(self) -> int:
-        """Return how many images of a folder are in no shard yet, because this run excludes them."""
+        """Return the number of images of a folder that are in no shard: this run excludes them."""
         return self.packing.unpacked if self.packing else 0
 
     def outdated_ids(self) -> list[str]:
@@ -170,7 +170,7 @@ def survey(spec: PlanSpec) -> Survey:
 
 
 def make_plan(spec: PlanSpec) -> Plan:
-    """List the input, read the commits, subtract. Writes nothing.
+    """Return the plan of a run: `survey` the input, then `subtract` what is done. Writes nothing.
 
     Raises:
         FcnError: as `survey` and `subtract`.
@@ -251,10 +251,13 @@ def _list(spec: PlanSpec) -> Listing:
 
 
 def _find_retries(output: Store, index: CommitIndex) -> dict[str, str]:
-    """Return the shards to segment again: those whose commit is still the one to be replaced."""
+    """Return the shards to segment again, with the tags of their commits.
+
+    A shard of the retry list whose commit has another tag by now is done.
+    """
     wanted = read_retry_list(output)
-    there = index.commit_tags(wanted)
-    return {shard: tag for shard, tag in wanted.items() if there.get(shard) == tag}
+    current = index.commit_tags(wanted)
+    return {shard: tag for shard, tag in wanted.items() if current.get(shard) == tag}
 
 
 def _columns(shards: Sequence[Shard]) -> NDArray[np.int64]:
@@ -267,11 +270,15 @@ def _columns(shards: Sequence[Shard]) -> NDArray[np.int64]:
 def _where(shards: Sequence[Shard], mask: Bools) -> Sequence[Shard]:
     if isinstance(shards, ShardList):
         return shards.where(mask)
-    return tuple(shard for shard, is_meant in zip(shards, mask, strict=True) if is_meant)
+    return tuple(shard for shard, is_chosen in zip(shards, mask, strict=True) if is_chosen)
 
 
 def _refuse_nested(where: str, shards: Iterable[Shard]) -> None:
-    """PNG paths are <shard>/<key>.png: shard `a`, key `b/c` would collide with shard `a/b`, key `c`."""
+    """Refuse a shard whose id is the folder of another: their PNGs could collide.
+
+    The path of a PNG is `<shard>/<key>.png`: the same for shard `a` and key `b/c` as for shard
+    `a/b` and key `c`.
+    """
     per_image = " and ".join(name for name, kind in MASK_FORMATS.items() if kind.is_per_image)
     folders: dict[str, str] = {}
     for shard in shards:

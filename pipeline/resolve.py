@@ -1,8 +1,8 @@
 """Resolve a configuration, once: from names and URLs to stores, weights, labels and a manifest.
 
 `resolve_plan` is enough for planning; `resolve_run` adds what needs the weights. Both check
-everything before anything is written. The dates in the URLs of scheduled runs are resolved here as
-well, by whoever schedules the runs: commands refuse them, because a shell has `date`.
+everything before anything is written. `resolve_dates` replaces dates in the URLs of scheduled runs.
+Commands of the shell refuse such dates (`refuse_dates`), because a shell has `date`.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def refuse_dates(config: RunConfig) -> None:
             raise ConfigError(
                 where=f"{name} {url}",
                 found="a date that only scheduled runs of Prefect fill in",
-                expected="the place itself",
+                expected="a URL without {date}",
                 remedy="Let the shell fill it in: $(date +%F).",
             )
 
