@@ -48,9 +48,9 @@ def plan(config: RunConfig) -> Plan:
         return make_plan(resolve_plan(config))
     spec, _ = resolve_run(config)
     check_output(spec.output, spec.manifest)
-    found = make_plan(spec)
-    check_output(spec.output, replace(spec.manifest, layout=found.layout))
-    return found
+    planned = make_plan(spec)
+    check_output(spec.output, replace(spec.manifest, layout=planned.layout))
+    return planned
 
 
 def run(
@@ -87,14 +87,14 @@ def run(
     check_output(spec.output, spec.manifest)
     # The input is listed before the lease is taken: an input that cannot be segmented leaves no
     # trace in the output. The output is read under the lease: no other driver changes it.
-    found = survey(spec)
-    spec = replace(spec, manifest=replace(spec.manifest, layout=found.listing.layout))
+    surveyed = survey(spec)
+    spec = replace(spec, manifest=replace(spec.manifest, layout=surveyed.listing.layout))
     check_output(spec.output, spec.manifest)
     reference = find_reference(config.drift, spec.manifest, config.output.store)
     if config.resolved_executor() == "ray":
         check_reachable(config.ray_address())
     with open_output(spec, started, on_progress) as session:
-        todo, spec = _plan_run(session.spec, found, retry_list)
+        todo, spec = _plan_run(session.spec, surveyed, retry_list)
         committer = Committer(todo, spec)
         session.monitor.begin(committer, len(todo.pending), spec.run)
         is_stopped = _segment(session, committer, weights, finish_on_interrupt)
@@ -102,13 +102,15 @@ def run(
     return replace(result, store_retries=committer.store_retries + retry.drain())
 
 
-def _plan_run(spec: RunSpec, found: Survey, retry_list: RetryList | None) -> tuple[Plan, RunSpec]:
+def _plan_run(
+    spec: RunSpec, surveyed: Survey, retry_list: RetryList | None
+) -> tuple[Plan, RunSpec]:
     """Return the plan and the run's settings, and write the index of new virtual shards."""
     output = spec.output
     if retry_list is not None:
         write_retry_list(output, {**read_retry_list(output), **retry_list.commits})
         spec = replace(spec, only=retry_list.shards)
-    todo = subtract(found, spec)
+    todo = subtract(surveyed, spec)
     if todo.packing is not None:
         write_index(todo.packing, output)
     name = opened_run(output) or (begin_run(output) if todo.pending else "")

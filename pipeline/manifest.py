@@ -173,8 +173,8 @@ def portable(config: Section) -> dict[str, Any]:
 
 def anywhere(value: str) -> str:
     """Return a name, path or URL that is valid in any working directory, without a password."""
-    found = absolute(value)
-    return masked(re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", found)) if "://" in found else found
+    address = absolute(value)
+    return masked(re.sub(r"(://[^/@:]*):[^/@]*@", r"\1@", address)) if "://" in address else address
 
 
 def absolute(value: str) -> str:

@@ -116,18 +116,18 @@ class Plan:
             return ImageCount(self.counted_images + members, True, {})
         count = len(shards) if max_opened is None else min(max_opened, len(shards))
         unreadable: dict[str, str] = {}
-        found = read = 0
+        images = read = 0
         for place in range(count):
             shard = shards[(2 * place + 1) * len(shards) // (2 * count)]
             try:
-                found += count_images(shard, self.sources)
+                images += count_images(shard, self.sources)
                 read += shard.size
             except (ShardError, MissingError) as error:
                 unreadable[shard.id] = str(error)
         if count == len(shards):
-            return ImageCount(self.counted_images + found, True, unreadable)
+            return ImageCount(self.counted_images + images, True, unreadable)
         size = sum(shard.size for shard in shards)
-        estimate = round(found * size / read) if read else 0
+        estimate = round(images * size / read) if read else 0
         return ImageCount(self.counted_images + estimate, False, unreadable)
 
 
@@ -178,20 +178,22 @@ def make_plan(spec: PlanSpec) -> Plan:
     return subtract(survey(spec), spec)
 
 
-def subtract(found: Survey, spec: PlanSpec) -> Plan:
+def subtract(surveyed: Survey, spec: PlanSpec) -> Plan:
     """Return what is left to do for an input. Reads the commits; writes nothing.
 
     Raises:
         OutputError: the index of virtual shards is damaged, or a commit has a later format.
         StoreError: the output cannot be read.
     """
-    listing, packing = found.listing, None
-    shards, selected = listing.shards, found.selected
+    listing, packing = surveyed.listing, None
+    shards, selected = listing.shards, surveyed.selected
     if listing.kind == "folder":
-        packing = assign_shards(listing, spec.output, spec.config.input.shard_size, found.left_out)
+        packing = assign_shards(
+            listing, spec.output, spec.config.input.shard_size, surveyed.left_out
+        )
         shards = packing.shards
         selected = np.array([shard.id in packing.selected for shard in shards], np.bool_)
-        if not found.left_out:  # a shard that lost all its images may be pending as well
+        if not surveyed.left_out:  # a shard that lost all its images may be pending as well
             selected[:] = True
     index = read_commit_index(spec.output)
     keys, tags, sizes = _columns(shards)

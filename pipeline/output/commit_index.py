@@ -80,8 +80,8 @@ class CommitIndex:
         """Return which commits belong to an input with this tag hash. Position -1 gives False."""
         if not len(self._keys):
             return np.zeros(len(places), np.bool_)
-        found: Bools = (places >= 0) & (self._tags[places] == tags)
-        return found
+        matches: Bools = (places >= 0) & (self._tags[places] == tags)
+        return matches
 
     def holds(self, places: Ints, fingerprint: str | None, masks: Iterable[str]) -> Bools:
         """Return which commits have this fingerprint and all of these mask formats.
@@ -95,8 +95,8 @@ class CommitIndex:
             return np.zeros(len(places), np.bool_)
         wanted = set(masks)
         good = [fingerprint in (None, of) and wanted <= has for of, has in self._kinds]
-        found: Bools = (places >= 0) & np.array(good)[self._kind[places]]
-        return found
+        matches: Bools = (places >= 0) & np.array(good)[self._kind[places]]
+        return matches
 
     def samples(self, places: Ints) -> int:
         """Return the number of images of these commits, including quarantined images."""

@@ -83,7 +83,7 @@ def verify(output: Store, *, deep: bool = False, listen: Listener | None = None)
     """
     shards = _read_shards(output, read_manifest(output), deep)
     tasks = ((shard, file) for shard in shards for file in (*shard.files, None))
-    found = Verification()
+    result = Verification()
     kept: list[Problem] = []
     wrong: list[Problem] = []
     failing = 0
@@ -97,21 +97,21 @@ def verify(output: Store, *, deep: bool = False, listen: Listener | None = None)
             continue
         wrong = shard.problems(wrong)
         kept.extend(wrong[: MAX_PROBLEMS - len(kept)])
-        found = Verification(
-            found.shards + 1,
-            found.files + len(shard.files),
-            found.bytes + sum(named.size for named in shard.files),
-            found.problem_count + len(wrong),
-            tuple(kept) if wrong else found.problems,
+        result = Verification(
+            result.shards + 1,
+            result.files + len(shard.files),
+            result.bytes + sum(named.size for named in shard.files),
+            result.problem_count + len(wrong),
+            tuple(kept) if wrong else result.problems,
         )
         if listen is not None:
-            listen(found, wrong)
+            listen(result, wrong)
         wrong = []
     of_runs = run_problems(output)
     if of_runs and listen is not None:
-        listen(found, of_runs)
-    problems = (*found.problems, *of_runs)[:MAX_PROBLEMS]
-    return replace(found, problem_count=found.problem_count + len(of_runs), problems=problems)
+        listen(result, of_runs)
+    problems = (*result.problems, *of_runs)[:MAX_PROBLEMS]
+    return replace(result, problem_count=result.problem_count + len(of_runs), problems=problems)
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ class _Checked:
 
 def _read_shards(output: Store, identity: Manifest, deep: bool) -> Iterator[_Shard]:
     paths = (info.path for info in output.listing(COMMITS) if is_commit(info.path))
-    for path, found in map_ordered(partial(_read_commit, output), paths, _THREADS):
-        if found is not None:
-            yield _Shard(output, identity, deep, path, found)
+    for path, commit in map_ordered(partial(_read_commit, output), paths, _THREADS):
+        if commit is not None:
+            yield _Shard(output, identity, deep, path, commit)
 
 
 def _read_commit(output: Store, path: str) -> tuple[str, Commit | str | None]:
@@ -153,14 +153,14 @@ class _Shard:
     """The checks of one commit and of the objects that it names."""
 
     def __init__(
-        self, output: Store, identity: Manifest, deep: bool, path: str, found: Commit | str
+        self, output: Store, identity: Manifest, deep: bool, path: str, commit: Commit | str
     ) -> None:
         self.output = output
         self.identity = identity
         self.deep = deep
         self.path = path
-        self.commit = found if isinstance(found, Commit) else None
-        self.unreadable = found if isinstance(found, str) else None
+        self.commit = commit if isinstance(commit, Commit) else None
+        self.unreadable = commit if isinstance(commit, str) else None
         self.files = self.commit.files if self.commit else ()
         self._counts: dict[str, tuple[int, NDArray[np.int64]]] = {}
 
@@ -186,11 +186,14 @@ class _Shard:
         """Return all problems of the shard, after all of its objects were checked."""
         if self.commit is None:
             return [(self.path, self.unreadable or "unreadable")]
-        found = [*((self.path, problem) for problem in self._of_commit(self.commit)), *of_objects]
+        problems = [
+            *((self.path, problem) for problem in self._of_commit(self.commit)),
+            *of_objects,
+        ]
         # If an object is damaged, the counts differ anyway: this is not a second problem.
         if not of_objects:
-            found.extend((self.path, problem) for problem in self._of_counts(self.commit))
-        return found
+            problems.extend((self.path, problem) for problem in self._of_counts(self.commit))
+        return problems
 
     def _of_commit(self, commit: Commit) -> Iterator[str]:
         if commit_path(commit.shard) != self.path:

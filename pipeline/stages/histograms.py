@@ -66,9 +66,9 @@ class Histograms:
             (len(self.size), SIZE_BINS),
             (len(self.aspect), ASPECT_BINS),
         )
-        for found, expected in lengths:
-            if found != expected:
-                raise ValueError(f"a histogram of {found} bins, not {expected}")
+        for length, expected in lengths:
+            if length != expected:
+                raise ValueError(f"a histogram of {length} bins, not {expected}")
 
     @property
     def images(self) -> int:
