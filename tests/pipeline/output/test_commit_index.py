@@ -1,4 +1,4 @@
-"""Laws of the commit index: commits are the truth, the table is a cache that one listing validates."""
+"""Laws of the commit index: commits decide; the table is a cache that one listing validates."""
 
 from __future__ import annotations
 
@@ -438,7 +438,7 @@ def check_summary(summary: Summary, documents: dict[str, Any]) -> None:
 
 
 def test_twenty_thousand_rows_stay_out_of_memory(tmp_path: Path) -> None:
-    """What the commit index keeps, and what it takes while it works, by Python's and Arrow's count."""
+    """What the index keeps, and what it takes while it works, by Python's and Arrow's count."""
     import tracemalloc
 
     import pyarrow as pa
