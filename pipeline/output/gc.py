@@ -182,7 +182,7 @@ def _read_commit(output: Store, path: str) -> Commit:
             where=output.location(path),
             found=error.found,
             expected="readable commits: they name the objects that are needed",
-            remedy="Run `fcnseg verify`, and follow its advice. Nothing was deleted.",
+            remedy="Run `fcnseg verify`, and follow its advice. Nothing was removed.",
         ) from error
 
 

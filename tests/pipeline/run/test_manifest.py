@@ -137,8 +137,12 @@ def test_another_identity_is_refused_and_named(output: Store, change: dict, mess
 def test_a_newer_format_is_refused_with_the_way_out(output: Store) -> None:
     document = {**json.loads(MINE.to_json()), "format": OUTPUT_FORMAT + 1}
     output.write(MANIFEST, json.dumps(document).encode())
-    verbs = (lambda: check_output(output, MINE), lambda: claim_output(output, MINE), lambda: verify(output),
-             lambda: read_status(output))  # fmt: skip
+    verbs = (
+        lambda: check_output(output, MINE),
+        lambda: claim_output(output, MINE),
+        lambda: verify(output),
+        lambda: read_status(output),
+    )
     for verb in verbs:
         with pytest.raises(OutputError, match=f"output format {OUTPUT_FORMAT + 1};") as caught:
             verb()
