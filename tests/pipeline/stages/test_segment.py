@@ -100,24 +100,24 @@ def test_while_the_network_computes_the_next_pictures_are_decoded(
 def test_what_is_in_work_is_announced(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, decoders: int
 ) -> None:
-    """At every moment a sample is decoded or in the network, the last words named it."""
-    told: list[list[int]] = []
-    decode, forward = segment.decode_sample, segmenter.predictor._begin
+    """At every moment a sample is decoded or in the network, the last announcement names it."""
+    announced: list[list[int]] = []
+    decode, forward = segment.decode_sample, segmenter.predictor._start
 
     def watched(item: Sample, *args: object) -> object:
-        assert int(item.key[1:]) in told[-1]
+        assert int(item.key[1:]) in announced[-1]
         return decode(item, *args)  # type: ignore[arg-type]
 
     def computed(images: list[object], *args: object) -> object:
-        assert told[-1]
+        assert announced[-1]
         return forward(images, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(segment, "decode_sample", watched)
-    monkeypatch.setattr(segmenter.predictor, "_begin", computed)
+    monkeypatch.setattr(segmenter.predictor, "_start", computed)
     monkeypatch.setattr(segmenter, "decoders", decoders)
-    segmenter([sample(n, "plain") for n in range(6)], lambda places: told.append(list(places)))
-    assert {place for places in told for place in places} == set(range(6))
-    assert all(len(places) <= (4 + 1 if decoders else 1) for places in told)
+    segmenter([sample(n, "plain") for n in range(6)], lambda places: announced.append(list(places)))
+    assert {place for places in announced for place in places} == set(range(6))
+    assert all(len(places) <= (4 + 1 if decoders else 1) for places in announced)
 
 
 def test_scores_that_are_no_numbers_are_no_masks(
