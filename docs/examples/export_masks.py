@@ -4,7 +4,7 @@ from pipeline.cli.commands.demo import make_scene_shards
 from pipeline.config import load_config
 from pipeline.driver import run
 from pipeline.export.export import export
-from pipeline.export.form import ExportOptions
+from pipeline.export.format import ExportOptions
 from pipeline.storage.store import Store
 
 make_scene_shards(Store("shards"), shards=1, images=4)

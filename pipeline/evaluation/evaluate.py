@@ -19,7 +19,7 @@ from fcn_core.metrics.boundary import band_confusions
 from fcn_core.metrics.upper_bound import upper_bound_confusions
 from pipeline.config import OutputConfig, RunConfig
 from pipeline.errors import ConfigError, MissingError, ShardError
-from pipeline.evaluation.gather import Counted, EvaluationAccumulator
+from pipeline.evaluation.accumulate import ChunkCounts, EvaluationAccumulator
 from pipeline.evaluation.result import Evaluation, EvaluationRequest
 from pipeline.executors.local import run_around_network, run_stages
 from pipeline.inputs.sample import Failure, decode_truth
@@ -42,14 +42,14 @@ log = logging.getLogger("fcnseg")
 
 def evaluate(
     config: RunConfig,
-    question: EvaluationRequest,
+    request: EvaluationRequest,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
     """Scores of a network on a labelled data set.
 
     Args:
         config: input, weights, limits and compute; its output is of no account.
-        question: which scores.
+        request: which scores.
         on_progress: called at the start and after every finished chunk.
 
     Raises:
@@ -62,23 +62,23 @@ def evaluate(
         log.warning("evaluate works on this machine only: compute.executor ray is passed over")
     spec, weights = resolve_run(config)
     found = make_plan(spec)
-    ends = _Ends(spec, question)
+    ends = _NetworkEnds(spec, request)
     counting = run_around_network(spec, weights, found.pending, read=ends.read, finish=ends.count)
-    gatherer = EvaluationAccumulator(found, spec.labels, question, config.limits)
+    accumulator = EvaluationAccumulator(found, spec.labels, request, config.limits)
     about = {"input": config.input.url, "fingerprint": spec.fingerprint}
-    return gatherer.run(counting, about, on_progress)
+    return accumulator.run(counting, about, on_progress)
 
 
 def upper_bound(
     config: RunConfig,
-    question: EvaluationRequest,
+    request: EvaluationRequest,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
     """Scores of the truth against its own coarse forms (appendix A of the FCN paper). No network.
 
     Args:
         config: input, label set (or weights, for theirs), limits and compute.
-        question: whose `factors` are asked for.
+        request: whose `factors` are asked for.
         on_progress: called at the start and after every finished chunk.
 
     Raises:
@@ -101,12 +101,12 @@ def upper_bound(
         if isinstance(item, ShardFailure):
             yield item
         else:
-            yield _count_truth(item, labels, question, config.limits.max_image_pixels)
+            yield _count_truth(item, labels, request, config.limits.max_image_pixels)
 
     workers = config.compute.workers or os.cpu_count() or 1
     counting = run_stages(found.pending, [(read, _READERS), (count, workers)])
-    gatherer = EvaluationAccumulator(found, labels, question, config.limits)
-    return gatherer.run(counting, {"input": config.input.url}, on_progress)
+    accumulator = EvaluationAccumulator(found, labels, request, config.limits)
+    return accumulator.run(counting, {"input": config.input.url}, on_progress)
 
 
 def _without_output(config: RunConfig) -> RunConfig:
@@ -126,16 +126,16 @@ def _label_set(config: RunConfig) -> LabelSet:
     return read_label_set(config.input.label_set)
 
 
-class _Ends:
+class _NetworkEnds:
     """What stands before and after the network: labels wait here until the masks are back.
 
     They wait encoded, and only for the chunks that are under way. Samples without a label are
     counted, and kept from the network.
     """
 
-    def __init__(self, spec: RunSpec, question: EvaluationRequest) -> None:
+    def __init__(self, spec: RunSpec, request: EvaluationRequest) -> None:
         self.spec = spec
-        self.question = question
+        self.request = request
         self._labels: dict[tuple[str, int], dict[str, tuple[bytes, str]]] = {}
         self._unlabeled: dict[tuple[str, int], int] = {}
 
@@ -152,7 +152,7 @@ class _Ends:
             kept = tuple(sample for sample in chunk.samples if sample.key in labels)
             yield replace(chunk, samples=kept)
 
-    def count(self, segmented: SegmentedChunk) -> Counted:
+    def count(self, segmented: SegmentedChunk) -> ChunkCounts:
         place = segmented.shard, segmented.seq
         labels = self._labels.pop(place)
         classes = self.spec.labels.num_classes
@@ -163,21 +163,21 @@ class _Ends:
                 label = decode_truth(
                     data, where, self.spec.labels, self.spec.config.limits.max_image_pixels
                 )
-                matrices = band_confusions(label, result.mask, classes, self.question.widths)
+                matrices = band_confusions(label, result.mask, classes, self.request.widths)
                 yield _name(segmented.shard, result.key), matrices
 
-        return Counted(
+        return ChunkCounts(
             *place,
             segmented.count,
-            ClassCounts.of(images(), (self.question.layers, classes)),
+            ClassCounts.of(images(), (self.request.layers, classes)),
             self._unlabeled.pop(place),
             segmented.failures,
         )
 
 
 def _count_truth(
-    chunk: Chunk, labels: LabelSet, question: EvaluationRequest, max_pixels: int
-) -> Counted:
+    chunk: Chunk, labels: LabelSet, request: EvaluationRequest, max_pixels: int
+) -> ChunkCounts:
     failures = list(chunk.failures)
 
     def images() -> Iterator[tuple[str, Any]]:
@@ -191,12 +191,12 @@ def _count_truth(
                 continue
             yield (
                 _name(chunk.shard, sample.key),
-                upper_bound_confusions(label, labels.num_classes, question.factors),
+                upper_bound_confusions(label, labels.num_classes, request.factors),
             )
 
-    counts = ClassCounts.of(images(), (question.layers, labels.num_classes))
+    counts = ClassCounts.of(images(), (request.layers, labels.num_classes))
     unlabeled = sum(sample.label is None for sample in chunk.samples)
-    return Counted(chunk.shard, chunk.seq, chunk.count, counts, unlabeled, tuple(failures))
+    return ChunkCounts(chunk.shard, chunk.seq, chunk.count, counts, unlabeled, tuple(failures))
 
 
 def _name(shard: str, key: str) -> str:

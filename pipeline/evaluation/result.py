@@ -57,9 +57,9 @@ class Evaluation:
     """The result.
 
     Attributes:
-        question: what was asked.
+        request: what was asked.
         labels: the label set.
-        tally: counts of all scored images and of their bootstrap replicates.
+        accumulator: counts of all scored images and of their bootstrap replicates.
         shards: scored ones, by id.
         failures: samples that could not be scored, with their shards.
         failed: shards that are not part of the scores, with reasons.
@@ -69,9 +69,9 @@ class Evaluation:
         seconds: wall time.
     """
 
-    question: EvaluationRequest
+    request: EvaluationRequest
     labels: LabelSet
-    tally: ScoreAccumulator
+    accumulator: ScoreAccumulator
     shards: tuple[ShardCounts, ...]
     failures: tuple[tuple[str, Failure], ...]
     failed: tuple[ShardFailure, ...]
@@ -94,23 +94,23 @@ class Evaluation:
 
     def layer(self, index: int) -> dict[str, Any]:
         """Scores and intervals of one confusion matrix, JSON-able; None where undefined."""
-        matrix = self.tally.confusions[index]
+        matrix = self.accumulator.confusions[index]
         counts = margins(matrix)
-        found = {name: _plain(v) for name, v in score_arrays(counts, self.question.policy).items()}
+        found = {name: _plain(v) for name, v in score_arrays(counts, self.request.policy).items()}
         found["label_pixels"] = counts[1].tolist()
         found["predicted_pixels"] = counts[2].tolist()
         found["confusion"] = matrix.tolist()
-        if self.question.bootstrap.replicates:
+        if self.request.bootstrap.replicates:
             found["intervals"] = {
                 name: _plain(np.moveaxis(bounds, 0, -1))
-                for name, bounds in self.tally.intervals(index, self.question.policy).items()
+                for name, bounds in self.accumulator.intervals(index, self.request.policy).items()
             }
         return found
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for machines. Scores have the names of `stats/scores.json`."""
         document: dict[str, Any] = {"format": 1, **self.about, **self._scores()}
-        bootstrap = self.question.bootstrap
+        bootstrap = self.request.bootstrap
         if bootstrap.replicates:
             document["bootstrap"] = {
                 "level": LEVEL,
@@ -120,10 +120,10 @@ class Evaluation:
             }
         return {
             **document,
-            "policy": self.question.policy,
+            "policy": self.request.policy,
             "classes": list(self.labels.classes),
             "label_set": self.labels.name,
-            "labeled_images": self.tally.images,
+            "labeled_images": self.accumulator.images,
             "unlabeled_images": self.unlabeled,
             "failures": [{"shard": shard, **vars(failure)} for shard, failure in self.failures],
             "failed_shards": {failure.shard: failure.reason for failure in self.failed},
@@ -136,7 +136,7 @@ class Evaluation:
 
     def shard(self, counts: ShardCounts) -> dict[str, Any]:
         """The row of one shard, JSON-able."""
-        found = score_arrays(counts.margins, self.question.policy)
+        found = score_arrays(counts.margins, self.request.policy)
         return {
             "shard": counts.shard,
             "labeled_images": counts.images,
@@ -146,9 +146,9 @@ class Evaluation:
         }
 
     def _scores(self) -> dict[str, Any]:
-        if self.question.factors:
+        if self.request.factors:
             rows = []
-            for index, factor in enumerate(self.question.factors):
+            for index, factor in enumerate(self.request.factors):
                 paper = PAPER_MEAN_IOU.get(factor)
                 published = None if paper is None else round(paper / 100, 3)
                 row = {"factor": factor, "paper_voc_mean_iou": published, **self.layer(index)}
@@ -156,7 +156,7 @@ class Evaluation:
             return {"upper_bound": rows}
         bands = [
             {"width": width, **self.layer(1 + index)}
-            for index, width in enumerate(self.question.widths)
+            for index, width in enumerate(self.request.widths)
         ]
         return {**self.layer(0), **({"trimap": bands} if bands else {})}
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fcn_core.errors import MissingPackageError
 from fcn_core.images import encode_image
 from fcn_core.labels import LabelSet
-from pipeline.export.form import ExportBatch, ExportImage, ExportSubject, SpooledLines
+from pipeline.export.format import ExportBatch, ExportImage, ExportSubject, SpooledLines
 
 _PER_IMAGE = 256
 """Annotations have ids of their own: 256 x the image's id + the category's, which is below 256."""
@@ -48,7 +48,7 @@ class _Lists:
             file = Path(folder) / "annotations.json"
             self._images.write_to(file, (start[:-1] + ',\n"images": [\n', "\n],\n"), ",\n")
             self._annotations.write_to(file, ('"annotations": [\n', "\n]}\n"), ",\n")
-            self.subject.place.store.upload(self.path, file)
+            self.subject.target.store.upload(self.path, file)
 
     def _info(self) -> dict[str, Any]:
         about = self.subject.about
@@ -68,9 +68,9 @@ class Coco:
 
     def write(self, batch: ExportBatch) -> CocoObject:
         """The images; what is written of them."""
-        self.subject.place.put_all(_image_files(batch))
-        annotations = (one for picture in batch.pictures for one in self._annotations(picture))
-        return [json.dumps(_image(p)) for p in batch.pictures], list(annotations)
+        self.subject.target.put_all(_image_files(batch))
+        annotations = (one for image in batch.images for one in self._annotations(image))
+        return [json.dumps(_image(image)) for image in batch.images], list(annotations)
 
     def add(self, written: CocoObject) -> None:
         """Take it."""
@@ -81,14 +81,14 @@ class Coco:
         names = self.subject.labels.classes
         self._lists.put([_category(k, names[k]) for k in self._kept])
 
-    def _annotations(self, picture: ExportImage) -> Iterator[str]:
+    def _annotations(self, image: ExportImage) -> Iterator[str]:
         tools = _pycocotools()
-        for k, pixels in picture.classes(self._kept):
+        for k, pixels in image.classes(self._kept):
             rle = tools.encode(np.asfortranarray(pixels, np.uint8))
             yield json.dumps(
                 {
-                    "id": picture.number * _PER_IMAGE + k + 1,
-                    "image_id": picture.number,
+                    "id": image.number * _PER_IMAGE + k + 1,
+                    "image_id": image.number,
                     "category_id": k + 1,
                     "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
                     "area": int(tools.area(rle)),
@@ -109,12 +109,12 @@ class Panoptic:
 
     def write(self, batch: ExportBatch) -> CocoObject:
         """The images and their PNGs; what is written of them."""
-        self.subject.place.put_all(_image_files(batch))
-        self.subject.place.put_all(
-            (f"panoptic/{picture.name}.png", self._png(picture)) for picture in batch.pictures
+        self.subject.target.put_all(_image_files(batch))
+        self.subject.target.put_all(
+            (f"panoptic/{image.name}.png", self._png(image)) for image in batch.images
         )
-        images = [json.dumps(_image(picture)) for picture in batch.pictures]
-        return images, [json.dumps(self._annotation(picture)) for picture in batch.pictures]
+        images = [json.dumps(_image(image)) for image in batch.images]
+        return images, [json.dumps(self._annotation(image)) for image in batch.images]
 
     def add(self, written: CocoObject) -> None:
         """Take it."""
@@ -134,15 +134,15 @@ class Panoptic:
             ]
         )
 
-    def _png(self, picture: ExportImage) -> bytes:
+    def _png(self, image: ExportImage) -> bytes:
         """RGB, with R + 256 G + 256 x 256 B the id of the segment; black is no segment."""
         table = np.zeros((256, 3), np.uint8)
         for k in self._kept:
             number = self._ids[k]
             table[k] = number & 255, number >> 8 & 255, number >> 16
-        return encode_image(table[picture.mask])
+        return encode_image(table[image.mask])
 
-    def _annotation(self, picture: ExportImage) -> dict[str, Any]:
+    def _annotation(self, image: ExportImage) -> dict[str, Any]:
         segments = [
             {
                 "id": self._ids[k],
@@ -151,10 +151,10 @@ class Panoptic:
                 "bbox": _box(pixels),
                 "iscrowd": 0,
             }
-            for k, pixels in picture.classes(self._kept)
+            for k, pixels in image.classes(self._kept)
         ]
-        name = f"{picture.name}.png"
-        return {"image_id": picture.number, "file_name": name, "segments_info": segments}
+        name = f"{image.name}.png"
+        return {"image_id": image.number, "file_name": name, "segments_info": segments}
 
 
 def segment_ids(labels: LabelSet) -> list[int]:
@@ -175,16 +175,16 @@ def segment_ids(labels: LabelSet) -> list[int]:
 
 
 def _image_files(batch: ExportBatch) -> Iterator[tuple[str, bytes]]:
-    for picture in batch.pictures:
-        if picture.labelled.image is not None:
-            yield f"images/{picture.file_name}", picture.labelled.image
+    for image in batch.images:
+        if image.row.image is not None:
+            yield f"images/{image.file_name}", image.row.image
 
 
-def _image(picture: ExportImage) -> dict[str, Any]:
-    height, width = picture.mask.shape
+def _image(image: ExportImage) -> dict[str, Any]:
+    height, width = image.mask.shape
     return {
-        "id": picture.number,
-        "file_name": picture.file_name,
+        "id": image.number,
+        "file_name": image.file_name,
         "width": width,
         "height": height,
     }

@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.export.form import ExportBatch, ExportImage, ExportSubject, SpooledLines
+from pipeline.export.format import ExportBatch, ExportImage, ExportSubject, SpooledLines
 
 
 class Cvat:
@@ -25,12 +25,12 @@ class Cvat:
 
     def write(self, batch: ExportBatch) -> list[str]:
         """The images; their elements."""
-        self.subject.place.put_all(
-            (f"images/{picture.file_name}", picture.labelled.image)
-            for picture in batch.pictures
-            if picture.labelled.image is not None
+        self.subject.target.put_all(
+            (f"images/{image.file_name}", image.row.image)
+            for image in batch.images
+            if image.row.image is not None
         )
-        return [self._image(picture) for picture in batch.pictures]
+        return [self._image(image) for image in batch.images]
 
     def add(self, written: list[str]) -> None:
         """Take them."""
@@ -39,7 +39,7 @@ class Cvat:
 
     def finish(self) -> None:
         """The two files."""
-        store = self.subject.place.store
+        store = self.subject.target.store
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "annotations.xml"
             self._images.write_to(path, (self._head(), "\n</annotations>\n"), "\n")
@@ -71,15 +71,15 @@ class Cvat:
             f"<labels>\n{labels}</labels></task></meta>\n"
         )
 
-    def _image(self, picture: ExportImage) -> str:
-        height, width = picture.mask.shape
+    def _image(self, image: ExportImage) -> str:
+        height, width = image.mask.shape
         masks = "".join(
             f"<mask label={quoteattr(self.subject.labels.classes[k])} {_box(pixels)}"
             ' source="auto" occluded="0" z_order="0"></mask>'
-            for k, pixels in picture.classes(self._kept)
+            for k, pixels in image.classes(self._kept)
         )
-        name = quoteattr(picture.file_name)
-        number = picture.number - 1
+        name = quoteattr(image.file_name)
+        number = image.number - 1
         return f'<image id="{number}" name={name} width="{width}" height="{height}">{masks}</image>'
 
 

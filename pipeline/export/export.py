@@ -1,6 +1,6 @@
 """`fcnseg export`: what a run left behind, in the forms that other tools read.
 
-Masks go through unchanged, and so do the bytes of the images. One piece of a shard after the other
+Masks go through unchanged, and so do the bytes of the images. One group of a shard after the other
 is read; only names are kept of what was written.
 """
 
@@ -16,7 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.export.coco import Coco, Panoptic
 from pipeline.export.cvat import Cvat
-from pipeline.export.form import (
+from pipeline.export.format import (
     ExportBatch,
     ExportFormat,
     ExportImage,
@@ -27,7 +27,7 @@ from pipeline.export.form import (
 )
 from pipeline.export.hf import HuggingFace
 from pipeline.export.label_studio import LabelStudio
-from pipeline.export.place import ExportTarget, state_of
+from pipeline.export.target import ExportTarget, state_of
 from pipeline.export.source import ImageSource, MaskGroup, MaskSource
 from pipeline.export.voc import Voc
 from pipeline.export.webdataset import WebDataset, without_dots
@@ -37,7 +37,7 @@ from pipeline.redact import masked
 from pipeline.resolve import resolve_plan
 from pipeline.storage.store import Store, refuse_overlap
 
-FORMS: Mapping[str, Callable[[ExportSubject], ExportFormat]] = {
+FORMATS: Mapping[str, Callable[[ExportSubject], ExportFormat]] = {
     "voc": Voc,
     "coco": Coco,
     "coco-panoptic": Panoptic,
@@ -60,7 +60,7 @@ _OWN_SHARDS = ("webdataset", "hf")
 
 
 _WORKERS = 2
-"""Pieces that are written at once; as many wait. A piece may be 64 MiB of images."""
+"""Pieces that are written at once; as many wait. A group may be 64 MiB of images."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Exporting:
 def export(
     output: Store,
     dest: Store,
-    choices: ExportOptions,
+    options: ExportOptions,
     config: RunConfig,
     on_progress: Callable[[Exporting], None] | None = None,
 ) -> Exported:
@@ -113,9 +113,9 @@ def export(
     Args:
         output: of a run; it may be going on.
         dest: an empty place.
-        choices: which form, what goes along, and under which names.
+        options: which form, what goes along, and under which names.
         config: of the output's latest run: how its input is reached.
-        on_progress: called after every piece.
+        on_progress: called after every group.
 
     Raises:
         ConfigError: no such form or class, places that overlap, or two images of one name.
@@ -126,24 +126,24 @@ def export(
         StoreError: a store fails.
     """
     identity = read_manifest(output)
-    _check(choices, identity)
+    _check(options, identity)
     refuse_overlap("DEST", dest, "OUTPUT", output)
-    source = MaskSource(output, identity, choices.image_suffix)
-    if choices.images:
+    source = MaskSource(output, identity, options.image_suffix)
+    if options.images:
         plan = resolve_plan(config)
         refuse_overlap("DEST", dest, "INPUT", plan.images)
         source = ImageSource(output, identity, plan)
-    place = ExportTarget(dest, _wanted(output, identity, choices))
+    target = ExportTarget(dest, _wanted(output, identity, options))
     with ExitStack() as files:
-        subject = ExportSubject(place, identity.labels, choices, _about(identity), files)
-        writer = FORMS[choices.form](subject)
-        earlier = place.claim()
+        subject = ExportSubject(target, identity.labels, options, _about(identity), files)
+        writer = FORMATS[options.form](subject)
+        earlier = target.claim()
         if earlier is not None:
             return Exported(**{**earlier, "again": True})
-        result = _write(source, writer, _names(choices, identity), on_progress)
+        result = _write(source, writer, _names(options, identity), on_progress)
     if result.pending is None:
         result = replace(result, pending=_pending_by_marker(output, result.shards))
-    place.finish(asdict(result))
+    target.finish(asdict(result))
     return result
 
 
@@ -154,12 +154,12 @@ def _write(
     on_progress: Callable[[Exporting], None] | None,
 ) -> Exported:
     def write(batch: ExportBatch) -> tuple[ExportBatch, int, Any]:
-        turned = sum(picture.is_turned() for picture in batch.pictures)
+        turned = sum(image.is_turned() for image in batch.images)
         written = writer.write(batch)
-        return replace(batch, pictures=()), turned, (len(batch.pictures), written)
+        return replace(batch, images=()), turned, (len(batch.images), written)
 
     shards = images = turned = 0
-    batches = _batches(source.pieces(), names, source.suffix)
+    batches = _batches(source.groups(), names, source.suffix)
     for batch, found, (count, written) in map_ordered(write, batches, _WORKERS):
         writer.add(written)
         shards, images, turned = batch.shards, images + count, turned + found
@@ -170,37 +170,37 @@ def _write(
     return Exported(images, shards, left.pending, left.changed, left.quarantined, turned)
 
 
-def _batches(pieces: Iterator[MaskGroup], names: ExportNames, suffix: str) -> Iterator[ExportBatch]:
+def _batches(groups: Iterator[MaskGroup], names: ExportNames, suffix: str) -> Iterator[ExportBatch]:
     number, shards, last = 1, 0, None
-    for index, piece in enumerate(pieces):
-        shards += piece.shard != last
-        last = piece.shard
-        pictures = tuple(
+    for index, group in enumerate(groups):
+        shards += group.shard != last
+        last = group.shard
+        images = tuple(
             ExportImage(
-                number + place, names.name(piece.shard, item.key), piece.shard, item, suffix
+                number + place, names.name(group.shard, item.key), group.shard, item, suffix
             )
-            for place, item in enumerate(piece.images)
+            for place, item in enumerate(group.images)
         )
-        number += len(pictures)
-        yield ExportBatch(index, piece.name, pictures, shards)
+        number += len(images)
+        yield ExportBatch(index, group.name, images, shards)
 
 
-def _check(choices: ExportOptions, identity: Manifest) -> None:
-    if choices.form not in FORMS:
+def _check(options: ExportOptions, identity: Manifest) -> None:
+    if options.form not in FORMATS:
         raise ConfigError(
             where="--format",
-            found=f"{choices.form!r}",
-            expected=f"one of {', '.join(FORMS)}",
+            found=f"{options.form!r}",
+            expected=f"one of {', '.join(FORMATS)}",
             remedy="Correct the name.",
         )
-    if choices.names not in ("auto", "key", "shard"):
+    if options.names not in ("auto", "key", "shard"):
         raise ConfigError(
             where="--names",
-            found=f"{choices.names!r}",
+            found=f"{options.names!r}",
             expected="auto, key or shard",
             remedy="Choose one.",
         )
-    unknown = [name for name in choices.without if name not in identity.labels.classes]
+    unknown = [name for name in options.without if name not in identity.labels.classes]
     if unknown:
         known = ", ".join(identity.labels.classes)
         raise ConfigError(
@@ -209,32 +209,32 @@ def _check(choices: ExportOptions, identity: Manifest) -> None:
             expected=f"a class: {known}",
             remedy="Correct the name.",
         )
-    if choices.without and choices.form in ("voc", *_OWN_SHARDS):
+    if options.without and options.form in ("voc", *_OWN_SHARDS):
         raise ConfigError(
             where="--without",
-            found=f"a class beside --format {choices.form}",
+            found=f"a class beside --format {options.form}",
             expected="whole masks, as the run wrote them",
             remedy="Leave --without out.",
         )
 
 
-def _names(choices: ExportOptions, identity: Manifest) -> ExportNames:
-    spell = _SPELLING.get(choices.form, str)
-    if choices.form in _OWN_SHARDS:
+def _names(options: ExportOptions, identity: Manifest) -> ExportNames:
+    spell = _SPELLING.get(options.form, str)
+    if options.form in _OWN_SHARDS:
         return ExportNames("own", spell)
     is_folder = (identity.layout or "").startswith("folder")
     return ExportNames(
-        {"auto": "key" if is_folder else "shard"}.get(choices.names, choices.names), spell
+        {"auto": "key" if is_folder else "shard"}.get(options.names, options.names), spell
     )
 
 
-def _wanted(output: Store, identity: Manifest, choices: ExportOptions) -> dict[str, Any]:
+def _wanted(output: Store, identity: Manifest, options: ExportOptions) -> dict[str, Any]:
     return {
         "export": EXPORT_FORMAT,
         "output": masked(output.url),
         "fingerprint": identity.fingerprint,
         "commits": state_of(output),
-        "choices": asdict(choices),
+        "choices": asdict(options),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.export.form import ExportBatch, ExportImage, ExportSubject
+from pipeline.export.format import ExportBatch, ExportImage, ExportSubject
 
 LOCAL_FILES = "/data/local-files/?d=images/"
 """Where Label Studio serves files of its machine from, if DEST is its LOCAL_FILES_DOCUMENT_ROOT."""
@@ -27,26 +27,26 @@ class LabelStudio:
     def __init__(self, subject: ExportSubject) -> None:
         self.subject = subject
         self._kept = subject.kept_classes()
-        choices = subject.choices
-        if choices.image_root is None and not choices.images:
+        options = subject.options
+        if options.image_root is None and not options.images:
             raise ConfigError(
                 where="--no-images",
                 found="tasks without an address of their images",
                 expected="where Label Studio finds them",
                 remedy="Add --image-root, for example s3://bucket/photos.",
             )
-        self._root = LOCAL_FILES if choices.image_root is None else f"{choices.image_root}/"
+        self._root = LOCAL_FILES if options.image_root is None else f"{options.image_root}/"
 
     def write(self, batch: ExportBatch) -> None:
         """The images, and the tasks of a batch: one file, so that none grows too large."""
-        place = self.subject.place
-        place.put_all(
-            (f"images/{picture.file_name}", picture.labelled.image)
-            for picture in batch.pictures
-            if picture.labelled.image is not None
+        target = self.subject.target
+        target.put_all(
+            (f"images/{image.file_name}", image.row.image)
+            for image in batch.images
+            if image.row.image is not None
         )
-        tasks = json.dumps([self._task(picture) for picture in batch.pictures])
-        place.store.write(f"tasks/{batch.name}.json", tasks.encode())
+        tasks = json.dumps([self._task(image) for image in batch.images])
+        target.store.write(f"tasks/{batch.name}.json", tasks.encode())
 
     def add(self, written: None) -> None:
         """Nothing is left to do."""
@@ -70,23 +70,23 @@ class LabelStudio:
                 "",
             ]
         )
-        self.subject.place.store.write("label_config.xml", text.encode())
+        self.subject.target.store.write("label_config.xml", text.encode())
 
-    def _task(self, picture: ExportImage) -> dict[str, Any]:
-        name = picture.file_name
+    def _task(self, image: ExportImage) -> dict[str, Any]:
+        name = image.file_name
         # Storage addresses hold names as they are; in those of web pages they are quoted.
         is_storage = not self._root.startswith(("http://", "https://", "/"))
         prediction: dict[str, Any] = {
             "model_version": f"{self.subject.about['variant']} {self.subject.about['fingerprint']}",
-            "result": [self._brush(picture, k, m) for k, m in picture.classes(self._kept)],
+            "result": [self._brush(image, k, m) for k, m in image.classes(self._kept)],
         }
-        if picture.labelled.mean_confidence is not None:
-            prediction["score"] = picture.labelled.mean_confidence
-        image = self._root + (name if is_storage else quote(name))
-        about = {"key": picture.labelled.key, "shard": picture.shard}
-        return {"data": {"image": image, **about}, "predictions": [prediction]}
+        if image.row.mean_confidence is not None:
+            prediction["score"] = image.row.mean_confidence
+        address = self._root + (name if is_storage else quote(name))
+        about = {"key": image.row.key, "shard": image.shard}
+        return {"data": {"image": address, **about}, "predictions": [prediction]}
 
-    def _brush(self, picture: ExportImage, index: int, pixels: NDArray[np.bool_]) -> dict[str, Any]:
+    def _brush(self, image: ExportImage, index: int, pixels: NDArray[np.bool_]) -> dict[str, Any]:
         height, width = pixels.shape
         name = self.subject.labels.classes[index]
         return {

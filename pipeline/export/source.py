@@ -30,7 +30,7 @@ from pipeline.storage.store import Store
 _READERS = 8
 
 _PNGS = 256
-"""Masks of a piece, where they are objects of their own and no images say how they were cut."""
+"""Masks of a group, where they are objects of their own and no images say how they were cut."""
 
 
 _BY_CHUNK, _BY_IMAGE = (
@@ -106,7 +106,7 @@ class MaskSource:
         self.suffix = suffix
         self.left_out = LeftOut()
 
-    def pieces(self) -> Iterator[MaskGroup]:
+    def groups(self) -> Iterator[MaskGroup]:
         """Every committed image, by shard.
 
         Raises:
@@ -117,7 +117,7 @@ class MaskSource:
         for commit in read_commits(self.output):
             if commit.fingerprint == self.identity.fingerprint:
                 self.left_out.quarantined += commit.failures
-                yield from _ShardMasks(self.output, commit).pieces()
+                yield from _ShardMasks(self.output, commit).groups()
 
 
 class ImageSource(MaskSource):
@@ -145,7 +145,7 @@ class ImageSource(MaskSource):
         if listing.kind == "folder":
             self.shards = assign_shards(listing, output, plan.config.input.shard_size).shards
 
-    def pieces(self) -> Iterator[MaskGroup]:
+    def groups(self) -> Iterator[MaskGroup]:
         """See above; shards that changed since they were labelled are left out.
 
         Raises:
@@ -200,7 +200,7 @@ class _ShardMasks:
         self.commit = commit
         self.files = {file.path: file for file in commit.files}
 
-    def pieces(self) -> Iterator[MaskGroup]:
+    def groups(self) -> Iterator[MaskGroup]:
         """All of them."""
         shard = self.commit.shard
         for mask_format in _BY_CHUNK:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fcn_core.images import decode_image
-from pipeline.export.form import ExportBatch, ExportImage, ExportSubject, SpooledLines
+from pipeline.export.format import ExportBatch, ExportImage, ExportSubject, SpooledLines
 from pipeline.formats import encode_jpeg
 from pipeline.inputs.voc import IMAGES, LABELS, LISTS
 
@@ -26,9 +26,9 @@ class Voc:
         self._ids = SpooledLines(subject.files)
 
     def write(self, batch: ExportBatch) -> list[str]:
-        """Image and mask of every picture."""
-        self.subject.place.put_all(self._objects(batch))
-        return [picture.name for picture in batch.pictures]
+        """Image and mask of every image."""
+        self.subject.target.put_all(self._objects(batch))
+        return [image.name for image in batch.images]
 
     def add(self, written: list[str]) -> None:
         """Note the ids."""
@@ -36,18 +36,18 @@ class Voc:
 
     def finish(self) -> None:
         """The list of ids, and the label map."""
-        choices, store = self.subject.choices, self.subject.place.store
+        options, store = self.subject.options, self.subject.target.store
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "ids"
             self._ids.write_to(path, ("", "\n"), "\n")
-            store.upload(f"{ROOT}/{LISTS}/{choices.split}.txt", path)
+            store.upload(f"{ROOT}/{LISTS}/{options.split}.txt", path)
         store.write(f"{ROOT}/labelmap.txt", self._labelmap().encode())
 
     def _objects(self, batch: ExportBatch) -> Iterator[tuple[str, bytes]]:
-        for picture in batch.pictures:
-            if picture.labelled.image is not None:
-                yield f"{ROOT}/{IMAGES}/{picture.name}.jpg", _jpeg(picture)
-            yield f"{ROOT}/{LABELS}/{picture.name}.png", picture.labelled.png
+        for image in batch.images:
+            if image.row.image is not None:
+                yield f"{ROOT}/{IMAGES}/{image.name}.jpg", _jpeg(image)
+            yield f"{ROOT}/{LABELS}/{image.name}.png", image.row.png
 
     def _labelmap(self) -> str:
         labels = self.subject.labels
@@ -57,10 +57,10 @@ class Voc:
         return "\n".join(lines) + "\n"
 
 
-def _jpeg(picture: ExportImage) -> bytes:
+def _jpeg(image: ExportImage) -> bytes:
     """The image: as it is, if it is a JPEG. Readers of VOC look for ID.jpg and for nothing else."""
-    data = picture.labelled.image
+    data = image.row.image
     assert data is not None
-    if picture.file_name.endswith(".jpg"):
+    if image.file_name.endswith(".jpg"):
         return data
-    return encode_jpeg(decode_image(data, picture.name), quality=_QUALITY)
+    return encode_jpeg(decode_image(data, image.name), quality=_QUALITY)

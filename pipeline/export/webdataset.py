@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.export.form import ExportBatch, ExportImage, ExportSubject
+from pipeline.export.format import ExportBatch, ExportImage, ExportSubject
 from pipeline.formats import encode_tar
 
 MASK_SUFFIX = ".mask.png"
@@ -23,14 +23,14 @@ class WebDataset:
     def write(self, batch: ExportBatch) -> None:
         """The tar."""
         data = encode_tar(self._members(batch))
-        self.subject.place.store.write(f"{batch.name}.tar", data)
+        self.subject.target.store.write(f"{batch.name}.tar", data)
 
     def _members(self, batch: ExportBatch) -> Iterator[tuple[str, bytes]]:
-        for picture in batch.pictures:
-            if picture.labelled.image is not None:
-                yield picture.file_name, picture.labelled.image
-            yield picture.name + MASK_SUFFIX, picture.labelled.png
-            yield f"{picture.name}.json", json.dumps(self._about(picture)).encode()
+        for image in batch.images:
+            if image.row.image is not None:
+                yield image.file_name, image.row.image
+            yield image.name + MASK_SUFFIX, image.row.png
+            yield f"{image.name}.json", json.dumps(self._about(image)).encode()
 
     def add(self, written: None) -> None:
         """Nothing is left to do."""
@@ -40,16 +40,16 @@ class WebDataset:
         labels = self.subject.labels
         document = {"classes": labels.classes, "palette": labels.palette, **self.subject.about}
         data = json.dumps(document, indent=1).encode()
-        self.subject.place.store.write("classes.json", data)
+        self.subject.target.store.write("classes.json", data)
 
-    def _about(self, picture: ExportImage) -> dict[str, Any]:
-        height, width = picture.mask.shape
+    def _about(self, image: ExportImage) -> dict[str, Any]:
+        height, width = image.mask.shape
         return {
-            "key": picture.labelled.key,
-            "shard": picture.shard,
+            "key": image.row.key,
+            "shard": image.shard,
             "width": width,
             "height": height,
-            "mean_confidence": picture.labelled.mean_confidence,
+            "mean_confidence": image.row.mean_confidence,
         }
 
 

@@ -91,12 +91,12 @@ def _pictures(one: str, output: Store) -> Iterator[tuple[str, str]]:
 def _of_this_machine(path: str, output: Store) -> Iterator[tuple[str, str]]:
     path = os.path.expanduser(path)
     if os.path.isdir(path):
-        root, found = path, pictures_in(path)
+        root, found = path, images_in_folder(path)
     elif os.path.exists(path) or not _MAGIC.search(path):
         yield path, os.path.basename(path)
         return
     else:
-        root, found = _split(path)[0] or ".", pictures_matching(path)
+        root, found = _split(path)[0] or ".", images_matching(path)
     for match in found:
         if _is_no_result(match, output):
             yield match, os.path.relpath(match, root)
@@ -168,7 +168,7 @@ _KINDS = {
 }
 
 
-def pictures_in(folder: str) -> Iterator[str]:
+def images_in_folder(folder: str) -> Iterator[str]:
     """Paths of the pictures in and below a folder, in byte order, links followed.
 
     Raises:
@@ -180,7 +180,7 @@ def pictures_in(folder: str) -> Iterator[str]:
     yield from _files(found)
 
 
-def pictures_matching(pattern: str) -> Iterator[str]:
+def images_matching(pattern: str) -> Iterator[str]:
     """Paths of the pictures that a glob matches, in byte order.
 
     `**` follows links to folders, but none to a folder that it is in.

@@ -16,7 +16,7 @@ from fcn_core.errors import MissingPackageError
 Show = Callable[[NDArray[np.uint8]], None]
 
 
-def terminal_pictures(out: Console) -> tuple[Show | None, str]:
+def find_terminal_display(out: Console) -> tuple[Show | None, str]:
     """(how to show a picture, in words how); (None, why not) where that is impossible.
 
     The terminal itself is asked (by textual-image) whether it knows the Kitty protocol or Sixel; on

@@ -10,7 +10,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 EXPECTED = {
-    "label_pictures.py": ["picture 2: background"],
+    "predict_images.py": ["picture 2: background"],
     "label_dataset.py": ["2 of 2 shards are pending", "2 of 2 shards\n", "exit code 0"],
     "score_masks.py": ["pixel accuracy 0.900, mean IU 0.850", "[0.75, 0.8, 1.0]"],
     "export_masks.py": ["4 images of 1 shards, 0 shards left out"],

@@ -11,7 +11,7 @@ from fcn_core.images import decode_label
 from pipeline.driver import run
 from pipeline.export.export import Exported
 from pipeline.export.export import export as export_output
-from pipeline.export.form import ExportOptions
+from pipeline.export.format import ExportOptions
 from pipeline.manifest import read_manifest
 from pipeline.output.quarantine import retry_config
 from pipeline.storage.store import Store

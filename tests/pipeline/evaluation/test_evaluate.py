@@ -33,10 +33,10 @@ FOUR = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
 
 
 def scored(
-    source: Path, weights: Path, question: EvaluationRequest | None = None, **flags: Any
+    source: Path, weights: Path, request: EvaluationRequest | None = None, **flags: Any
 ) -> Any:
-    question = question or EvaluationRequest(widths=WIDTHS, bootstrap=Bootstrap(50))
-    return evaluate(world.config(source, source.parent / "unused", weights, **flags), question)
+    request = request or EvaluationRequest(widths=WIDTHS, bootstrap=Bootstrap(50))
+    return evaluate(world.config(source, source.parent / "unused", weights, **flags), request)
 
 
 def document(found: Evaluation) -> dict[str, Any]:
@@ -147,7 +147,10 @@ def test_order_and_sharding_change_no_score(shards: Path, weights: Path, tmp_pat
         data = world.tar({name: together[name] for pair in part for name in pair})
         (tmp_path / f"other/p{number}.tar").write_bytes(data)
     one, other = (scored(source, weights) for source in (shards, tmp_path / "other"))
-    assert [np.array_equal(one.tally.confusions, other.tally.confusions), one.exit_code] == [
+    assert [
+        np.array_equal(one.accumulator.confusions, other.accumulator.confusions),
+        one.exit_code,
+    ] == [
         True,
         0,
     ]
@@ -172,7 +175,7 @@ def test_a_configuration_for_ray_is_scored_here_and_that_is_said(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr("pipeline.evaluation.evaluate.log.warning", said.append)
-    assert scored(shards, weights, compute__executor="ray").tally.images == 12
+    assert scored(shards, weights, compute__executor="ray").accumulator.images == 12
     assert len(said) == 1 and "this machine only" in said[0]
 
 
@@ -219,7 +222,7 @@ def test_an_output_of_a_run_makes_nothing_done(shards: Path, weights: Path, tmp_
     config = world.config(shards, tmp_path / "out", weights)
     run(config)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    assert evaluate(config, EvaluationRequest()).tally.images == 12
+    assert evaluate(config, EvaluationRequest()).accumulator.images == 12
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 
@@ -307,7 +310,7 @@ def test_a_bad_label_is_a_bad_sample_of_the_upper_bound(tmp_path: Path) -> None:
     found = upper_bound(tiny(config), EvaluationRequest(factors=(4,)))
     (failure,) = found.to_dict()["failures"]
     assert failure["key"] == "x" and "label value 9" in failure["reason"]
-    assert (found.exit_code, found.tally.images) == (3, 4)
+    assert (found.exit_code, found.accumulator.images) == (3, 4)
 
 
 # --- The command ------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from pipeline.driver import run
 from pipeline.errors import ConfigError, InputError, OutputError, VerifyError
 from pipeline.export.coco import segment_ids
 from pipeline.export.cvat import _box
-from pipeline.export.export import FORMS
+from pipeline.export.export import FORMATS
 from pipeline.export.export import export as export_output
-from pipeline.export.form import ExportOptions
+from pipeline.export.format import ExportOptions
 from pipeline.export.label_studio import brush_rle
 from pipeline.manifest import read_manifest
 from pipeline.output.quarantine import retry_config
@@ -72,7 +72,7 @@ def test_cvat_boxes_hold_the_mask(share: float) -> None:
     assert np.array_equal(obvious_cvat(_box(pixels), pixels.shape), pixels)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_the_same_export_again_does_nothing_and_another_is_refused(
     form: str, output: Path, tmp_path: Path
 ) -> None:
@@ -85,7 +85,7 @@ def test_the_same_export_again_does_nothing_and_another_is_refused(
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_an_interrupted_export_is_finished_by_the_same_one(
     form: str, output: Path, tmp_path: Path
 ) -> None:
@@ -133,7 +133,7 @@ def test_without_images_the_input_is_not_needed(weights: Path, tmp_path: Path) -
     source = world.write_shards(tmp_path / "in", shards=1)
     run(world.config(source, tmp_path / "out", weights))
     source.rename(tmp_path / "gone")
-    for form in FORMS:
+    for form in FORMATS:
         dest = tmp_path / form
         root = "s3://bucket" if form == "label-studio" else None
         with pytest.raises(InputError):

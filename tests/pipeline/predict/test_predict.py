@@ -26,7 +26,7 @@ from fcn_core.images import decode_image, decode_label
 from fcn_core.predictor import Predictor
 from pipeline.errors import InputError
 from pipeline.predict.find_images import find_images
-from pipeline.predict.show import terminal_pictures
+from pipeline.predict.show import find_terminal_display
 from pipeline.storage.store import Store
 from tests.support import world
 
@@ -210,7 +210,7 @@ def test_where_nothing_can_be_drawn_it_is_said(
     terminal: bool, term: str, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", term)
-    show, why = terminal_pictures(Console(file=io.StringIO(), force_terminal=terminal))
+    show, why = find_terminal_display(Console(file=io.StringIO(), force_terminal=terminal))
     assert show is None and word in why
 
 

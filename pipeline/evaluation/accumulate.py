@@ -22,7 +22,7 @@ from pipeline.stages.spec import ShardFailure
 
 
 @dataclass(frozen=True)
-class Counted:
+class ChunkCounts:
     """What is left of chunk `seq` of `count` when its masks and labels are forgotten."""
 
     shard: str
@@ -34,10 +34,10 @@ class Counted:
 
 
 @dataclass
-class _Partial:
+class _PartialShard:
     """A shard whose chunks are coming in."""
 
-    tally: ScoreAccumulator
+    accumulator: ScoreAccumulator
     chunks: int = 0
     unlabeled: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -45,21 +45,21 @@ class _Partial:
     @property
     def images(self) -> int:
         """Bad ones left out."""
-        return self.tally.images + self.unlabeled
+        return self.accumulator.images + self.unlabeled
 
 
 class EvaluationAccumulator:
     """Adds the counts of whole shards that are within the limits: those that a run commits."""
 
     def __init__(
-        self, plan: Plan, labels: LabelSet, question: EvaluationRequest, limits: LimitsConfig
+        self, plan: Plan, labels: LabelSet, request: EvaluationRequest, limits: LimitsConfig
     ) -> None:
         self.plan = plan
         self.labels = labels
-        self.question = question
+        self.request = request
         self.limits = limits
-        self.tally = self._empty()
-        self.partial: dict[str, _Partial] = {}
+        self.accumulator = self._empty()
+        self.partial: dict[str, _PartialShard] = {}
         self.shards: dict[str, ShardCounts] = {}
         self.failed: dict[str, ShardFailure] = {}
         self.failures: list[tuple[str, Failure]] = []
@@ -67,7 +67,7 @@ class EvaluationAccumulator:
 
     def run(
         self,
-        counting: Generator[Counted | ShardFailure, None, None],
+        counting: Generator[ChunkCounts | ShardFailure, None, None],
         about: dict[str, Any],
         on_progress: Callable[[Progress], None] | None,
     ) -> Evaluation:
@@ -83,12 +83,12 @@ class EvaluationAccumulator:
         """
         started = time.monotonic()
         with closing(counting):  # or its threads would outlive an interrupt
-            self._tell(on_progress, started)
+            self._report(on_progress, started)
             for item in counting:
                 self._add(item)
-                self._tell(on_progress, started)
+                self._report(on_progress, started)
         bad = len(self.failures)
-        if not self.tally.images and not self.failed:
+        if not self.accumulator.images and not self.failed:
             raise InputError(
                 where=str(about["input"]),
                 found=f"{self.images} images without a label, {bad} bad samples",
@@ -96,9 +96,9 @@ class EvaluationAccumulator:
                 remedy="Name their folder with --labels, or pack them with the images: fcnseg shard.",
             )
         return Evaluation(
-            question=self.question,
+            request=self.request,
             labels=self.labels,
-            tally=self.tally,
+            accumulator=self.accumulator,
             shards=tuple(self.shards[shard] for shard in sorted(self.shards)),
             failures=tuple(sorted(self.failures, key=lambda item: (item[0], item[1].key))),
             failed=tuple(self.failed[shard] for shard in sorted(self.failed)),
@@ -108,22 +108,22 @@ class EvaluationAccumulator:
             seconds=time.monotonic() - started,
         )
 
-    def _add(self, item: Counted | ShardFailure) -> None:
+    def _add(self, item: ChunkCounts | ShardFailure) -> None:
         if isinstance(item, ShardFailure):  # as in a run, nothing of it counts
             self.failed[item.shard] = item
             self.partial.pop(item.shard, None)
             return
         if item.shard in self.failed:
             return
-        partial = self.partial.setdefault(item.shard, _Partial(self._empty()))
-        partial.tally.add(item.counts)
+        partial = self.partial.setdefault(item.shard, _PartialShard(self._empty()))
+        partial.accumulator.add(item.counts)
         partial.chunks += 1
         partial.unlabeled += item.unlabeled
         partial.failures += item.failures
         if partial.chunks == item.count:
             self._complete(item.shard, self.partial.pop(item.shard))
 
-    def _complete(self, shard: str, partial: _Partial) -> None:
+    def _complete(self, shard: str, partial: _PartialShard) -> None:
         self.images += partial.images
         self.failures += [(shard, failure) for failure in partial.failures]
         bad = len(partial.failures)
@@ -138,19 +138,19 @@ class EvaluationAccumulator:
             return
         self.shards[shard] = ShardCounts(
             shard=shard,
-            images=partial.tally.images,
+            images=partial.accumulator.images,
             unlabeled=partial.unlabeled,
             failures=bad,
-            margins=margins(partial.tally.confusions[0]),
+            margins=margins(partial.accumulator.confusions[0]),
         )
-        self.tally += partial.tally
+        self.accumulator += partial.accumulator
 
     def _empty(self) -> ScoreAccumulator:
         return ScoreAccumulator(
-            (self.question.layers, self.labels.num_classes), self.question.bootstrap
+            (self.request.layers, self.labels.num_classes), self.request.bootstrap
         )
 
-    def _tell(self, on_progress: Callable[[Progress], None] | None, started: float) -> None:
+    def _report(self, on_progress: Callable[[Progress], None] | None, started: float) -> None:
         if on_progress is None:
             return
         under_way = self.partial.values()

@@ -24,7 +24,7 @@ from fcn_core.errors import ImageError
 from fcn_core.images import IMAGE_FORMATS
 from fcn_core.labels import VOID, LabelSet
 from pipeline.errors import ConfigError
-from pipeline.export.place import ExportTarget
+from pipeline.export.target import ExportTarget
 from pipeline.export.source import ExportRow
 
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
@@ -35,7 +35,7 @@ class ExportOptions:
     """What a person may choose.
 
     Attributes:
-        form: a name in `pipeline.export.export.FORMS`.
+        form: a name in `pipeline.export.export.FORMATS`.
         images: whether the images go along, byte for byte.
         names: what images are called: by their `key`, by `shard` and key, or `auto`: by key where
             the input is a folder of images, whose keys differ, else by shard and key.
@@ -62,20 +62,20 @@ class ExportSubject:
     Attributes:
         place: DEST.
         labels: the classes.
-        choices: of the person.
+        options: of the person.
         about: where it comes from: input, fingerprint, weights, for cards and records.
         files: closes what a form opens.
     """
 
-    place: ExportTarget
+    target: ExportTarget
     labels: LabelSet
-    choices: ExportOptions
+    options: ExportOptions
     about: dict[str, Any]
     files: ExitStack
 
     def kept_classes(self) -> list[int]:
         """Indices of the classes that are exported."""
-        return [k for k, name in enumerate(self.labels.classes) if name not in self.choices.without]
+        return [k for k, name in enumerate(self.labels.classes) if name not in self.options.without]
 
 
 @dataclass(frozen=True)
@@ -93,24 +93,24 @@ class ExportImage:
     number: int
     name: str
     shard: str
-    labelled: ExportRow
+    row: ExportRow
     suffix: str = ""
 
     @cached_property
     def mask(self) -> NDArray[np.uint8]:
         """(H, W) class indices, 255 = void."""
-        return self.labelled.mask()
+        return self.row.mask()
 
     @cached_property
     def _header(self) -> tuple[str, tuple[int, int]]:
-        assert self.labelled.image is not None
+        assert self.row.image is not None
         try:
-            with Image.open(io.BytesIO(self.labelled.image), formats=IMAGE_FORMATS) as image:
+            with Image.open(io.BytesIO(self.row.image), formats=IMAGE_FORMATS) as image:
                 return _SUFFIXES[str(image.format)], image.size
         except OSError as error:
             raise ImageError(
                 where=self.name,
-                found="no picture any more",
+                found="no image any more",
                 expected="the image that was labelled",
                 remedy="Restore it, label its shard again, or add --no-images.",
             ) from error
@@ -123,7 +123,7 @@ class ExportImage:
     def is_turned(self) -> bool:
         """Whether the image is stored in another orientation than it was labelled (EXIF)."""
         height, width = self.mask.shape
-        return self.labelled.image is not None and self._header[1] != (width, height)
+        return self.row.image is not None and self._header[1] != (width, height)
 
     def classes(self, kept: list[int]) -> list[tuple[int, NDArray[np.bool_]]]:
         """(class index, its pixels) of each of these classes that occurs in the mask."""
@@ -133,18 +133,18 @@ class ExportImage:
 
 @dataclass(frozen=True)
 class ExportBatch:
-    """The pictures of one piece.
+    """The images of one piece.
 
     Attributes:
         index: its number, from 0, among all pieces.
         name: as the run named the objects of the chunk.
-        pictures: in the order of the chunk.
+        images: in the order of the chunk.
         shards: how many shards have been begun, this one included.
     """
 
     index: int
     name: str
-    pictures: tuple[ExportImage, ...]
+    images: tuple[ExportImage, ...]
     shards: int
 
 
