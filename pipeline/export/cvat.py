@@ -1,4 +1,4 @@
-"""CVAT: `annotations.xml` ("CVAT 1.1") with masks, to be uploaded into a task of these images."""
+"""Export to CVAT: `annotations.xml` ("CVAT 1.1") with masks, for a task with the same images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.export.format import ExportBatch, ExportImage, ExportSubject, Spoo
 
 
 class Cvat:
-    """The annotations, the labels of a task as CVAT's "Raw" editor takes them, and the images."""
+    """Writes the annotations, the labels for the "Raw" editor of a CVAT task, and the images."""
 
     def __init__(self, subject: ExportSubject) -> None:
         self.subject = subject
@@ -24,7 +24,7 @@ class Cvat:
         self._count = 0
 
     def write(self, batch: ExportBatch) -> list[str]:
-        """The images; their elements."""
+        """Write the images of a batch; return their XML elements."""
         self.subject.target.put_all(
             (f"images/{image.file_name}", image.row.image)
             for image in batch.images
@@ -33,12 +33,12 @@ class Cvat:
         return [self._image(image) for image in batch.images]
 
     def add(self, written: list[str]) -> None:
-        """Take them."""
+        """Append the XML elements of a batch."""
         self._images.add(written)
         self._count += len(written)
 
     def finish(self) -> None:
-        """The two files."""
+        """Upload `annotations.xml` and `labels.json`."""
         store = self.subject.target.store
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "annotations.xml"
@@ -84,7 +84,10 @@ class Cvat:
 
 
 def _box(pixels: NDArray[np.bool_]) -> str:
-    """The attributes of a mask: its box, and in it the lengths of runs, unset ones first."""
+    """Return the XML attributes of a mask: its box, and the run lengths inside the box.
+
+    Runs alternate between unset and set pixels, row by row, and begin with unset pixels.
+    """
     columns, rows = (np.flatnonzero(pixels.any(axis)) for axis in (0, 1))
     left, top = int(columns[0]), int(rows[0])
     inside = pixels[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]

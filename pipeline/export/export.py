@@ -1,7 +1,7 @@
-"""`fcnseg export`: what a run left behind, in the forms that other tools read.
+"""`fcnseg export`: write the output of a run in the formats of other tools.
 
-Masks go through unchanged, and so do the bytes of the images. One group of a shard after the other
-is read; only names are kept of what was written.
+Masks and image bytes are copied unchanged. Groups of images are read one after another; of what is
+written, only names stay in memory.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pipeline.export.format import (
     ExportNames,
     ExportOptions,
     ExportSubject,
-    flat,
+    flatten_name,
 )
 from pipeline.export.hf import HuggingFace
 from pipeline.export.label_studio import LabelStudio
-from pipeline.export.target import ExportTarget, state_of
 from pipeline.export.source import ImageSource, MaskGroup, MaskSource
+from pipeline.export.target import ExportTarget, digest_commits
 from pipeline.export.voc import Voc
 from pipeline.export.webdataset import WebDataset, without_dots
 from pipeline.manifest import Manifest, read_manifest
@@ -46,34 +46,34 @@ FORMATS: Mapping[str, Callable[[ExportSubject], ExportFormat]] = {
     "label-studio": LabelStudio,
     "cvat": Cvat,
 }
-"""What `--format` may be."""
+"""Values of `--format`, with the classes that write them."""
 
 
 EXPORT_FORMAT = 1
-"""Version of what is written; another one is no continuation of an export."""
+"""Version of the written files. An export of another version is not continued."""
 
 
-_SPELLING: Mapping[str, Callable[[str], str]] = {"voc": flat, "webdataset": without_dots}
+_SPELLING: Mapping[str, Callable[[str], str]] = {"voc": flatten_name, "webdataset": without_dots}
 
 _OWN_SHARDS = ("webdataset", "hf")
-"""Forms that keep images by shard, so that keys need to differ in a shard only."""
+"""Formats that keep the images of a shard together, so keys are unique per shard only."""
 
 
 _WORKERS = 2
-"""Pieces that are written at once; as many wait. A group may be 64 MiB of images."""
+"""Batches written at the same time; as many more wait. One may hold 64 MiB of images."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export holds, and what it does not.
+    """Result of an export; its fields are keys of `_export.json` and `--json`.
 
     Attributes:
-        images, shards: what it holds.
-        pending: shards of the input that are not labelled (yet); None where nobody knows.
-        changed: shards that are left out because their input changed since it was labelled.
-        quarantined: images that could not be labelled, of the shards that it holds.
-        turned: images whose stored size is not that of their mask, because EXIF turns them.
-        again: whether it had been finished before, and nothing was done now.
+        images, shards: number of exported images and shards.
+        pending: shards of the input that are not segmented (yet); None if unknown.
+        changed: shards left out because their input changed since they were segmented.
+        quarantined: images of exported shards that could not be segmented.
+        turned: images whose stored size differs from their mask because of EXIF orientation.
+        again: whether the export was finished before and nothing was written now.
     """
 
     images: int
@@ -86,13 +86,13 @@ class Exported:
 
     @property
     def exit_code(self) -> int:
-        """0 for everything that the input holds, 3 where something is left out."""
+        """0 if the whole input is exported, 3 if something is left out."""
         return 3 if self.pending or self.changed or self.quarantined else 0
 
 
 @dataclass(frozen=True)
 class Exporting:
-    """How far an export is."""
+    """Progress of an export: shards and images written so far."""
 
     shards: int
     images: int
@@ -105,24 +105,24 @@ def export(
     config: RunConfig,
     on_progress: Callable[[Exporting], None] | None = None,
 ) -> Exported:
-    """Write what an output holds into DEST.
+    """Write the masks of an output, and its images, to `dest` in the format of another tool.
 
-    The same call again finishes an export that was interrupted, and does nothing for one that was
-    finished, as long as no shard was labelled in between.
+    The same call again finishes an interrupted export, and does nothing if the export was finished
+    and no shard was segmented since.
 
     Args:
-        output: of a run; it may be going on.
-        dest: an empty place.
-        options: which form, what goes along, and under which names.
-        config: of the output's latest run: how its input is reached.
-        on_progress: called after every group.
+        output: output of a run, which may still be active.
+        dest: empty folder, or a folder with the same export, interrupted.
+        options: format, whether to copy images, and their names.
+        config: configuration of the latest run of the output, to read its input.
+        on_progress: callback after every batch.
 
     Raises:
-        ConfigError: no such form or class, places that overlap, or two images of one name.
-        OutputError: no output of a run, or DEST holds something else.
-        InputError, ShardError: the images are not there any more as they were labelled.
-        VerifyError: a mask is not what its commit says.
-        MissingPackageError: the form needs a package of the extra `coco`.
+        ConfigError: unknown format or class, overlapping folders, or two images of one name.
+        OutputError: `output` is not the output of a run, or `dest` holds other files.
+        InputError, ShardError: the images are missing or have changed since the run.
+        VerifyError: the checksum of a mask differs from its commit.
+        MissingPackageError: the format needs the extra `coco`.
         StoreError: a store fails.
     """
     identity = read_manifest(output)
@@ -160,9 +160,9 @@ def _write(
 
     shards = images = turned = 0
     batches = _batches(source.groups(), names, source.suffix)
-    for batch, found, (count, written) in map_ordered(write, batches, _WORKERS):
+    for batch, batch_turned, (count, written) in map_ordered(write, batches, _WORKERS):
         writer.add(written)
-        shards, images, turned = batch.shards, images + count, turned + found
+        shards, images, turned = batch.shards, images + count, turned + batch_turned
         if on_progress is not None:
             on_progress(Exporting(shards, images))
     writer.finish()
@@ -206,14 +206,14 @@ def _check(options: ExportOptions, identity: Manifest) -> None:
         raise ConfigError(
             where="--without",
             found=f"{unknown[0]!r}",
-            expected=f"a class: {known}",
+            expected=f"names of classes: {known}",
             remedy="Correct the name.",
         )
     if options.without and options.form in ("voc", *_OWN_SHARDS):
         raise ConfigError(
             where="--without",
-            found=f"a class beside --format {options.form}",
-            expected="whole masks, as the run wrote them",
+            found=f"a class together with --format {options.form}",
+            expected="coco, coco-panoptic, label-studio or cvat, which can leave classes out",
             remedy="Leave --without out.",
         )
 
@@ -233,7 +233,7 @@ def _wanted(output: Store, identity: Manifest, options: ExportOptions) -> dict[s
         "export": EXPORT_FORMAT,
         "output": masked(output.url),
         "fingerprint": identity.fingerprint,
-        "commits": state_of(output),
+        "commits": digest_commits(output),
         "choices": asdict(options),
     }
 
@@ -248,6 +248,6 @@ def _about(identity: Manifest) -> dict[str, Any]:
 
 
 def _pending_by_marker(output: Store, shards: int) -> int | None:
-    """Of a run that has ended, how many shards of its input it left undone; else nobody knows."""
+    """Return how many shards a finished run has not committed; None while the run is active."""
     marker, document = read_marker(output)
     return None if marker is None else max(0, int(document["shards"]) - shards)

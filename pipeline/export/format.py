@@ -1,6 +1,7 @@
-"""What every form of an export is given, and what it has to do.
+"""The interface of export formats, and the types that formats receive.
 
-Many short texts that become one object: kept in a temporary file, not in memory.
+`ExportFormat` is the interface. `ExportNames` gives images their names in the export, and
+`SpooledLines` keeps many short texts in a temporary file instead of in memory.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ from fcn_core.errors import ImageError
 from fcn_core.images import IMAGE_FORMATS
 from fcn_core.labels import VOID, LabelSet
 from pipeline.errors import ConfigError
-from pipeline.export.target import ExportTarget
 from pipeline.export.source import ExportRow
+from pipeline.export.target import ExportTarget
 
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What a person may choose.
+    """Options of `fcnseg export`; their names are keys of `_export.json`.
 
     Attributes:
-        form: a name in `pipeline.export.export.FORMATS`.
-        images: whether the images go along, byte for byte.
-        names: what images are called: by their `key`, by `shard` and key, or `auto`: by key where
-            the input is a folder of images, whose keys differ, else by shard and key.
-        split: the name of the one split (voc, hf).
-        without: classes that are left out; their pixels become unlabelled (coco, coco-panoptic,
-            label-studio, cvat).
-        image_root: what stands before an image's name in label-studio's tasks.
-        image_suffix: of names of images that are not read.
+        form: format, a name in `pipeline.export.export.FORMATS`.
+        images: whether to copy the images too, byte for byte.
+        names: how images are named: "key", "shard" (shard and key), or "auto": by key if the input
+            is a folder of images, whose keys are unique, else by shard and key.
+        split: name of the only split (voc, hf).
+        without: names of classes to leave out; their pixels become unlabeled (coco,
+            coco-panoptic, label-studio, cvat).
+        image_root: URL of the folder of the images, for the tasks of label-studio.
+        image_suffix: suffix of image file names if the images are not read.
     """
 
     form: str
@@ -57,14 +58,14 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportSubject:
-    """What is exported, and where to.
+    """Everything that a format needs to know about an export.
 
     Attributes:
-        place: DEST.
-        labels: the classes.
-        options: of the person.
-        about: where it comes from: input, fingerprint, weights, for cards and records.
-        files: closes what a form opens.
+        target: claimed destination.
+        labels: label set of the masks.
+        options: options of the command.
+        about: origin of the masks (input, fingerprint, variant, weights), for cards and records.
+        files: closes the files that a format opens.
     """
 
     target: ExportTarget
@@ -74,20 +75,20 @@ class ExportSubject:
     files: ExitStack
 
     def kept_classes(self) -> list[int]:
-        """Indices of the classes that are exported."""
+        """Return the indices of the classes that are not left out."""
         return [k for k, name in enumerate(self.labels.classes) if name not in self.options.without]
 
 
 @dataclass(frozen=True)
 class ExportImage:
-    """An image of an export.
+    """One image of an export, with its mask.
 
     Attributes:
-        number: from 1, in the order of the export.
-        name: what it is called in the export: a relative path without suffix, no name twice.
-        shard: where it comes from.
-        labelled: its mask and perhaps its bytes.
-        suffix: of its file; "" to find it out from the bytes.
+        number: position in the export, from 1.
+        name: name in the export: a unique relative path without suffix.
+        shard: id of its shard.
+        row: mask, and image bytes if images are exported.
+        suffix: suffix of its file; "" to detect it from the bytes.
     """
 
     number: int
@@ -98,7 +99,7 @@ class ExportImage:
 
     @cached_property
     def mask(self) -> NDArray[np.uint8]:
-        """(H, W) class indices, 255 = void."""
+        """Mask: (H, W) uint8 class indices, 255 = void."""
         return self.row.mask()
 
     @cached_property
@@ -110,36 +111,36 @@ class ExportImage:
         except OSError as error:
             raise ImageError(
                 where=self.name,
-                found="no image any more",
-                expected="the image that was labelled",
-                remedy="Restore it, label its shard again, or add --no-images.",
+                found="bytes that are not an image",
+                expected="the image that was segmented",
+                remedy="Restore it, segment its shard again, or add --no-images.",
             ) from error
 
     @property
     def file_name(self) -> str:
-        """Name and suffix: .jpg, .png or .webp by its content, whatever it was called."""
+        """Name with suffix; .jpg, .png or .webp by the image content, not by its old name."""
         return self.name + (self.suffix or self._header[0])
 
     def is_turned(self) -> bool:
-        """Whether the image is stored in another orientation than it was labelled (EXIF)."""
+        """Return whether the EXIF orientation gives the stored image another size than its mask."""
         height, width = self.mask.shape
         return self.row.image is not None and self._header[1] != (width, height)
 
     def classes(self, kept: list[int]) -> list[tuple[int, NDArray[np.bool_]]]:
-        """(class index, its pixels) of each of these classes that occurs in the mask."""
+        """Return (class index, (H, W) bool pixels) of each kept class that the mask contains."""
         counts = np.bincount(self.mask.ravel(), minlength=VOID + 1)
         return [(k, self.mask == k) for k in kept if counts[k]]
 
 
 @dataclass(frozen=True)
 class ExportBatch:
-    """The images of one piece.
+    """The images of one group of masks.
 
     Attributes:
-        index: its number, from 0, among all pieces.
-        name: as the run named the objects of the chunk.
-        images: in the order of the chunk.
-        shards: how many shards have been begun, this one included.
+        index: position among all batches, from 0.
+        name: name of the objects of the chunk in the output.
+        images: images in the order of the chunk.
+        shards: number of shards up to and including this one.
     """
 
     index: int
@@ -149,27 +150,27 @@ class ExportBatch:
 
 
 class ExportFormat(Protocol):
-    """A form of exports. One object per export."""
+    """Interface of an export format. Each export makes one instance."""
 
     def write(self, batch: ExportBatch) -> Any:
-        """Put what a batch has of its own; called in any thread. Little may be given back."""
+        """Write the objects of one batch; return a small value for `add`. Called in any thread."""
         ...
 
     def add(self, written: Any) -> None:
-        """Take what `write` gave back, in the order of the batches."""
+        """Collect what `write` returned for one batch. Called in the order of the batches."""
         ...
 
     def finish(self) -> None:
-        """Put what is about all of them."""
+        """Write the objects that describe all batches."""
         ...
 
 
 class ExportNames:
-    """Names of images in an export: relative paths, no name twice.
+    """Names the images of an export with unique relative paths.
 
     Args:
-        by: "key", "shard" (and key), or "own": the key, which must differ within its shard only.
-        spell: what a form makes of a name that it cannot have as it is.
+        by: "key"; "shard" (shard and key); or "own": the key, unique within its shard only.
+        spell: function that makes a name valid in the format.
     """
 
     def __init__(self, by: str, spell: Callable[[str], str] = str) -> None:
@@ -179,10 +180,10 @@ class ExportNames:
         self._shard = ""
 
     def name(self, shard: str, key: str) -> str:
-        """The name of an image; those of one shard are asked for together.
+        """Return the name of an image. Calls for the images of one shard must be consecutive.
 
         Raises:
-            ConfigError: another image has it already.
+            ConfigError: another image already has this name.
         """
         if self.by == "own" and shard != self._shard:
             self._shard = shard
@@ -192,30 +193,30 @@ class ExportNames:
         if digest in self._taken:
             raise ConfigError(
                 where=f"image {key} of shard {shard}",
-                found=f"another image is called {name!r} too",
-                expected="names that differ",
+                found=f"another image has the name {name!r} too",
+                expected="a different name for every image",
                 remedy="Add --names shard."
                 if self.by == "key"
-                else "Rename one of them in the input and label it again.",
+                else "Rename one of them in the input and segment it again.",
             )
         self._taken.add(digest)
         return name
 
 
-def flat(name: str) -> str:
-    """A name without folders and blanks, as lists of ids have them.
+def flatten_name(name: str) -> str:
+    """Return a name without folders and spaces, for lists of ids.
 
-    >>> flat("a/b c")
+    >>> flatten_name("a/b c")
     'a_b_c'
     """
     return re.sub(r"[/\s]", "_", name)
 
 
 class SpooledLines:
-    """Texts without line breaks, in order.
+    """Texts without line breaks, kept in order in a temporary file.
 
     Args:
-        files: closes the temporary file.
+        files: exit stack that closes the temporary file.
     """
 
     def __init__(self, files: ExitStack) -> None:
@@ -223,7 +224,7 @@ class SpooledLines:
         self._file = files.enter_context(file)
 
     def add(self, texts: Iterable[str]) -> None:
-        """Some more."""
+        """Append texts."""
         self._file.writelines(f"{text}\n" for text in texts)
 
     def __iter__(self) -> Iterator[str]:
@@ -232,7 +233,13 @@ class SpooledLines:
             yield line[:-1]
 
     def write_to(self, path: Path, around: tuple[str, str], between: str) -> None:
-        """All of them into a file, with something before, behind and between them."""
+        """Append a head, all texts with a separator between them, and a tail to a file.
+
+        Args:
+            path: file to append to.
+            around: (head, tail).
+            between: separator.
+        """
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(around[0])
             for index, text in enumerate(self):

@@ -1,4 +1,4 @@
-"""A folder that `datasets.load_dataset` reads: Parquet files with images, and a card."""
+"""Export to a folder that `datasets.load_dataset` reads: Parquet files and a card."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pipeline.export.format import ExportBatch, ExportImage, ExportSubject
 from pipeline.formats import HUB_IMAGE, hub_list, hub_metadata, hub_value
 
 _ROW_GROUP_BYTES = 64 * 2**20
-"""At most so much encoded in a row group: viewers refuse groups over 300 MB."""
+"""Encoded bytes per row group, at most. Data set viewers refuse groups over 300 MB."""
 
 
 HubObject = tuple[int, int]
-"""(images, bytes of their columns)."""
+"""(number of images, bytes of their columns)."""
 
 
 class HuggingFace:
-    """`data/SPLIT-000000.parquet`, …, and `README.md`."""
+    """Writes `data/SPLIT-000000.parquet`, …, and the card `README.md`."""
 
     def __init__(self, subject: ExportSubject) -> None:
         self.subject = subject
@@ -29,7 +29,7 @@ class HuggingFace:
         self.features = _features(subject)
 
     def write(self, batch: ExportBatch) -> tuple[int, int, int]:
-        """A file of the batch: (images, bytes of its columns, bytes of the file)."""
+        """Write a batch as one file; return (images, bytes of its columns, bytes of the file)."""
         rows = [self._row(image) for image in batch.images]
         table = pa.Table.from_pylist(rows, schema=self._schema())
         size = sum(len(p.row.image or b"") + len(p.row.png) for p in batch.images)
@@ -47,13 +47,13 @@ class HuggingFace:
         return len(rows), table.nbytes, buffer.tell()
 
     def add(self, written: tuple[int, int, int]) -> None:
-        """Count."""
+        """Add the counts of a batch to the totals of the card."""
         self.images += written[0]
         self.bytes += written[1]
         self.compressed += written[2]
 
     def finish(self) -> None:
-        """The card."""
+        """Write the card."""
         self.subject.target.store.write("README.md", self._card().encode())
 
     def _row(self, image: ExportImage) -> dict[str, Any]:
@@ -127,7 +127,7 @@ Made by fcn-pipeline with {about["variant"]} from `{about["input"]}`; weights sh
 
 
 def _features(subject: ExportSubject) -> dict[str, Any]:
-    """As the metadata of a Parquet file has them."""
+    """Return the features as the metadata of a Parquet file spells them."""
     names = list(subject.labels.classes)
     image = {"image": HUB_IMAGE} if subject.options.images else {}
     return {
@@ -141,7 +141,7 @@ def _features(subject: ExportSubject) -> dict[str, Any]:
 
 
 def _yaml_features(features: dict[str, Any]) -> list[dict[str, Any]]:
-    """The same as the head of a card has them."""
+    """Return the features as the YAML head of a card spells them."""
     found: list[dict[str, Any]] = []
     for name, kind in features.items():
         if kind["_type"] == "Image":

@@ -175,7 +175,7 @@ def test_loose_images_keep_their_names_and_shared_ones_are_refused(
 
 
 def test_two_images_of_one_name_are_refused(output: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="another image is called 'img0' too") as caught:
+    with pytest.raises(ConfigError, match="another image has the name 'img0' too") as caught:
         export(output, tmp_path, "coco", names="key")
     assert "--names shard" in str(caught.value)
 
