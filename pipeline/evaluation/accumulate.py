@@ -1,4 +1,4 @@
-"""From counted chunks to an evaluation: sums by shard, and limits as in a run."""
+"""Sum the counts of chunks by shard, apply the limits of a run, and build the evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from pipeline.stages.spec import ShardFailure
 
 @dataclass(frozen=True)
 class ChunkCounts:
-    """What is left of chunk `seq` of `count` when its masks and labels are forgotten."""
+    """Counts of chunk `seq` of `count` of a shard, without its masks and labels.
+
+    Attributes:
+        shard, seq, count: id of the shard, number of the chunk from 0, number of chunks.
+        counts: confusion matrices of the labeled images.
+        unlabeled: number of images without a label.
+        failures: samples that could not be scored.
+    """
 
     shard: str
     seq: int
@@ -35,7 +42,7 @@ class ChunkCounts:
 
 @dataclass
 class _PartialShard:
-    """A shard whose chunks are coming in."""
+    """Counts of a shard that is not complete yet."""
 
     accumulator: ScoreAccumulator
     chunks: int = 0
@@ -44,12 +51,19 @@ class _PartialShard:
 
     @property
     def images(self) -> int:
-        """Bad ones left out."""
+        """Number of images, labeled or not, without bad samples."""
         return self.accumulator.images + self.unlabeled
 
 
 class EvaluationAccumulator:
-    """Adds the counts of whole shards that are within the limits: those that a run commits."""
+    """Adds the counts of complete shards within the limits: the shards that a run would commit.
+
+    Args:
+        plan: plan of the input.
+        labels: label set of the scores.
+        request: scores to compute.
+        limits: maximum fractions of bad samples.
+    """
 
     def __init__(
         self, plan: Plan, labels: LabelSet, request: EvaluationRequest, limits: LimitsConfig
@@ -71,18 +85,18 @@ class EvaluationAccumulator:
         about: dict[str, Any],
         on_progress: Callable[[Progress], None] | None,
     ) -> Evaluation:
-        """Take everything in and say what it comes to.
+        """Consume all counts and return the evaluation.
 
         Args:
-            counting: results of an executor, in any order, each chunk once.
-            about: where images and weights came from.
-            on_progress: called at the start and after every chunk.
+            counting: chunks and failed shards from an executor, in any order, each chunk once.
+            about: origin of images and weights; becomes part of the JSON document.
+            on_progress: callback at the start and after every chunk.
 
         Raises:
-            InputError: nothing had a label.
+            InputError: no image has a label.
         """
         started = time.monotonic()
-        with closing(counting):  # or its threads would outlive an interrupt
+        with closing(counting):  # so that its threads end after an interrupt
             self._report(on_progress, started)
             for item in counting:
                 self._add(item)
@@ -92,8 +106,8 @@ class EvaluationAccumulator:
             raise InputError(
                 where=str(about["input"]),
                 found=f"{self.images} images without a label, {bad} bad samples",
-                expected="labels to score against",
-                remedy="Name their folder with --labels, or pack them with the images: fcnseg shard.",
+                expected="labels for the scores",
+                remedy="Give their folder with --labels, or pack them with `fcnseg shard`.",
             )
         return Evaluation(
             request=self.request,
@@ -109,7 +123,7 @@ class EvaluationAccumulator:
         )
 
     def _add(self, item: ChunkCounts | ShardFailure) -> None:
-        if isinstance(item, ShardFailure):  # as in a run, nothing of it counts
+        if isinstance(item, ShardFailure):  # as in a run, no chunk of the shard counts
             self.failed[item.shard] = item
             self.partial.pop(item.shard, None)
             return
@@ -131,8 +145,8 @@ class EvaluationAccumulator:
         if is_over(bad, partial.images + bad, fraction):
             reason = (
                 f"shard {shard}: {bad} of {partial.images + bad} images are bad; at most "
-                f"{fraction:.0%} may be (limits.max_bad_fraction_per_shard). Not part of the "
-                f"scores. {suggest_remedy(partial.failures)}."
+                f"{fraction:.0%} may be bad (limits.max_bad_fraction_per_shard). The shard is not "
+                f"part of the scores. {suggest_remedy(partial.failures)}."
             )
             self.failed[shard] = ShardFailure(shard, reason, "LimitsError")
             return
@@ -153,13 +167,13 @@ class EvaluationAccumulator:
     def _report(self, on_progress: Callable[[Progress], None] | None, started: float) -> None:
         if on_progress is None:
             return
-        under_way = self.partial.values()
+        in_progress = self.partial.values()
         on_progress(
             Progress(
                 shards_done=len(self.shards) + len(self.failed),
                 shards_pending=len(self.plan.pending),
-                images=self.images + sum(partial.images for partial in under_way),
-                failures=len(self.failures) + sum(len(p.failures) for p in under_way),
+                images=self.images + sum(partial.images for partial in in_progress),
+                failures=len(self.failures) + sum(len(p.failures) for p in in_progress),
                 seconds=time.monotonic() - started,
             )
         )

@@ -1,7 +1,8 @@
-"""`fcnseg evaluate`: scores of a network, or the upper bound that the truth allows. Writes nothing.
+"""`fcnseg evaluate`: score a network, or compute the upper bound of coarse predictions.
 
-An evaluation reads, decodes, labels, refuses and counts as a run does, and leaves out what a run
-would not commit; so its scores are those that the run would write. It works in this process only.
+An evaluation reads, decodes, segments and counts like a run, applies the same limits, and leaves
+out the shards that a run would not commit, so its scores equal the scores of a run. It
+writes nothing, and uses this machine only.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pipeline.stages.records import SegmentedChunk
 from pipeline.stages.spec import RunSpec, ShardFailure
 
 NOWHERE = "memory://fcnseg-evaluate-writes-nothing"
-"""OUTPUT of an evaluation: without commits, so that every shard is pending; never written to."""
+"""OUTPUT of an evaluation. It has no commits, so every shard is pending; it is never written."""
 
 
 _READERS = 2
@@ -45,26 +46,28 @@ def evaluate(
     request: EvaluationRequest,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
-    """Scores of a network on a labelled data set.
+    """Return the scores of a network on a labeled data set.
 
     Args:
-        config: input, weights, limits and compute; its output is of no account.
-        request: which scores.
-        on_progress: called at the start and after every finished chunk.
+        config: input, weights, limits and compute; the output is ignored.
+        request: scores to compute.
+        on_progress: callback at the start and after every finished chunk.
 
     Raises:
-        ConfigError, LabelSetError, WeightsError: before anything is read.
-        InputError: nothing to label, or no sample has a label.
-        StoreError: the input fails.
+        ConfigError, LabelSetError, WeightsError: invalid settings; raised before images are read.
+        InputError: the input has no images, or no image has a label.
+        StoreError: the input cannot be read.
     """
     config = _without_output(config)
     if config.compute.executor == "ray":
-        log.warning("evaluate works on this machine only: compute.executor ray is passed over")
+        log.warning("evaluate works on this machine only: compute.executor ray is ignored")
     spec, weights = resolve_run(config)
-    found = make_plan(spec)
-    ends = _NetworkEnds(spec, request)
-    counting = run_around_network(spec, weights, found.pending, read=ends.read, finish=ends.count)
-    accumulator = EvaluationAccumulator(found, spec.labels, request, config.limits)
+    plan = make_plan(spec)
+    stages = _LabelStages(spec, request)
+    counting = run_around_network(
+        spec, weights, plan.pending, read=stages.read, finish=stages.count
+    )
+    accumulator = EvaluationAccumulator(plan, spec.labels, request, config.limits)
     about = {"input": config.input.url, "fingerprint": spec.fingerprint}
     return accumulator.run(counting, about, on_progress)
 
@@ -74,26 +77,28 @@ def upper_bound(
     request: EvaluationRequest,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
-    """Scores of the truth against its own coarse forms (appendix A of the FCN paper). No network.
+    """Return the scores of the labels against coarse copies of themselves, without a network.
+
+    Source: appendix A of the FCN paper.
 
     Args:
-        config: input, label set (or weights, for theirs), limits and compute.
-        request: whose `factors` are asked for.
-        on_progress: called at the start and after every finished chunk.
+        config: input, label set (or weights, which contain one), limits and compute.
+        request: scores to compute; `factors` are the downsampling factors.
+        on_progress: callback at the start and after every finished chunk.
 
     Raises:
-        ConfigError, LabelSetError, WeightsError: before anything is read.
-        InputError: nothing to score, or no sample has a label.
-        StoreError: the input fails.
+        ConfigError, LabelSetError, WeightsError: invalid settings; raised before images are read.
+        InputError: the input has no images, or no image has a label.
+        StoreError: the input cannot be read.
     """
     config = _without_output(config)
     labels = _label_set(config)
-    found = make_plan(resolve_plan(config))
+    plan = make_plan(resolve_plan(config))
     limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)
 
     def read(shard: Shard) -> Iterator[Any]:
         try:
-            yield from read_chunks(shard, found.sources, limits)
+            yield from read_chunks(shard, plan.sources, limits)
         except (ShardError, MissingError) as error:
             yield ShardFailure.of(shard.id, error)
 
@@ -104,8 +109,8 @@ def upper_bound(
             yield _count_truth(item, labels, request, config.limits.max_image_pixels)
 
     workers = config.compute.workers or os.cpu_count() or 1
-    counting = run_stages(found.pending, [(read, _READERS), (count, workers)])
-    accumulator = EvaluationAccumulator(found, labels, request, config.limits)
+    counting = run_stages(plan.pending, [(read, _READERS), (count, workers)])
+    accumulator = EvaluationAccumulator(plan, labels, request, config.limits)
     return accumulator.run(counting, {"input": config.input.url}, on_progress)
 
 
@@ -120,17 +125,17 @@ def _label_set(config: RunConfig) -> LabelSet:
         raise ConfigError(
             where="--upper-bound",
             found="neither --label-set nor --weights",
-            expected="what the values of the labels mean",
-            remedy="Name it: --label-set voc, or a YAML file.",
+            expected="a label set, which gives the meaning of the label values",
+            remedy="Add --label-set, for example --label-set voc or a YAML file.",
         )
     return read_label_set(config.input.label_set)
 
 
-class _NetworkEnds:
-    """What stands before and after the network: labels wait here until the masks are back.
+class _LabelStages:
+    """The steps before and after the network: keeps the labels until the masks are computed.
 
-    They wait encoded, and only for the chunks that are under way. Samples without a label are
-    counted, and kept from the network.
+    Labels are kept encoded, and only for chunks in progress. Samples without a label are counted
+    and not sent to the network.
     """
 
     def __init__(self, spec: RunSpec, request: EvaluationRequest) -> None:
@@ -146,15 +151,15 @@ class _NetworkEnds:
                 for sample in chunk.samples
                 if sample.label is not None
             }
-            place = chunk.shard, chunk.seq
-            self._labels[place] = labels
-            self._unlabeled[place] = len(chunk.samples) - len(labels)
+            chunk_id = chunk.shard, chunk.seq
+            self._labels[chunk_id] = labels
+            self._unlabeled[chunk_id] = len(chunk.samples) - len(labels)
             kept = tuple(sample for sample in chunk.samples if sample.key in labels)
             yield replace(chunk, samples=kept)
 
     def count(self, segmented: SegmentedChunk) -> ChunkCounts:
-        place = segmented.shard, segmented.seq
-        labels = self._labels.pop(place)
+        chunk_id = segmented.shard, segmented.seq
+        labels = self._labels.pop(chunk_id)
         classes = self.spec.labels.num_classes
 
         def images() -> Iterator[tuple[str, Any]]:
@@ -167,10 +172,10 @@ class _NetworkEnds:
                 yield _name(segmented.shard, result.key), matrices
 
         return ChunkCounts(
-            *place,
+            *chunk_id,
             segmented.count,
             ClassCounts.of(images(), (self.request.layers, classes)),
-            self._unlabeled.pop(place),
+            self._unlabeled.pop(chunk_id),
             segmented.failures,
         )
 

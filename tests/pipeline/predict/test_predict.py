@@ -134,7 +134,7 @@ def test_what_is_no_file_is_passed_over_with_a_word(
     pattern: str, odd: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert names(odd / pattern) == ["good"]
-    said = [f"passed over {odd}/{kind}.jpg: {kind}" for kind in sorted(IRREGULAR)]
+    said = [f"ignored {odd}/{kind}.jpg: {kind}" for kind in sorted(IRREGULAR)]
     assert [record.getMessage() for record in caplog.records] == said
 
 
@@ -144,8 +144,8 @@ def test_a_pipe_that_is_named_is_no_picture(
     asked = [odd / "a pipe.jpg", odd / "good.jpg"]
     code, out, err = fcnseg("predict", *asked, "--output", tmp_path / "o", "--weights", weights)
     assert code == 1 and "good.jpg: " in out
-    assert "a pipe.jpg: a pipe; a picture in a regular file. Save" in err
-    with pytest.raises(InputError, match="no pictures"):
+    assert "a pipe.jpg: a pipe; an image in a regular file. Save" in err
+    with pytest.raises(InputError, match="no images"):
         names(odd / "*pipe.jpg")
 
 
@@ -157,9 +157,9 @@ def test_a_picture_is_taken_once_and_results_are_no_pictures(photos: Path) -> No
 def test_nothing_and_shared_names_are_said(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for nothing in (tmp_path / "empty", photos / "*.gif"):
-        with pytest.raises(InputError, match="no pictures"):
+        with pytest.raises(InputError, match="no images"):
             names(nothing)
-    with pytest.raises(InputError, match="no pictures but those below --output"):
+    with pytest.raises(InputError, match="no images except those below --output"):
         names(photos / "sub", output=photos)
     with pytest.raises(InputError, match="has the same name"):
         names(photos / "a.jpg", photos / "sub/a.jpg")
@@ -204,7 +204,7 @@ def test_a_class_that_is_there_has_no_share_of_nothing(
 
 @pytest.mark.parametrize(
     ("terminal", "term", "word"),
-    [(False, "xterm", "no terminal"), (True, "dumb", "cannot draw"), (True, "", "cannot draw")],
+    [(False, "xterm", "not a terminal"), (True, "dumb", "cannot draw"), (True, "", "cannot draw")],
 )
 def test_where_nothing_can_be_drawn_it_is_said(
     terminal: bool, term: str, word: str, monkeypatch: pytest.MonkeyPatch
@@ -219,7 +219,7 @@ def test_show_without_a_terminal_says_so_and_goes_on(
 ) -> None:
     words = ("predict", photos / "b.JPG", "--output", tmp_path / "o", "--weights", weights)
     code, out, err = fcnseg(*words, "--show")
-    assert code == 0 and "b.JPG" in out and "the output is no terminal" in err
+    assert code == 0 and "b.JPG" in out and "the output is not a terminal" in err
 
 
 def on_a_terminal(command: list[str], answer: bytes, **environment: str) -> bytes:
