@@ -1,7 +1,7 @@
-"""Print how many pictures a second a GPU labels, and what a million costs: python docs/costs.py.
+"""Print how many images a GPU segments per second, and the cost of a million: python docs/costs.py.
 
-Nothing here was measured on a GPU. Operations are counted on the network itself, without computing
-(torch's meta device); peaks, prices and the utilisation are stated below.
+Nothing here was measured on a GPU. Operations are counted on the network with torch's meta device,
+without computing. Peaks, prices and the utilisation are constants below.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fcn_core.networks.model import FCN
 SIZES = ((128, 128), (375, 500), (500, 500), (1024, 1024), (1080, 1920))
 CLASSES = 21
 UTILISATIONS = (0.2, 0.4, 0.6)
-"""Shares of the peak that the convolutions may reach: assumptions, from careful to hopeful."""
+"""Assumed shares of the peak that the convolutions reach, from low to high."""
 MILLION = 1_000_000
 SHARD, CHUNK_OBJECTS = 256, 2
 """Images of a shard; objects that a chunk writes beside PNGs: masks and previews."""
@@ -30,13 +30,13 @@ PUT, GET = 0.005 / 1000, 0.0004 / 1000
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as its maker and a cloud state it.
+    """Figures of a GPU from its maker and from a cloud.
 
     Attributes:
-        name: as sold.
-        tflops: dense bf16 peak with single-precision sums, 1e12 operations a second.
-        machine: of Amazon EC2, and how many of the GPU it has.
-        dollars: per hour and GPU.
+        name: name of the product.
+        tflops: dense bf16 peak with single-precision sums, 1e12 operations per second.
+        machine: Amazon EC2 instance type, and its number of GPUs if more than one.
+        dollars: US dollars per hour and GPU.
     """
 
     name: str
@@ -56,12 +56,12 @@ GPUS = (
 
 @cache
 def gflop(height: int, width: int) -> tuple[float, float]:
-    """1e9 operations for a picture, FCN-8s: of all layers, and of the pass that is taken."""
+    """Return 1e9 operations of FCN-8s for one image: (all layers, the pass that is computed)."""
     with torch.device("meta"):
         model = FCN(Architecture("fcn8s", CLASSES)).eval()
         image = torch.zeros(1, 3, height, width)
     fast = FastForward(model)
-    fast(image)  # makes the blank canvas, which later pictures find
+    fast(image)  # caches the blank canvas for later images
     counted = []
     with torch.inference_mode():
         for network in (model, fast):
@@ -72,26 +72,26 @@ def gflop(height: int, width: int) -> tuple[float, float]:
 
 
 def rate(gpu: Gpu, operations: float, utilisation: float) -> float:
-    """Images a second; operations in 1e9."""
+    """Return images per second; `operations` is in 1e9 per image."""
     return gpu.tflops * 1e3 * utilisation / operations
 
 
 def per_million(gpu: Gpu, images_per_second: float) -> float:
-    """US dollars for a million images."""
+    """Return the cost of a million images, US dollars."""
     return gpu.dollars / 3600 * MILLION / images_per_second
 
 
 def requests(png: bool) -> tuple[int, float]:
-    """Requests for a million images in tars of `SHARD`, and US dollars for them."""
+    """Return the requests for a million images in tars of `SHARD`, and their cost, US dollars."""
     shards = -(-MILLION // SHARD)
     puts = shards * (CHUNK_OBJECTS + 1) + (MILLION if png else 0)
     return puts + shards, puts * PUT + shards * GET
 
 
 def main() -> None:
-    """Three tables."""
+    """Print the tables of operations, rates with costs, and requests."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", default="375x500", help="HxW of a picture, px")
+    parser.add_argument("--size", default="375x500", help="HxW of an image, px")
     height, width = map(int, parser.parse_args().size.split("x"))
     print("| size | GFLOP, all layers | GFLOP, as computed |\n| --- | --- | --- |")
     for size in SIZES:
@@ -106,8 +106,8 @@ def main() -> None:
     for gpu in GPUS:
         rates = [rate(gpu, operations, share) for share in UTILISATIONS]
         cells = [f"{gpu.name} ({gpu.machine})", f"{gpu.tflops:g}", f"{gpu.dollars:.2f}"]
-        cells += [f"{found:,.0f}" for found in rates]
-        cells += [f"{per_million(gpu, found):.2f}" for found in rates]
+        cells += [f"{value:,.0f}" for value in rates]
+        cells += [f"{per_million(gpu, value):.2f}" for value in rates]
         print(f"| {' | '.join(cells)} |")
     print("\n| masks | requests per million images | $ |\n| --- | --- | --- |")
     for name, png in (("parquet", False), ("parquet,png", True)):

@@ -1,4 +1,4 @@
-"""Print where every layer of the networks lies and the crops that follow: python docs/crops.py."""
+"""Print the position of every layer of the networks, and the crops: python docs/crops.py."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ WALKS: tuple[tuple[Variant, str], ...] = (
 
 
 def main() -> None:
-    """Centres of cell 0 and strides, layer by layer; then the crops of every variant."""
+    """Print the center of cell 0 and the stride of each layer, then the crops of each variant."""
     for variant, names in WALKS:
         architecture = Architecture(variant, 21)
-        found = layer_positions(architecture)
+        positions = layer_positions(architecture)
         print(f"{variant:<20}  cell 0 at px   one cell per px")
         for name in ("data", *names.split()):
-            _line(name, found[name])
-        place = found["score_fr"]
+            _line(name, positions[name])
+        place = positions["score_fr"]
         plan = decoder(architecture)
         for skip in plan.skips:
             place = place.upsampled(4, 2)

@@ -1,6 +1,6 @@
 """Render the scenes of the demo weights: python -m docs.demo_scenes DIR writes DIR/train, DIR/val.
 
-Scenes that score the weights have seeds far from those that train them.
+The seeds of training and validation scenes are far apart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VAL_SEEDS = range(1_000_000, 1_000_200)
 
 
 def write_scenes(folder: Path, seeds: range, scenes: Iterable[Scene], shard: int = SHARD) -> None:
-    """Write `folder`/scenes-000.tar, …: the scenes of those seeds, some per shard."""
+    """Write the scenes of `seeds` to `folder`/scenes-000.tar, …, `shard` scenes per tar."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = zip(seeds, scenes, strict=True)
     for number in range(-(-len(seeds) // shard)):
@@ -28,7 +28,7 @@ def write_scenes(folder: Path, seeds: range, scenes: Iterable[Scene], shard: int
 
 
 def main() -> None:
-    """Squares of 320 px and some small ones to train, small ones to score."""
+    """Write 320 px squares and some small scenes for training, and small scenes for validation."""
     top = Path(sys.argv[1])
     write_scenes(top / "train", TRAIN_SEEDS, render_training_scenes(TRAIN_SEEDS, SIDE))
     write_scenes(top / "val", VAL_SEEDS, map(render_scene, VAL_SEEDS))

@@ -1,8 +1,8 @@
-"""What the site needs beside docs/: files of the project that its pages link to, below project/.
+"""Hooks of MkDocs: add linked project files to the site, and put diagrams into their pages.
 
-Pages are written to be read on a code host, where a link may lead out of docs/. In the site,
-such a link leads to a copy of the file; Markdown becomes a page like any other. Diagrams become
-part of their page, so that they follow its colours.
+Pages are also read on a code host, where a link may lead out of docs/. In the site, such a link
+leads to a copy of the file below project/; Markdown files become pages. Diagrams become part of
+their page, so that they follow its colors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LINK = re.compile(r"(\]\()([^)#\s:]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of PAGES, and what they and the pages of docs/ link to."""
+    """Add the files of PAGES, and the project files that these and the pages of docs/ link to."""
     wanted = set(PAGES)
     for page in [*PAGES, *(f"docs/{file.src_uri}" for file in files.documentation_pages())]:
         text = (ROOT / page).read_text()
@@ -34,7 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links that cross the border of docs/ into links of the site."""
+    """Replace links out of docs/ or into docs/ with links of the site."""
     here = _in_project(page.file.src_uri)
 
     def turned(match: re.Match[str]) -> str:
@@ -49,7 +49,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put diagrams into their page."""
+    """Replace `img` elements of diagrams with the SVG text."""
     images = Path(config.docs_dir, "images")
     return _DIAGRAM.sub(lambda match: (images / f"{match[1]}.svg").read_text(), html)
 

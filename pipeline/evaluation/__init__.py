@@ -1,1 +1,1 @@
-"""Scores of a network on a labeled input. Nothing is written."""
+"""Score a network on a labeled input, without writing anything."""

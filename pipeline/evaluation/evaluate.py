@@ -1,7 +1,8 @@
-"""`fcnseg evaluate`: scores of a network, or the upper bound that the truth allows. Writes nothing.
+"""`fcnseg evaluate`: score a network, or compute the upper bound of coarse predictions.
 
-An evaluation reads, decodes, labels, refuses and counts as a run does, and leaves out what a run
-would not commit; so its scores are those that the run would write. It works in this process only.
+An evaluation reads, decodes, segments and counts like a run, applies the same limits, and leaves
+out the shards that a run would not commit, so its scores equal the scores of a run. It
+writes nothing, and uses this machine only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fcn_core.metrics.boundary import band_confusions
 from fcn_core.metrics.upper_bound import upper_bound_confusions
 from pipeline.config import OutputConfig, RunConfig
 from pipeline.errors import ConfigError, MissingError, ShardError
-from pipeline.evaluation.gather import Counted, EvaluationAccumulator
+from pipeline.evaluation.accumulate import ChunkCounts, EvaluationAccumulator
 from pipeline.evaluation.result import Evaluation, EvaluationRequest
 from pipeline.executors.local import run_around_network, run_stages
 from pipeline.inputs.sample import Failure, decode_truth
@@ -32,7 +33,7 @@ from pipeline.stages.records import SegmentedChunk
 from pipeline.stages.spec import RunSpec, ShardFailure
 
 NOWHERE = "memory://fcnseg-evaluate-writes-nothing"
-"""OUTPUT of an evaluation: without commits, so that every shard is pending; never written to."""
+"""OUTPUT of an evaluation. It has no commits, so every shard is pending; it is never written."""
 
 
 _READERS = 2
@@ -42,58 +43,62 @@ log = logging.getLogger("fcnseg")
 
 def evaluate(
     config: RunConfig,
-    question: EvaluationRequest,
+    request: EvaluationRequest,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
-    """Scores of a network on a labelled data set.
+    """Return the scores of a network on a labeled data set.
 
     Args:
-        config: input, weights, limits and compute; its output is of no account.
-        question: which scores.
-        on_progress: called at the start and after every finished chunk.
+        config: input, weights, limits and compute; the output is ignored.
+        request: scores to compute.
+        on_progress: callback at the start and after every finished chunk.
 
     Raises:
-        ConfigError, LabelSetError, WeightsError: before anything is read.
-        InputError: nothing to label, or no sample has a label.
-        StoreError: the input fails.
+        ConfigError, LabelSetError, WeightsError: invalid settings; raised before images are read.
+        InputError: the input has no images, or no image has a label.
+        StoreError: the input cannot be read.
     """
     config = _without_output(config)
     if config.compute.executor == "ray":
-        log.warning("evaluate works on this machine only: compute.executor ray is passed over")
+        log.warning("evaluate works on this machine only: compute.executor ray is ignored")
     spec, weights = resolve_run(config)
-    found = make_plan(spec)
-    ends = _Ends(spec, question)
-    counting = run_around_network(spec, weights, found.pending, read=ends.read, finish=ends.count)
-    gatherer = EvaluationAccumulator(found, spec.labels, question, config.limits)
+    plan = make_plan(spec)
+    stages = _LabelStages(spec, request)
+    counting = run_around_network(
+        spec, weights, plan.pending, read=stages.read, finish=stages.count
+    )
+    accumulator = EvaluationAccumulator(plan, spec.labels, request, config.limits)
     about = {"input": config.input.url, "fingerprint": spec.fingerprint}
-    return gatherer.run(counting, about, on_progress)
+    return accumulator.run(counting, about, on_progress)
 
 
 def upper_bound(
     config: RunConfig,
-    question: EvaluationRequest,
+    request: EvaluationRequest,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
-    """Scores of the truth against its own coarse forms (appendix A of the FCN paper). No network.
+    """Return the scores of the labels against coarse copies of themselves, without a network.
+
+    Source: appendix A of the FCN paper.
 
     Args:
-        config: input, label set (or weights, for theirs), limits and compute.
-        question: whose `factors` are asked for.
-        on_progress: called at the start and after every finished chunk.
+        config: input, label set (or weights, which contain one), limits and compute.
+        request: scores to compute; `factors` are the downsampling factors.
+        on_progress: callback at the start and after every finished chunk.
 
     Raises:
-        ConfigError, LabelSetError, WeightsError: before anything is read.
-        InputError: nothing to score, or no sample has a label.
-        StoreError: the input fails.
+        ConfigError, LabelSetError, WeightsError: invalid settings; raised before images are read.
+        InputError: the input has no images, or no image has a label.
+        StoreError: the input cannot be read.
     """
     config = _without_output(config)
     labels = _label_set(config)
-    found = make_plan(resolve_plan(config))
+    plan = make_plan(resolve_plan(config))
     limits = ChunkLimits(config.limits.chunk_images, config.limits.chunk_bytes)
 
     def read(shard: Shard) -> Iterator[Any]:
         try:
-            yield from read_chunks(shard, found.sources, limits)
+            yield from read_chunks(shard, plan.sources, limits)
         except (ShardError, MissingError) as error:
             yield ShardFailure.of(shard.id, error)
 
@@ -101,12 +106,12 @@ def upper_bound(
         if isinstance(item, ShardFailure):
             yield item
         else:
-            yield _count_truth(item, labels, question, config.limits.max_image_pixels)
+            yield _count_truth(item, labels, request, config.limits.max_image_pixels)
 
     workers = config.compute.workers or os.cpu_count() or 1
-    counting = run_stages(found.pending, [(read, _READERS), (count, workers)])
-    gatherer = EvaluationAccumulator(found, labels, question, config.limits)
-    return gatherer.run(counting, {"input": config.input.url}, on_progress)
+    counting = run_stages(plan.pending, [(read, _READERS), (count, workers)])
+    accumulator = EvaluationAccumulator(plan, labels, request, config.limits)
+    return accumulator.run(counting, {"input": config.input.url}, on_progress)
 
 
 def _without_output(config: RunConfig) -> RunConfig:
@@ -120,22 +125,22 @@ def _label_set(config: RunConfig) -> LabelSet:
         raise ConfigError(
             where="--upper-bound",
             found="neither --label-set nor --weights",
-            expected="what the values of the labels mean",
-            remedy="Name it: --label-set voc, or a YAML file.",
+            expected="a label set, which gives the meaning of the label values",
+            remedy="Add --label-set, for example --label-set voc or a YAML file.",
         )
     return read_label_set(config.input.label_set)
 
 
-class _Ends:
-    """What stands before and after the network: labels wait here until the masks are back.
+class _LabelStages:
+    """The steps before and after the network: keeps the labels until the masks are computed.
 
-    They wait encoded, and only for the chunks that are under way. Samples without a label are
-    counted, and kept from the network.
+    Labels are kept encoded, and only for chunks in progress. Samples without a label are counted
+    and not sent to the network.
     """
 
-    def __init__(self, spec: RunSpec, question: EvaluationRequest) -> None:
+    def __init__(self, spec: RunSpec, request: EvaluationRequest) -> None:
         self.spec = spec
-        self.question = question
+        self.request = request
         self._labels: dict[tuple[str, int], dict[str, tuple[bytes, str]]] = {}
         self._unlabeled: dict[tuple[str, int], int] = {}
 
@@ -146,15 +151,15 @@ class _Ends:
                 for sample in chunk.samples
                 if sample.label is not None
             }
-            place = chunk.shard, chunk.seq
-            self._labels[place] = labels
-            self._unlabeled[place] = len(chunk.samples) - len(labels)
+            chunk_id = chunk.shard, chunk.seq
+            self._labels[chunk_id] = labels
+            self._unlabeled[chunk_id] = len(chunk.samples) - len(labels)
             kept = tuple(sample for sample in chunk.samples if sample.key in labels)
             yield replace(chunk, samples=kept)
 
-    def count(self, segmented: SegmentedChunk) -> Counted:
-        place = segmented.shard, segmented.seq
-        labels = self._labels.pop(place)
+    def count(self, segmented: SegmentedChunk) -> ChunkCounts:
+        chunk_id = segmented.shard, segmented.seq
+        labels = self._labels.pop(chunk_id)
         classes = self.spec.labels.num_classes
 
         def images() -> Iterator[tuple[str, Any]]:
@@ -163,21 +168,21 @@ class _Ends:
                 label = decode_truth(
                     data, where, self.spec.labels, self.spec.config.limits.max_image_pixels
                 )
-                matrices = band_confusions(label, result.mask, classes, self.question.widths)
+                matrices = band_confusions(label, result.mask, classes, self.request.widths)
                 yield _name(segmented.shard, result.key), matrices
 
-        return Counted(
-            *place,
+        return ChunkCounts(
+            *chunk_id,
             segmented.count,
-            ClassCounts.of(images(), (self.question.layers, classes)),
-            self._unlabeled.pop(place),
+            ClassCounts.of(images(), (self.request.layers, classes)),
+            self._unlabeled.pop(chunk_id),
             segmented.failures,
         )
 
 
 def _count_truth(
-    chunk: Chunk, labels: LabelSet, question: EvaluationRequest, max_pixels: int
-) -> Counted:
+    chunk: Chunk, labels: LabelSet, request: EvaluationRequest, max_pixels: int
+) -> ChunkCounts:
     failures = list(chunk.failures)
 
     def images() -> Iterator[tuple[str, Any]]:
@@ -191,12 +196,12 @@ def _count_truth(
                 continue
             yield (
                 _name(chunk.shard, sample.key),
-                upper_bound_confusions(label, labels.num_classes, question.factors),
+                upper_bound_confusions(label, labels.num_classes, request.factors),
             )
 
-    counts = ClassCounts.of(images(), (question.layers, labels.num_classes))
+    counts = ClassCounts.of(images(), (request.layers, labels.num_classes))
     unlabeled = sum(sample.label is None for sample in chunk.samples)
-    return Counted(chunk.shard, chunk.seq, chunk.count, counts, unlabeled, tuple(failures))
+    return ChunkCounts(chunk.shard, chunk.seq, chunk.count, counts, unlabeled, tuple(failures))
 
 
 def _name(shard: str, key: str) -> str:

@@ -1,4 +1,4 @@
-"""What an evaluation found: scores, their intervals, and what could not be scored."""
+"""The request and the result of an evaluation: scores, intervals, and samples without a score."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fcn_core.metrics.upper_bound import PAPER_MEAN_IOU
 from pipeline.inputs.sample import Failure
 from pipeline.stages.spec import ShardFailure
 
-FOUR = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
+SUMMARY_SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is asked of an evaluation.
+    """Scores to compute in an evaluation.
 
     Attributes:
-        policy: see `fcn_core.metrics.confusion_matrix.Policy`.
-        widths: boundary bands, px, ascending; none for the upper bound.
-        factors: downsampling factors of the upper bound; none asks for the masks of a network.
-        bootstrap: replicates and seed.
+        policy: classes in the means; see `fcn_core.metrics.confusion_matrix.Policy`.
+        widths: widths of boundary bands in px, ascending; empty for the upper bound.
+        factors: downsampling factors of the upper bound; empty to score a network.
+        bootstrap: number of replicates and seed.
     """
 
     policy: Policy = "reference"
@@ -37,13 +37,19 @@ class EvaluationRequest:
 
     @property
     def layers(self) -> int:
-        """Confusion matrices per image: one per factor, or all pixels and each band."""
+        """Number of confusion matrices per image: one per factor, or 1 + one per boundary band."""
         return len(self.factors) or 1 + len(self.widths)
 
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """One scored shard; `margins` (3, K) are of all pixels, or of the first factor."""
+    """Counts of one scored shard.
+
+    Attributes:
+        shard: id of the shard.
+        images, unlabeled, failures: number of labeled, unlabeled and bad images.
+        margins: (3, K) pixel counts of all pixels, or of the first factor.
+    """
 
     shard: str
     images: int
@@ -54,24 +60,24 @@ class ShardCounts:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result.
+    """Result of an evaluation.
 
     Attributes:
-        question: what was asked.
-        labels: the label set.
-        tally: counts of all scored images and of their bootstrap replicates.
-        shards: scored ones, by id.
-        failures: samples that could not be scored, with their shards.
-        failed: shards that are not part of the scores, with reasons.
+        request: requested scores.
+        labels: label set of the scores.
+        accumulator: counts of all scored images, and of their bootstrap replicates.
+        shards: scored shards, sorted by id.
+        failures: (shard, failure) of each sample that could not be scored.
+        failed: shards that are not part of the scores, with the reasons.
         over_limit: whether `limits.max_bad_fraction` was exceeded.
-        passed_over: files of the input that nobody looks at.
-        about: where images and weights came from.
-        seconds: wall time.
+        passed_over: ignored files of the input.
+        about: origin of images and weights.
+        seconds: wall time, s.
     """
 
-    question: EvaluationRequest
+    request: EvaluationRequest
     labels: LabelSet
-    tally: ScoreAccumulator
+    accumulator: ScoreAccumulator
     shards: tuple[ShardCounts, ...]
     failures: tuple[tuple[str, Failure], ...]
     failed: tuple[ShardFailure, ...]
@@ -82,35 +88,35 @@ class Evaluation:
 
     @property
     def unlabeled(self) -> int:
-        """Images of scored shards that have no label."""
+        """Number of images without a label in scored shards."""
         return sum(shard.unlabeled for shard in self.shards)
 
     @property
     def exit_code(self) -> int:
-        """0 all scored, 3 some samples could not be, 4 limits exceeded: as `run` has it."""
+        """0 if all samples are scored, 3 if some are not, 4 if limits are exceeded; as in `run`."""
         if self.failed or self.over_limit:
             return 4
         return 3 if self.failures else 0
 
     def layer(self, index: int) -> dict[str, Any]:
-        """Scores and intervals of one confusion matrix, JSON-able; None where undefined."""
-        matrix = self.tally.confusions[index]
+        """Return scores and intervals of confusion matrix `index`, JSON-able; None if undefined."""
+        matrix = self.accumulator.confusions[index]
         counts = margins(matrix)
-        found = {name: _plain(v) for name, v in score_arrays(counts, self.question.policy).items()}
-        found["label_pixels"] = counts[1].tolist()
-        found["predicted_pixels"] = counts[2].tolist()
-        found["confusion"] = matrix.tolist()
-        if self.question.bootstrap.replicates:
-            found["intervals"] = {
+        scores = {name: _plain(v) for name, v in score_arrays(counts, self.request.policy).items()}
+        scores["label_pixels"] = counts[1].tolist()
+        scores["predicted_pixels"] = counts[2].tolist()
+        scores["confusion"] = matrix.tolist()
+        if self.request.bootstrap.replicates:
+            scores["intervals"] = {
                 name: _plain(np.moveaxis(bounds, 0, -1))
-                for name, bounds in self.tally.intervals(index, self.question.policy).items()
+                for name, bounds in self.accumulator.intervals(index, self.request.policy).items()
             }
-        return found
+        return scores
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for machines. Scores have the names of `stats/scores.json`."""
+        """Return the JSON document of `--json`. Scores have the names of `stats/scores.json`."""
         document: dict[str, Any] = {"format": 1, **self.about, **self._scores()}
-        bootstrap = self.question.bootstrap
+        bootstrap = self.request.bootstrap
         if bootstrap.replicates:
             document["bootstrap"] = {
                 "level": LEVEL,
@@ -120,10 +126,10 @@ class Evaluation:
             }
         return {
             **document,
-            "policy": self.question.policy,
+            "policy": self.request.policy,
             "classes": list(self.labels.classes),
             "label_set": self.labels.name,
-            "labeled_images": self.tally.images,
+            "labeled_images": self.accumulator.images,
             "unlabeled_images": self.unlabeled,
             "failures": [{"shard": shard, **vars(failure)} for shard, failure in self.failures],
             "failed_shards": {failure.shard: failure.reason for failure in self.failed},
@@ -135,20 +141,20 @@ class Evaluation:
         }
 
     def shard(self, counts: ShardCounts) -> dict[str, Any]:
-        """The row of one shard, JSON-able."""
-        found = score_arrays(counts.margins, self.question.policy)
+        """Return the scores of one shard, JSON-able."""
+        scores = score_arrays(counts.margins, self.request.policy)
         return {
             "shard": counts.shard,
             "labeled_images": counts.images,
             "unlabeled_images": counts.unlabeled,
             "failures": counts.failures,
-            **{name: _plain(found[name]) for name in (*FOUR, "iou")},
+            **{name: _plain(scores[name]) for name in (*SUMMARY_SCORES, "iou")},
         }
 
     def _scores(self) -> dict[str, Any]:
-        if self.question.factors:
+        if self.request.factors:
             rows = []
-            for index, factor in enumerate(self.question.factors):
+            for index, factor in enumerate(self.request.factors):
                 paper = PAPER_MEAN_IOU.get(factor)
                 published = None if paper is None else round(paper / 100, 3)
                 row = {"factor": factor, "paper_voc_mean_iou": published, **self.layer(index)}
@@ -156,13 +162,13 @@ class Evaluation:
             return {"upper_bound": rows}
         bands = [
             {"width": width, **self.layer(1 + index)}
-            for index, width in enumerate(self.question.widths)
+            for index, width in enumerate(self.request.widths)
         ]
         return {**self.layer(0), **({"trimap": bands} if bands else {})}
 
 
 def _plain(values: NDArray[np.float64]) -> Any:
-    """Nested lists with None for NaN."""
+    """Return a float, or nested lists of floats, with None for NaN."""
     if np.ndim(values) == 0:
         return none_if_nan(float(values))
     return [_plain(value) for value in values]

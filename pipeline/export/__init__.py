@@ -1,1 +1,1 @@
-"""An output in the formats of other tools, one module for each format."""
+"""Export an output to the formats of other tools; one module per format."""

@@ -1,4 +1,4 @@
-"""CVAT: `annotations.xml` ("CVAT 1.1") with masks, to be uploaded into a task of these images."""
+"""Export to CVAT: `annotations.xml` ("CVAT 1.1") with masks, for a task with the same images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.export.form import ExportBatch, ExportImage, ExportSubject, SpooledLines
+from pipeline.export.format import ExportBatch, ExportImage, ExportSubject, SpooledLines
 
 
 class Cvat:
-    """The annotations, the labels of a task as CVAT's "Raw" editor takes them, and the images."""
+    """Writes the annotations, the labels for the "Raw" editor of a CVAT task, and the images."""
 
     def __init__(self, subject: ExportSubject) -> None:
         self.subject = subject
@@ -24,22 +24,22 @@ class Cvat:
         self._count = 0
 
     def write(self, batch: ExportBatch) -> list[str]:
-        """The images; their elements."""
-        self.subject.place.put_all(
-            (f"images/{picture.file_name}", picture.labelled.image)
-            for picture in batch.pictures
-            if picture.labelled.image is not None
+        """Write the images of a batch; return their XML elements."""
+        self.subject.target.put_all(
+            (f"images/{image.file_name}", image.row.image)
+            for image in batch.images
+            if image.row.image is not None
         )
-        return [self._image(picture) for picture in batch.pictures]
+        return [self._image(image) for image in batch.images]
 
     def add(self, written: list[str]) -> None:
-        """Take them."""
+        """Append the XML elements of a batch."""
         self._images.add(written)
         self._count += len(written)
 
     def finish(self) -> None:
-        """The two files."""
-        store = self.subject.place.store
+        """Upload `annotations.xml` and `labels.json`."""
+        store = self.subject.target.store
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "annotations.xml"
             self._images.write_to(path, (self._head(), "\n</annotations>\n"), "\n")
@@ -71,20 +71,23 @@ class Cvat:
             f"<labels>\n{labels}</labels></task></meta>\n"
         )
 
-    def _image(self, picture: ExportImage) -> str:
-        height, width = picture.mask.shape
+    def _image(self, image: ExportImage) -> str:
+        height, width = image.mask.shape
         masks = "".join(
             f"<mask label={quoteattr(self.subject.labels.classes[k])} {_box(pixels)}"
             ' source="auto" occluded="0" z_order="0"></mask>'
-            for k, pixels in picture.classes(self._kept)
+            for k, pixels in image.classes(self._kept)
         )
-        name = quoteattr(picture.file_name)
-        number = picture.number - 1
+        name = quoteattr(image.file_name)
+        number = image.number - 1
         return f'<image id="{number}" name={name} width="{width}" height="{height}">{masks}</image>'
 
 
 def _box(pixels: NDArray[np.bool_]) -> str:
-    """The attributes of a mask: its box, and in it the lengths of runs, unset ones first."""
+    """Return the XML attributes of a mask: its box, and the run lengths inside the box.
+
+    Runs alternate between unset and set pixels, row by row, and begin with unset pixels.
+    """
     columns, rows = (np.flatnonzero(pixels.any(axis)) for axis in (0, 1))
     left, top = int(columns[0]), int(rows[0])
     inside = pixels[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]

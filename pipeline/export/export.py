@@ -1,7 +1,7 @@
-"""`fcnseg export`: what a run left behind, in the forms that other tools read.
+"""`fcnseg export`: write the output of a run in the formats of other tools.
 
-Masks go through unchanged, and so do the bytes of the images. One piece of a shard after the other
-is read; only names are kept of what was written.
+Masks and image bytes are copied unchanged. Groups of images are read one after another; of what is
+written, only names stay in memory.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.export.coco import Coco, Panoptic
 from pipeline.export.cvat import Cvat
-from pipeline.export.form import (
+from pipeline.export.format import (
     ExportBatch,
     ExportFormat,
     ExportImage,
     ExportNames,
     ExportOptions,
     ExportSubject,
-    flat,
+    flatten_name,
 )
 from pipeline.export.hf import HuggingFace
 from pipeline.export.label_studio import LabelStudio
-from pipeline.export.place import ExportTarget, state_of
 from pipeline.export.source import ImageSource, MaskGroup, MaskSource
+from pipeline.export.target import ExportTarget, digest_commits
 from pipeline.export.voc import Voc
 from pipeline.export.webdataset import WebDataset, without_dots
 from pipeline.manifest import Manifest, read_manifest
@@ -37,7 +37,7 @@ from pipeline.redact import masked
 from pipeline.resolve import resolve_plan
 from pipeline.storage.store import Store, refuse_overlap
 
-FORMS: Mapping[str, Callable[[ExportSubject], ExportFormat]] = {
+FORMATS: Mapping[str, Callable[[ExportSubject], ExportFormat]] = {
     "voc": Voc,
     "coco": Coco,
     "coco-panoptic": Panoptic,
@@ -46,34 +46,34 @@ FORMS: Mapping[str, Callable[[ExportSubject], ExportFormat]] = {
     "label-studio": LabelStudio,
     "cvat": Cvat,
 }
-"""What `--format` may be."""
+"""Values of `--format`, with the classes that write them."""
 
 
 EXPORT_FORMAT = 1
-"""Version of what is written; another one is no continuation of an export."""
+"""Version of the written files. An export of another version is not continued."""
 
 
-_SPELLING: Mapping[str, Callable[[str], str]] = {"voc": flat, "webdataset": without_dots}
+_SPELLING: Mapping[str, Callable[[str], str]] = {"voc": flatten_name, "webdataset": without_dots}
 
 _OWN_SHARDS = ("webdataset", "hf")
-"""Forms that keep images by shard, so that keys need to differ in a shard only."""
+"""Formats that keep the images of a shard together, so keys are unique per shard only."""
 
 
 _WORKERS = 2
-"""Pieces that are written at once; as many wait. A piece may be 64 MiB of images."""
+"""Batches written at the same time; as many more wait. One may hold 64 MiB of images."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export holds, and what it does not.
+    """Result of an export; its fields are keys of `_export.json` and `--json`.
 
     Attributes:
-        images, shards: what it holds.
-        pending: shards of the input that are not labelled (yet); None where nobody knows.
-        changed: shards that are left out because their input changed since it was labelled.
-        quarantined: images that could not be labelled, of the shards that it holds.
-        turned: images whose stored size is not that of their mask, because EXIF turns them.
-        again: whether it had been finished before, and nothing was done now.
+        images, shards: number of exported images and shards.
+        pending: shards of the input that are not segmented (yet); None if unknown.
+        changed: shards left out because their input changed since they were segmented.
+        quarantined: images of exported shards that could not be segmented.
+        turned: images whose stored size differs from their mask because of EXIF orientation.
+        again: whether the export was finished before and nothing was written now.
     """
 
     images: int
@@ -86,13 +86,13 @@ class Exported:
 
     @property
     def exit_code(self) -> int:
-        """0 for everything that the input holds, 3 where something is left out."""
+        """0 if the whole input is exported, 3 if something is left out."""
         return 3 if self.pending or self.changed or self.quarantined else 0
 
 
 @dataclass(frozen=True)
 class Exporting:
-    """How far an export is."""
+    """Progress of an export: shards and images written so far."""
 
     shards: int
     images: int
@@ -101,49 +101,49 @@ class Exporting:
 def export(
     output: Store,
     dest: Store,
-    choices: ExportOptions,
+    options: ExportOptions,
     config: RunConfig,
     on_progress: Callable[[Exporting], None] | None = None,
 ) -> Exported:
-    """Write what an output holds into DEST.
+    """Write the masks of an output, and its images, to `dest` in the format of another tool.
 
-    The same call again finishes an export that was interrupted, and does nothing for one that was
-    finished, as long as no shard was labelled in between.
+    The same call again finishes an interrupted export, and does nothing if the export was finished
+    and no shard was segmented since.
 
     Args:
-        output: of a run; it may be going on.
-        dest: an empty place.
-        choices: which form, what goes along, and under which names.
-        config: of the output's latest run: how its input is reached.
-        on_progress: called after every piece.
+        output: output of a run, which may still be active.
+        dest: empty folder, or a folder with the same export, interrupted.
+        options: format, whether to copy images, and their names.
+        config: configuration of the latest run of the output, to read its input.
+        on_progress: callback after every batch.
 
     Raises:
-        ConfigError: no such form or class, places that overlap, or two images of one name.
-        OutputError: no output of a run, or DEST holds something else.
-        InputError, ShardError: the images are not there any more as they were labelled.
-        VerifyError: a mask is not what its commit says.
-        MissingPackageError: the form needs a package of the extra `coco`.
+        ConfigError: unknown format or class, overlapping folders, or two images of one name.
+        OutputError: `output` is not the output of a run, or `dest` holds other files.
+        InputError, ShardError: the images are missing or have changed since the run.
+        VerifyError: the checksum of a mask differs from its commit.
+        MissingPackageError: the format needs the extra `coco`.
         StoreError: a store fails.
     """
     identity = read_manifest(output)
-    _check(choices, identity)
+    _check(options, identity)
     refuse_overlap("DEST", dest, "OUTPUT", output)
-    source = MaskSource(output, identity, choices.image_suffix)
-    if choices.images:
+    source = MaskSource(output, identity, options.image_suffix)
+    if options.images:
         plan = resolve_plan(config)
         refuse_overlap("DEST", dest, "INPUT", plan.images)
         source = ImageSource(output, identity, plan)
-    place = ExportTarget(dest, _wanted(output, identity, choices))
+    target = ExportTarget(dest, _wanted(output, identity, options))
     with ExitStack() as files:
-        subject = ExportSubject(place, identity.labels, choices, _about(identity), files)
-        writer = FORMS[choices.form](subject)
-        earlier = place.claim()
+        subject = ExportSubject(target, identity.labels, options, _about(identity), files)
+        writer = FORMATS[options.form](subject)
+        earlier = target.claim()
         if earlier is not None:
             return Exported(**{**earlier, "again": True})
-        result = _write(source, writer, _names(choices, identity), on_progress)
+        result = _write(source, writer, _names(options, identity), on_progress)
     if result.pending is None:
         result = replace(result, pending=_pending_by_marker(output, result.shards))
-    place.finish(asdict(result))
+    target.finish(asdict(result))
     return result
 
 
@@ -154,15 +154,15 @@ def _write(
     on_progress: Callable[[Exporting], None] | None,
 ) -> Exported:
     def write(batch: ExportBatch) -> tuple[ExportBatch, int, Any]:
-        turned = sum(picture.is_turned() for picture in batch.pictures)
+        turned = sum(image.is_turned() for image in batch.images)
         written = writer.write(batch)
-        return replace(batch, pictures=()), turned, (len(batch.pictures), written)
+        return replace(batch, images=()), turned, (len(batch.images), written)
 
     shards = images = turned = 0
-    batches = _batches(source.pieces(), names, source.suffix)
-    for batch, found, (count, written) in map_ordered(write, batches, _WORKERS):
+    batches = _batches(source.groups(), names, source.suffix)
+    for batch, batch_turned, (count, written) in map_ordered(write, batches, _WORKERS):
         writer.add(written)
-        shards, images, turned = batch.shards, images + count, turned + found
+        shards, images, turned = batch.shards, images + count, turned + batch_turned
         if on_progress is not None:
             on_progress(Exporting(shards, images))
     writer.finish()
@@ -170,71 +170,71 @@ def _write(
     return Exported(images, shards, left.pending, left.changed, left.quarantined, turned)
 
 
-def _batches(pieces: Iterator[MaskGroup], names: ExportNames, suffix: str) -> Iterator[ExportBatch]:
+def _batches(groups: Iterator[MaskGroup], names: ExportNames, suffix: str) -> Iterator[ExportBatch]:
     number, shards, last = 1, 0, None
-    for index, piece in enumerate(pieces):
-        shards += piece.shard != last
-        last = piece.shard
-        pictures = tuple(
+    for index, group in enumerate(groups):
+        shards += group.shard != last
+        last = group.shard
+        images = tuple(
             ExportImage(
-                number + place, names.name(piece.shard, item.key), piece.shard, item, suffix
+                number + place, names.name(group.shard, item.key), group.shard, item, suffix
             )
-            for place, item in enumerate(piece.images)
+            for place, item in enumerate(group.images)
         )
-        number += len(pictures)
-        yield ExportBatch(index, piece.name, pictures, shards)
+        number += len(images)
+        yield ExportBatch(index, group.name, images, shards)
 
 
-def _check(choices: ExportOptions, identity: Manifest) -> None:
-    if choices.form not in FORMS:
+def _check(options: ExportOptions, identity: Manifest) -> None:
+    if options.form not in FORMATS:
         raise ConfigError(
             where="--format",
-            found=f"{choices.form!r}",
-            expected=f"one of {', '.join(FORMS)}",
+            found=f"{options.form!r}",
+            expected=f"one of {', '.join(FORMATS)}",
             remedy="Correct the name.",
         )
-    if choices.names not in ("auto", "key", "shard"):
+    if options.names not in ("auto", "key", "shard"):
         raise ConfigError(
             where="--names",
-            found=f"{choices.names!r}",
+            found=f"{options.names!r}",
             expected="auto, key or shard",
             remedy="Choose one.",
         )
-    unknown = [name for name in choices.without if name not in identity.labels.classes]
+    unknown = [name for name in options.without if name not in identity.labels.classes]
     if unknown:
         known = ", ".join(identity.labels.classes)
         raise ConfigError(
             where="--without",
             found=f"{unknown[0]!r}",
-            expected=f"a class: {known}",
+            expected=f"names of classes: {known}",
             remedy="Correct the name.",
         )
-    if choices.without and choices.form in ("voc", *_OWN_SHARDS):
+    if options.without and options.form in ("voc", *_OWN_SHARDS):
         raise ConfigError(
             where="--without",
-            found=f"a class beside --format {choices.form}",
-            expected="whole masks, as the run wrote them",
+            found=f"a class together with --format {options.form}",
+            expected="coco, coco-panoptic, label-studio or cvat, which can leave classes out",
             remedy="Leave --without out.",
         )
 
 
-def _names(choices: ExportOptions, identity: Manifest) -> ExportNames:
-    spell = _SPELLING.get(choices.form, str)
-    if choices.form in _OWN_SHARDS:
+def _names(options: ExportOptions, identity: Manifest) -> ExportNames:
+    spell = _SPELLING.get(options.form, str)
+    if options.form in _OWN_SHARDS:
         return ExportNames("own", spell)
     is_folder = (identity.layout or "").startswith("folder")
     return ExportNames(
-        {"auto": "key" if is_folder else "shard"}.get(choices.names, choices.names), spell
+        {"auto": "key" if is_folder else "shard"}.get(options.names, options.names), spell
     )
 
 
-def _wanted(output: Store, identity: Manifest, choices: ExportOptions) -> dict[str, Any]:
+def _wanted(output: Store, identity: Manifest, options: ExportOptions) -> dict[str, Any]:
     return {
         "export": EXPORT_FORMAT,
         "output": masked(output.url),
         "fingerprint": identity.fingerprint,
-        "commits": state_of(output),
-        "choices": asdict(choices),
+        "commits": digest_commits(output),
+        "choices": asdict(options),
     }
 
 
@@ -248,6 +248,6 @@ def _about(identity: Manifest) -> dict[str, Any]:
 
 
 def _pending_by_marker(output: Store, shards: int) -> int | None:
-    """Of a run that has ended, how many shards of its input it left undone; else nobody knows."""
+    """Return how many shards a finished run has not committed; None while the run is active."""
     marker, document = read_marker(output)
     return None if marker is None else max(0, int(document["shards"]) - shards)

@@ -1,4 +1,4 @@
-"""A folder that `datasets.load_dataset` reads: Parquet files with pictures, and a card."""
+"""Export to a folder that `datasets.load_dataset` reads: Parquet files and a card."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.export.form import ExportBatch, ExportImage, ExportSubject
+from pipeline.export.format import ExportBatch, ExportImage, ExportSubject
 from pipeline.formats import HUB_IMAGE, hub_list, hub_metadata, hub_value
 
 _ROW_GROUP_BYTES = 64 * 2**20
-"""At most so much encoded in a row group: viewers refuse groups over 300 MB."""
+"""Encoded bytes per row group, at most. Data set viewers refuse groups over 300 MB."""
 
 
 HubObject = tuple[int, int]
-"""(images, bytes of their columns)."""
+"""(number of images, bytes of their columns)."""
 
 
 class HuggingFace:
-    """`data/SPLIT-000000.parquet`, …, and `README.md`."""
+    """Writes `data/SPLIT-000000.parquet`, …, and the card `README.md`."""
 
     def __init__(self, subject: ExportSubject) -> None:
         self.subject = subject
@@ -29,52 +29,51 @@ class HuggingFace:
         self.features = _features(subject)
 
     def write(self, batch: ExportBatch) -> tuple[int, int, int]:
-        """A file of the batch: (images, bytes of its columns, bytes of the file)."""
-        rows = [self._row(picture) for picture in batch.pictures]
+        """Write a batch as one file; return (images, bytes of its columns, bytes of the file)."""
+        rows = [self._row(image) for image in batch.images]
         table = pa.Table.from_pylist(rows, schema=self._schema())
-        size = sum(len(p.labelled.image or b"") + len(p.labelled.png) for p in batch.pictures)
+        size = sum(len(p.row.image or b"") + len(p.row.png) for p in batch.images)
         buffer = io.BytesIO()
         pq.write_table(
             table,
             buffer,
             row_group_size=max(1, len(rows) * _ROW_GROUP_BYTES // max(size, _ROW_GROUP_BYTES)),
-            compression="NONE",  # pictures are compressed; the rest is small
+            compression="NONE",  # images are compressed; the rest is small
             write_page_index=True,
         )
-        split = self.subject.choices.split
+        split = self.subject.options.split
         path = f"data/{split}-{batch.index:06d}.parquet"
-        self.subject.place.store.write(path, buffer.getvalue())
+        self.subject.target.store.write(path, buffer.getvalue())
         return len(rows), table.nbytes, buffer.tell()
 
     def add(self, written: tuple[int, int, int]) -> None:
-        """Count."""
+        """Add the counts of a batch to the totals of the card."""
         self.images += written[0]
         self.bytes += written[1]
         self.compressed += written[2]
 
     def finish(self) -> None:
-        """The card."""
-        self.subject.place.store.write("README.md", self._card().encode())
+        """Write the card."""
+        self.subject.target.store.write("README.md", self._card().encode())
 
-    def _row(self, picture: ExportImage) -> dict[str, Any]:
-        labelled = picture.labelled
+    def _row(self, image: ExportImage) -> dict[str, Any]:
         kept = list(range(self.subject.labels.num_classes))
         row: dict[str, Any] = {
-            "key": labelled.key,
-            "shard": picture.shard,
-            "mask": {"bytes": labelled.png, "path": f"{picture.name}.png"},
-            "classes": [k for k, _ in picture.classes(kept)],
-            "mean_confidence": labelled.mean_confidence,
+            "key": image.row.key,
+            "shard": image.shard,
+            "mask": {"bytes": image.row.png, "path": f"{image.name}.png"},
+            "classes": [k for k, _ in image.classes(kept)],
+            "mean_confidence": image.row.mean_confidence,
         }
-        if labelled.image is not None:
-            row["image"] = {"bytes": labelled.image, "path": picture.file_name}
+        if image.row.image is not None:
+            row["image"] = {"bytes": image.row.image, "path": image.file_name}
         return row
 
     def _schema(self) -> pa.Schema:
-        picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         types = {
-            "image": picture,
-            "mask": picture,
+            "image": image,
+            "mask": image,
             "key": pa.string(),
             "shard": pa.string(),
             "classes": pa.list_(pa.int64()),
@@ -84,7 +83,7 @@ class HuggingFace:
         return schema.with_metadata(hub_metadata(self.features))
 
     def _card(self) -> str:
-        labels, about, split = self.subject.labels, self.subject.about, self.subject.choices.split
+        labels, about, split = self.subject.labels, self.subject.about, self.subject.options.split
         head = {
             "pretty_name": f"{labels.name} masks",
             "task_categories": ["image-segmentation"],
@@ -128,9 +127,9 @@ Made by fcn-pipeline with {about["variant"]} from `{about["input"]}`; weights sh
 
 
 def _features(subject: ExportSubject) -> dict[str, Any]:
-    """As the metadata of a Parquet file has them."""
+    """Return the features as the metadata of a Parquet file spells them."""
     names = list(subject.labels.classes)
-    image = {"image": HUB_IMAGE} if subject.choices.images else {}
+    image = {"image": HUB_IMAGE} if subject.options.images else {}
     return {
         **image,
         "mask": HUB_IMAGE,
@@ -142,7 +141,7 @@ def _features(subject: ExportSubject) -> dict[str, Any]:
 
 
 def _yaml_features(features: dict[str, Any]) -> list[dict[str, Any]]:
-    """The same as the head of a card has them."""
+    """Return the features as the YAML head of a card spells them."""
     found: list[dict[str, Any]] = []
     for name, kind in features.items():
         if kind["_type"] == "Image":

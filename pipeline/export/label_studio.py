@@ -1,4 +1,4 @@
-"""Label Studio: tasks with brush masks as predictions, to be corrected instead of drawn."""
+"""Export to Label Studio: tasks with brush masks as predictions, which annotators correct."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.export.form import ExportBatch, ExportImage, ExportSubject
+from pipeline.export.format import ExportBatch, ExportImage, ExportSubject
 
 LOCAL_FILES = "/data/local-files/?d=images/"
-"""Where Label Studio serves files of its machine from, if DEST is its LOCAL_FILES_DOCUMENT_ROOT."""
+"""Address of the images if DEST is the LOCAL_FILES_DOCUMENT_ROOT of Label Studio."""
 
 
 _SIZES = (3, 4, 8, 16)
-"""Bits of a run's length; a run says which of the four it uses."""
+"""Possible bit widths of a run length; each run stores the index of its width."""
 
 
 class LabelStudio:
-    """`tasks/<chunk>.json`, the labelling interface, and the images."""
+    """Writes `tasks/<chunk>.json`, the labeling interface, and the images."""
 
     def __init__(self, subject: ExportSubject) -> None:
         self.subject = subject
         self._kept = subject.kept_classes()
-        choices = subject.choices
-        if choices.image_root is None and not choices.images:
+        options = subject.options
+        if options.image_root is None and not options.images:
             raise ConfigError(
                 where="--no-images",
-                found="tasks without an address of their images",
-                expected="where Label Studio finds them",
+                found="no images and no --image-root",
+                expected="an address where Label Studio finds the images",
                 remedy="Add --image-root, for example s3://bucket/photos.",
             )
-        self._root = LOCAL_FILES if choices.image_root is None else f"{choices.image_root}/"
+        self._root = LOCAL_FILES if options.image_root is None else f"{options.image_root}/"
 
     def write(self, batch: ExportBatch) -> None:
-        """The images, and the tasks of a batch: one file, so that none grows too large."""
-        place = self.subject.place
-        place.put_all(
-            (f"images/{picture.file_name}", picture.labelled.image)
-            for picture in batch.pictures
-            if picture.labelled.image is not None
+        """Write the images and tasks of a batch. One task file per batch keeps files small."""
+        target = self.subject.target
+        target.put_all(
+            (f"images/{image.file_name}", image.row.image)
+            for image in batch.images
+            if image.row.image is not None
         )
-        tasks = json.dumps([self._task(picture) for picture in batch.pictures])
-        place.store.write(f"tasks/{batch.name}.json", tasks.encode())
+        tasks = json.dumps([self._task(image) for image in batch.images])
+        target.store.write(f"tasks/{batch.name}.json", tasks.encode())
 
     def add(self, written: None) -> None:
-        """Nothing is left to do."""
+        """Do nothing: `write` has written the whole batch."""
 
     def finish(self) -> None:
-        """The labelling interface, with the classes and their colours."""
+        """Write the labeling interface, with the classes and their colors."""
         labels = self.subject.labels
         lines = [
             f'    <Label value={quoteattr(labels.classes[k])} background="#{colour}"/>'
@@ -70,23 +70,23 @@ class LabelStudio:
                 "",
             ]
         )
-        self.subject.place.store.write("label_config.xml", text.encode())
+        self.subject.target.store.write("label_config.xml", text.encode())
 
-    def _task(self, picture: ExportImage) -> dict[str, Any]:
-        name = picture.file_name
-        # Storage addresses hold names as they are; in those of web pages they are quoted.
+    def _task(self, image: ExportImage) -> dict[str, Any]:
+        name = image.file_name
+        # Names are percent-encoded in web addresses, but not in storage addresses.
         is_storage = not self._root.startswith(("http://", "https://", "/"))
         prediction: dict[str, Any] = {
             "model_version": f"{self.subject.about['variant']} {self.subject.about['fingerprint']}",
-            "result": [self._brush(picture, k, m) for k, m in picture.classes(self._kept)],
+            "result": [self._brush(image, k, m) for k, m in image.classes(self._kept)],
         }
-        if picture.labelled.mean_confidence is not None:
-            prediction["score"] = picture.labelled.mean_confidence
-        image = self._root + (name if is_storage else quote(name))
-        about = {"key": picture.labelled.key, "shard": picture.shard}
-        return {"data": {"image": image, **about}, "predictions": [prediction]}
+        if image.row.mean_confidence is not None:
+            prediction["score"] = image.row.mean_confidence
+        address = self._root + (name if is_storage else quote(name))
+        about = {"key": image.row.key, "shard": image.shard}
+        return {"data": {"image": address, **about}, "predictions": [prediction]}
 
-    def _brush(self, picture: ExportImage, index: int, pixels: NDArray[np.bool_]) -> dict[str, Any]:
+    def _brush(self, image: ExportImage, index: int, pixels: NDArray[np.bool_]) -> dict[str, Any]:
         height, width = pixels.shape
         name = self.subject.labels.classes[index]
         return {
@@ -102,14 +102,15 @@ class LabelStudio:
 
 
 def brush_rle(pixels: NDArray[np.bool_]) -> bytes:
-    """The run lengths of Label Studio's brush: RGBA bytes, 255 where a pixel is set.
+    """Return the run lengths of Label Studio's brush: RGBA bytes, 255 where a pixel is set.
 
-    Source: @thi.ng/rle-pack, which Label Studio draws with. A head of 32 bits for the number of
-    bytes, 5 for the bits of a value less 1, 4 times 4 for `_SIZES` less 1; then, for each run, a 1,
-    2 bits for which size, the length less 1 in so many bits, and the value; zeros up to a byte.
+    Source: @thi.ng/rle-pack, which Label Studio uses. The head has 32 bits for the number of
+    bytes, 5 bits for (bits per value - 1), and 4 bits for each of the four (`_SIZES` - 1). Each
+    run has one bit 1, 2 bits for the index into `_SIZES`, (length - 1) in that many bits, and
+    8 bits for the value. Zeros fill the last byte.
 
     Args:
-        pixels: (H, W).
+        pixels: (H, W) bool, True where the class is.
     """
     flat = pixels.ravel()
     ends = np.flatnonzero(np.append(flat[1:] != flat[:-1], True)) + 1

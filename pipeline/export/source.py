@@ -1,6 +1,7 @@
-"""What is exported: the masks of every committed shard, beside the images that they were made of.
+"""Read the masks of every committed shard, and their images from the input, for an export.
 
-Chunk by chunk, as the run cut the shards; so little is in memory, however large the output is.
+Masks and images are read chunk by chunk, as the run cut the shards, so memory stays small for any
+size of output.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from pipeline.storage.store import Store
 _READERS = 8
 
 _PNGS = 256
-"""Masks of a piece, where they are objects of their own and no images say how they were cut."""
+"""Masks per group if each mask is one object and the images are not read."""
 
 
 _BY_CHUNK, _BY_IMAGE = (
     [kind for kind in MASK_FORMATS.values() if kind.has_classes and kind.is_per_image == per_image]
     for per_image in (False, True)
 )
-"""Formats with class indices: those with an object for every chunk, and for every image."""
+"""Formats with class indices: with one object per chunk, and with one object per image."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,11 @@ class ExportRow:
     """An image with its mask.
 
     Attributes:
-        key: within its shard.
-        png: the mask as the run wrote it.
-        image: the image's bytes as they are in the input; None if they are not wanted.
-        mean_confidence: 0-1; None where the output does not tell (it has no Parquet masks).
+        key: key of the image within its shard.
+        png: mask as a PNG, as the run wrote it.
+        image: encoded image as it is in the input; None if images are not exported.
+        mean_confidence: mean softmax probability of the chosen classes, 0-1; None without
+            Parquet masks.
     """
 
     key: str
@@ -57,13 +59,13 @@ class ExportRow:
     mean_confidence: float | None
 
     def mask(self) -> NDArray[np.uint8]:
-        """(H, W) class indices, 255 = void."""
+        """Return the mask: (H, W) uint8 class indices, 255 = void."""
         return decode_label(self.png, f"mask of {self.key}").astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class MaskGroup:
-    """Some images of one shard: number `seq` of `count`."""
+    """A group of images of one shard: group `seq` of `count`, usually one chunk."""
 
     shard: str
     seq: int
@@ -72,18 +74,18 @@ class MaskGroup:
 
     @property
     def name(self) -> str:
-        """As the run named the chunk's objects."""
+        """Name of the objects of the chunk in the output."""
         return chunk_name(self.shard, self.seq, self.count)
 
 
 @dataclass
 class LeftOut:
-    """What an export does not hold.
+    """Counts of what an export does not contain.
 
     Attributes:
-        pending: shards of the input that are not labelled; None if the input was not looked at.
-        changed: shards whose input is another one since they were labelled.
-        quarantined: images of exported shards that could not be labelled.
+        pending: shards of the input that are not segmented; None if the input was not listed.
+        changed: shards whose input changed since they were segmented.
+        quarantined: images of exported shards that could not be segmented.
     """
 
     pending: int | None = None
@@ -92,12 +94,12 @@ class LeftOut:
 
 
 class MaskSource:
-    """The masks of an output alone.
+    """Source of the masks of an output, without the images.
 
     Args:
-        output: of a run.
-        identity: of that output.
-        suffix: what image files are taken to end in, as nobody looks at them.
+        output: output of a run.
+        identity: manifest of the output.
+        suffix: suffix of the names of image files, which are not read.
     """
 
     def __init__(self, output: Store, identity: Manifest, suffix: str) -> None:
@@ -106,29 +108,29 @@ class MaskSource:
         self.suffix = suffix
         self.left_out = LeftOut()
 
-    def pieces(self) -> Iterator[MaskGroup]:
-        """Every committed image, by shard.
+    def groups(self) -> Iterator[MaskGroup]:
+        """Yield every committed image, shard by shard.
 
         Raises:
-            OutputError: a commit that cannot be read.
-            VerifyError: a mask that is not what its commit says.
+            OutputError: a commit cannot be read.
+            VerifyError: the checksum of a mask differs from its commit.
             StoreError: a store fails.
         """
         for commit in read_commits(self.output):
             if commit.fingerprint == self.identity.fingerprint:
                 self.left_out.quarantined += commit.failures
-                yield from _ShardMasks(self.output, commit).pieces()
+                yield from _ShardMasks(self.output, commit).groups()
 
 
 class ImageSource(MaskSource):
-    """The masks of an output, and the images from its input."""
+    """Source of the masks of an output together with the images of its input."""
 
     def __init__(self, output: Store, identity: Manifest, plan: PlanSpec) -> None:
         """List the input.
 
         Raises:
-            InputError: it cannot be labelled, or is laid out otherwise than when it was.
-            StoreError: it cannot be listed.
+            InputError: the input is not valid, or its layout differs from the run.
+            StoreError: the input cannot be listed.
         """
         super().__init__(output, identity, suffix="")
         self.left_out.pending = 0
@@ -137,19 +139,21 @@ class ImageSource(MaskSource):
         if identity.layout not in (None, listing.layout):
             raise InputError(
                 where=plan.images.url,
-                found=f"laid out as {listing.layout}",
-                expected=f"the input was laid out as {identity.layout} when it was labelled",
-                remedy="Restore it, or add --no-images.",
+                found=f"the layout {listing.layout}",
+                expected=f"the layout {identity.layout}, as when it was segmented",
+                remedy="Restore the input, or add --no-images.",
             )
         self.shards: Sequence[Shard] = listing.shards
         if listing.kind == "folder":
             self.shards = assign_shards(listing, output, plan.config.input.shard_size).shards
 
-    def pieces(self) -> Iterator[MaskGroup]:
-        """See above; shards that changed since they were labelled are left out.
+    def groups(self) -> Iterator[MaskGroup]:
+        """Yield every committed image, shard by shard, without shards that changed since the run.
 
         Raises:
-            ShardError: a shard of the input that cannot be read any more.
+            OutputError, VerifyError, StoreError: as in `MaskSource.groups`.
+            InputError: an image of an unchanged shard is missing.
+            ShardError: a shard of the input can no longer be read.
         """
         for shard, commit in map_ordered(self._commit, self.shards, _READERS):
             if commit is None or commit.fingerprint != self.identity.fingerprint:
@@ -170,38 +174,38 @@ class ImageSource(MaskSource):
     def _read(self, shard: Shard, commit: Commit) -> Iterator[MaskGroup]:
         masks = _ShardMasks(self.output, commit)
         images = self.plan.images
-        # Labels are not exported: of loose files they need not be read.
+        # Labels are not exported, so labels in separate files are not read.
         members = tuple(Member(member.key, member.image, None) for member in shard.members)
         sources = Sources(images, images)
         for chunk in read_chunks(
             replace(shard, members=members), sources, self.identity.chunk_limits
         ):
             encoded = {sample.key: sample.image for sample in chunk.samples}
-            found = masks.of_chunk(chunk.seq, chunk.count, list(encoded))
-            labelled = tuple(
-                replace(item, image=encoded[item.key]) for item in found if item.key in encoded
+            mask_rows = masks.of_chunk(chunk.seq, chunk.count, list(encoded))
+            rows = tuple(
+                replace(row, image=encoded[row.key]) for row in mask_rows if row.key in encoded
             )
-            if len(labelled) != len(found):
-                lost = next(item.key for item in found if item.key not in encoded)
+            if len(rows) != len(mask_rows):
+                lost = next(row.key for row in mask_rows if row.key not in encoded)
                 raise InputError(
                     where=images.location(shard.path),
-                    found=f"no image {lost!r}, though the shard's tag is that of its commit",
-                    expected="the input as it was labelled",
-                    remedy="Restore it, label the shard again, or add --no-images.",
+                    found=f"no image {lost!r}, but the ETag of the shard is unchanged",
+                    expected="the input as it was segmented",
+                    remedy="Restore it, segment the shard again, or add --no-images.",
                 )
-            yield MaskGroup(shard.id, chunk.seq, chunk.count, labelled)
+            yield MaskGroup(shard.id, chunk.seq, chunk.count, rows)
 
 
 class _ShardMasks:
-    """The masks of one shard, in whichever form its commit has."""
+    """Reads the masks of one shard in the mask format that its commit lists."""
 
     def __init__(self, output: Store, commit: Commit) -> None:
         self.output = output
         self.commit = commit
         self.files = {file.path: file for file in commit.files}
 
-    def pieces(self) -> Iterator[MaskGroup]:
-        """All of them."""
+    def groups(self) -> Iterator[MaskGroup]:
+        """Yield all masks of the shard."""
         shard = self.commit.shard
         for mask_format in _BY_CHUNK:
             count = sum(map(mask_format.has_path, self.files))
@@ -216,12 +220,16 @@ class _ShardMasks:
             yield MaskGroup(shard, seq, count, tuple(self._of_images(chosen)))
 
     def of_chunk(self, seq: int, count: int, keys: Sequence[str]) -> list[ExportRow]:
-        """The masks of a chunk, in order.
+        """Return the masks of a chunk, in order.
 
         Args:
-            seq: number of the chunk.
-            count: of the chunks of the shard.
-            keys: of its samples, for masks that are objects of their own.
+            seq: number of the chunk, from 0.
+            count: number of chunks of the shard.
+            keys: keys of the samples of the chunk, for formats with one object per mask.
+
+        Raises:
+            OutputError: the commit lists no masks of this chunk.
+            VerifyError: the checksum of a mask differs from its commit.
         """
         shard = self.commit.shard
         for mask_format in _BY_CHUNK:
@@ -233,8 +241,9 @@ class _ShardMasks:
         raise OutputError(
             where=self.output.location(commit_path(self.commit.shard)),
             found=f"no masks of {chunk_name(shard, seq, count)} among {len(self.files)} objects",
-            expected="those of every chunk, cut as _run.json says",
-            remedy="Run `fcnseg verify`; to label the shard again, delete this commit and run again.",
+            expected="the masks of every chunk, with the chunk size of _run.json",
+            remedy="Run `fcnseg verify`. To segment the shard again, delete this commit "
+            "and run again.",
         )
 
     def _image_path(self, key: str) -> str:
@@ -250,9 +259,9 @@ class _ShardMasks:
         if hashlib.sha256(data).hexdigest() != self.files[path].sha256:
             raise VerifyError(
                 where=self.output.location(path),
-                found="other bytes than its commit names",
-                expected="the masks as they were written",
-                remedy="Run `fcnseg verify`, and do what it says.",
+                found="a checksum that differs from its commit",
+                expected="the masks as the run wrote them",
+                remedy="Run `fcnseg verify` and follow its advice.",
             )
         return data
 

@@ -1,4 +1,4 @@
-"""The layout of the PASCAL VOC development kit, as torchvision's `VOCSegmentation` reads it."""
+"""Export to the layout of the PASCAL VOC development kit, for torchvision's `VOCSegmentation`."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fcn_core.images import decode_image
-from pipeline.export.form import ExportBatch, ExportImage, ExportSubject, SpooledLines
+from pipeline.export.format import ExportBatch, ExportImage, ExportSubject, SpooledLines
 from pipeline.formats import encode_jpeg
 from pipeline.inputs.voc import IMAGES, LABELS, LISTS
 
 ROOT = "VOCdevkit/VOC2012"
-"""Where torchvision looks, and `--layout voc` of this project finds it as well."""
+"""Folder in which torchvision looks. `--layout voc` of this project finds it as well."""
 
 
-_QUALITY = 95
+_JPEG_QUALITY = 95
 
 
 class Voc:
-    """Images, masks as they are, a list of ids, and what the colours mean."""
+    """Writes images, unchanged masks, a list of ids, and a label map with the colors."""
 
     def __init__(self, subject: ExportSubject) -> None:
         self.subject = subject
         self._ids = SpooledLines(subject.files)
 
     def write(self, batch: ExportBatch) -> list[str]:
-        """Image and mask of every picture."""
-        self.subject.place.put_all(self._objects(batch))
-        return [picture.name for picture in batch.pictures]
+        """Write the images and masks of a batch; return their ids."""
+        self.subject.target.put_all(self._objects(batch))
+        return [image.name for image in batch.images]
 
     def add(self, written: list[str]) -> None:
-        """Note the ids."""
+        """Append the ids of a batch."""
         self._ids.add(written)
 
     def finish(self) -> None:
-        """The list of ids, and the label map."""
-        choices, store = self.subject.choices, self.subject.place.store
+        """Upload the list of ids and the label map."""
+        options, store = self.subject.options, self.subject.target.store
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "ids"
             self._ids.write_to(path, ("", "\n"), "\n")
-            store.upload(f"{ROOT}/{LISTS}/{choices.split}.txt", path)
+            store.upload(f"{ROOT}/{LISTS}/{options.split}.txt", path)
         store.write(f"{ROOT}/labelmap.txt", self._labelmap().encode())
 
     def _objects(self, batch: ExportBatch) -> Iterator[tuple[str, bytes]]:
-        for picture in batch.pictures:
-            if picture.labelled.image is not None:
-                yield f"{ROOT}/{IMAGES}/{picture.name}.jpg", _jpeg(picture)
-            yield f"{ROOT}/{LABELS}/{picture.name}.png", picture.labelled.png
+        for image in batch.images:
+            if image.row.image is not None:
+                yield f"{ROOT}/{IMAGES}/{image.name}.jpg", _jpeg(image)
+            yield f"{ROOT}/{LABELS}/{image.name}.png", image.row.png
 
     def _labelmap(self) -> str:
         labels = self.subject.labels
@@ -57,10 +57,10 @@ class Voc:
         return "\n".join(lines) + "\n"
 
 
-def _jpeg(picture: ExportImage) -> bytes:
-    """The image: as it is, if it is a JPEG. Readers of VOC look for ID.jpg and for nothing else."""
-    data = picture.labelled.image
+def _jpeg(image: ExportImage) -> bytes:
+    """Return the image as a JPEG, unchanged if it is one. Readers of VOC look for ID.jpg only."""
+    data = image.row.image
     assert data is not None
-    if picture.file_name.endswith(".jpg"):
+    if image.file_name.endswith(".jpg"):
         return data
-    return encode_jpeg(decode_image(data, picture.name), quality=_QUALITY)
+    return encode_jpeg(decode_image(data, image.name), quality=_JPEG_QUALITY)

@@ -1,1 +1,1 @@
-"""Masks of single images, without shards or commits."""
+"""Predict masks of single images, without shards or commits."""

@@ -1,4 +1,4 @@
-"""`fcnseg predict`: single pictures, without shards, commits or reports."""
+"""`fcnseg predict`: segment single images, without shards, commits or reports."""
 
 from __future__ import annotations
 
@@ -19,16 +19,23 @@ from pipeline.predict.find_images import InputImage, address_of, refuse_irregula
 from pipeline.storage.store import Store, get_protocol, read_url
 
 _READERS = 2
-"""Pictures that are read and decoded while the network works."""
+"""Images that are read and decoded while the network computes."""
 
 
 _GAP = 4
-"""White columns between the parts of a side-by-side picture."""
+"""White columns between the parts of a side-by-side image."""
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """One picture: where its results are, and the classes in it by share of pixels."""
+class ImageResult:
+    """Results of one image; the fields are keys of `--json`.
+
+    Attributes:
+        image: address of the image.
+        mask, overlay, side_by_side: addresses of its results.
+        mean_confidence: mean softmax probability of the chosen classes, 0-1.
+        shares: share of the pixels, 0-1, of each class in the mask, largest first.
+    """
 
     image: str
     mask: str
@@ -39,22 +46,22 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is written of a picture, and its side-by-side picture, (H, W, 3) uint8 RGB."""
+class ImagePrediction:
+    """Written results of one image, and the side-by-side image: (H, W, 3) uint8 RGB."""
 
-    written: Predicted
+    written: ImageResult
     side_by_side: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How pictures are labelled.
+    """Options of `fcnseg predict`.
 
     Attributes:
-        device: "cpu", "cuda".
-        precision: "fp32", "tf32", "bf16", "fp16", "int8".
-        plain_forward: compute all of the padded canvas.
-        max_image_pixels: larger pictures are bad ones.
+        device: "cpu" or "cuda".
+        precision: "fp32", "tf32", "bf16", "fp16" or "int8".
+        plain_forward: whether to compute the whole padded canvas.
+        max_image_pixels: maximum number of pixels; larger images are errors.
     """
 
     device: str = "cpu"
@@ -64,22 +71,22 @@ class PredictOptions:
 
 
 def predict_files(
-    pictures: Sequence[InputImage], output: Store, weights: WeightsFile, options: PredictOptions
-) -> Iterator[Shown | FcnError]:
-    """Write mask, overlay and side-by-side picture of each; an error instead for a bad one.
+    images: Sequence[InputImage], output: Store, weights: WeightsFile, options: PredictOptions
+) -> Iterator[ImagePrediction | FcnError]:
+    """Write mask, overlay and side-by-side image of each image; yield results, or the error.
 
     Args:
-        pictures: see `find_pictures`.
-        output: gets `NAME-mask.png`, `NAME-overlay.png` and `NAME-side.png`.
-        weights: of the network.
-        options: how.
+        images: images from `find_images`.
+        output: store for `NAME-mask.png`, `NAME-overlay.png` and `NAME-side.png`.
+        weights: weights of the network.
+        options: device, precision and limits.
 
     Raises:
-        InputError: a result that would overwrite a picture.
+        InputError: a result would overwrite an input image.
         WeightsError: the network cannot be loaded.
         StoreError: the output cannot be written.
     """
-    _refuse_overwriting(pictures, output)
+    _refuse_overwriting(images, output)
     predictor = Predictor.load(
         weights,
         device=options.device,
@@ -87,53 +94,53 @@ def predict_files(
         plain=options.plain_forward,
     )
     read = partial(_read, max_pixels=options.max_image_pixels)
-    for picture, found in map_ordered(read, pictures, _READERS):
-        if isinstance(found, FcnError):
-            yield found
+    for image, decoded in map_ordered(read, images, _READERS):
+        if isinstance(decoded, FcnError):
+            yield decoded
         else:
             try:
-                yield _write(picture, found, predictor, output)
+                yield _write(image, decoded, predictor, output)
             except WeightsError as error:
                 yield error
 
 
-def _read(picture: InputImage, max_pixels: int) -> tuple[InputImage, NDArray[np.uint8] | FcnError]:
+def _read(image: InputImage, max_pixels: int) -> tuple[InputImage, NDArray[np.uint8] | FcnError]:
     try:
-        if get_protocol(picture.address) == "file":
-            refuse_irregular(picture.address)
-        return picture, decode_image(read_url(picture.address), picture.address, max_pixels)
+        if get_protocol(image.address) == "file":
+            refuse_irregular(image.address)
+        return image, decode_image(read_url(image.address), image.address, max_pixels)
     except FcnError as error:
-        return picture, error
+        return image, error
 
 
-def _refuse_overwriting(pictures: Sequence[InputImage], output: Store) -> None:
-    addresses = {address_of(picture.address): picture.address for picture in pictures}
-    for picture in pictures:
-        for result in _results(picture.name):
+def _refuse_overwriting(images: Sequence[InputImage], output: Store) -> None:
+    addresses = {address_of(image.address): image.address for image in images}
+    for image in images:
+        for result in _result_names(image.name):
             other = addresses.get(output.location(result))
             if other is not None:
                 raise InputError(
                     where=other,
-                    found=f"a picture that the results of {picture.address} would overwrite",
-                    expected="results beside the pictures, not over them",
+                    found=f"the results of {image.address} would overwrite this image",
+                    expected="results that do not overwrite images",
                     remedy="Choose another --output.",
                 )
 
 
-def _results(name: str) -> tuple[str, str, str]:
+def _result_names(name: str) -> tuple[str, str, str]:
     return f"{name}-mask.png", f"{name}-overlay.png", f"{name}-side.png"
 
 
 def _write(
-    picture: InputImage, image: NDArray[np.uint8], predictor: Predictor, output: Store
-) -> Shown:
+    source: InputImage, image: NDArray[np.uint8], predictor: Predictor, output: Store
+) -> ImagePrediction:
     prediction = predictor.predict([image])[0]
-    check_scores(prediction.mean_confidence, picture.address)
+    check_scores(prediction.mean_confidence, source.address)
     labels, mask = predictor.labels, prediction.mask
     painted = overlay(image, mask, labels.palette)
     side = side_by_side(image, colorize(mask, labels.palette), painted)
     results = (encode_mask(mask, labels.palette), encode_image(painted), encode_image(side))
-    paths = _results(picture.name)
+    paths = _result_names(source.name)
     for path, data in zip(paths, results, strict=True):
         output.write(path, data)
     counts = np.bincount(mask.ravel(), minlength=labels.num_classes)
@@ -142,13 +149,16 @@ def _write(
         for k in np.argsort(-counts, kind="stable")
         if counts[k]
     }
-    where = [output.location(path) for path in paths]
+    addresses = [output.location(path) for path in paths]
     confidence = prediction.mean_confidence
-    return Shown(Predicted(picture.address, where[0], where[1], where[2], confidence, shares), side)
+    return ImagePrediction(
+        ImageResult(source.address, addresses[0], addresses[1], addresses[2], confidence, shares),
+        side,
+    )
 
 
 def side_by_side(*parts: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures of one size, (H, W, 3) uint8 RGB each, from left to right."""
+    """Return images of one size, each (H, W, 3) uint8 RGB, joined from left to right."""
     gap = np.full((parts[0].shape[0], _GAP, 3), 255, np.uint8)
     columns = [parts[0]]
     for part in parts[1:]:

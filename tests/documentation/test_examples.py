@@ -1,4 +1,4 @@
-"""docs/examples run as they stand, and the notebook holds what it shows."""
+"""The examples in docs/examples run unchanged, and the notebook prints its stored output."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 EXPECTED = {
-    "label_pictures.py": ["picture 2: background"],
-    "label_dataset.py": ["2 of 2 shards are pending", "2 of 2 shards\n", "exit code 0"],
-    "score_masks.py": ["pixel accuracy 0.900, mean IU 0.850", "[0.75, 0.8, 1.0]"],
+    "predict_images.py": ["image 2: background"],
+    "segment_dataset.py": ["2 of 2 shards are pending", "2 of 2 shards\n", "exit code 0"],
+    "score_masks.py": ["pixel accuracy 0.900, mean IoU 0.850", "[0.75, 0.8, 1.0]"],
     "export_masks.py": ["4 images of 1 shards, 0 shards left out"],
 }
 
 
-def test_every_example_is_here() -> None:
+def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(EXPECTED)
 
 
@@ -33,7 +33,7 @@ def test_examples_run(
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_and_shows_what_it_holds(tmp_path: Path) -> None:
+def test_the_notebook_prints_its_stored_output(tmp_path: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
 
@@ -41,12 +41,12 @@ def test_the_notebook_runs_and_shows_what_it_holds(tmp_path: Path) -> None:
     printed = _printed(notebook)
     notebook.metadata.kernelspec.name = "python3"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Jupyter's own
+        warnings.simplefilter("ignore")  # warnings of Jupyter itself
         client = NotebookClient(
             notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
         )
         client.execute()
-    assert "mean IU" in printed and _printed(notebook) == printed
+    assert "mean IoU" in printed and _printed(notebook) == printed
 
 
 def _printed(notebook: object) -> str:

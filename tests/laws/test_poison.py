@@ -191,4 +191,4 @@ def test_an_evaluation_scores_the_others(tmp_path: Path, weights: Path) -> None:
     whole, cleaned = found
     assert (whole.exit_code, cleaned.exit_code) == (3, 0)
     assert [failure.key for _, failure in whole.failures] == ["img2"]
-    assert np.array_equal(whole.tally.confusions, cleaned.tally.confusions)
+    assert np.array_equal(whole.accumulator.confusions, cleaned.accumulator.confusions)

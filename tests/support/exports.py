@@ -1,4 +1,4 @@
-"""What the tests of exports have in common: an output, exports of it, and slow readers."""
+"""Helpers for the tests of exports: an output, exports of it, and simple decoders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fcn_core.images import decode_label
 from pipeline.driver import run
 from pipeline.export.export import Exported
 from pipeline.export.export import export as export_output
-from pipeline.export.form import ExportOptions
+from pipeline.export.format import ExportOptions
 from pipeline.manifest import read_manifest
 from pipeline.output.quarantine import retry_config
 from pipeline.storage.store import Store
@@ -21,17 +21,17 @@ Masks = dict[tuple[str, str], np.ndarray]
 
 
 def make_output(root: Path, weights: Path) -> Path:
-    """Three tars, two chunks each; one image of the second is bad, and so quarantined."""
+    """Segment three tars of two chunks; one image of the second tar is bad and quarantined."""
     world.write_shards(root / "in")
     members = world.samples(1)
-    members["img1.jpg"] = b"no picture"
+    members["img1.jpg"] = b"not an image"
     (root / "in/s1.tar").write_bytes(world.tar(members))
     run(world.config(root / "in", root / "out", weights, limits__chunk_images=3))
     return root / "out"
 
 
 def masks_of(output: Path) -> Masks:
-    """Every mask, from the run's PNGs."""
+    """Return every mask by (shard, key), from the PNGs of the run."""
     return {
         (path.parent.name, path.stem): decode_label(path.read_bytes(), "x").astype(np.uint8)
         for path in (output / "png").rglob("*.png")
@@ -62,7 +62,7 @@ def obvious_box(pixels: np.ndarray) -> list[int]:
 
 
 def obvious_brush(rle: bytes) -> np.ndarray:
-    """What @thi.ng/rle-pack's decoder does, bit by bit."""
+    """Decode like @thi.ng/rle-pack, bit by bit."""
     bits = "".join(f"{byte:08b}" for byte in rle)
     at = 0
 
@@ -81,7 +81,7 @@ def obvious_brush(rle: bytes) -> np.ndarray:
 
 
 def obvious_cvat(text: str, shape: tuple[int, int]) -> np.ndarray:
-    """A canvas with the mask of these attributes."""
+    """Draw the mask of these XML attributes on an empty canvas."""
     fields = dict(part.split('="') for part in text.rstrip('"').split('" '))
     left, top, width, height = (int(fields[n]) for n in ("left", "top", "width", "height"))
     flat: list[bool] = []

@@ -134,7 +134,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 def _print(result: Evaluation) -> None:
     document = result.to_dict()
-    if result.question.factors:
+    if result.request.factors:
         console.out.print(_upper_bound_table(document["upper_bound"]))
     else:
         _print_scores(result, document)

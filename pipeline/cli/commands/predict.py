@@ -70,9 +70,9 @@ def predict(
 
 
 def _drawing() -> Show | None:
-    from pipeline.predict.show import terminal_pictures
+    from pipeline.predict.show import find_terminal_display
 
-    draw, reason = terminal_pictures(console.out.rich)
+    draw, reason = find_terminal_display(console.out.rich)
     line = f"--show: {reason}" if draw else f"--show: images are not drawn: {reason}"
     console.err.print(line)
     return draw

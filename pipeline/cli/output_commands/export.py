@@ -53,7 +53,7 @@ def export(
 ) -> None:
     """Write masks and images in the format of another tool."""
     from pipeline.export.export import export as export_output
-    from pipeline.export.form import ExportOptions
+    from pipeline.export.format import ExportOptions
     from pipeline.manifest import read_manifest
     from pipeline.output.quarantine import retry_config
     from pipeline.storage.store import Store

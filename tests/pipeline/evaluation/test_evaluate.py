@@ -1,4 +1,4 @@
-"""An evaluation is a run that leaves nothing behind but its scores."""
+"""Evaluations: scores, limits and exit codes equal those of a run, and nothing is written."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ FOUR = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
 
 
 def scored(
-    source: Path, weights: Path, question: EvaluationRequest | None = None, **flags: Any
+    source: Path, weights: Path, request: EvaluationRequest | None = None, **flags: Any
 ) -> Any:
-    question = question or EvaluationRequest(widths=WIDTHS, bootstrap=Bootstrap(50))
-    return evaluate(world.config(source, source.parent / "unused", weights, **flags), question)
+    request = request or EvaluationRequest(widths=WIDTHS, bootstrap=Bootstrap(50))
+    return evaluate(world.config(source, source.parent / "unused", weights, **flags), request)
 
 
-def document(found: Evaluation) -> dict[str, Any]:
-    """What must not depend on where and how fast."""
+def document(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the JSON document without the fields that depend on time, place and sharding."""
     varying = ("seconds", "input", "shards")
-    return {name: value for name, value in found.to_dict().items() if name not in varying}
+    return {name: value for name, value in evaluation.to_dict().items() if name not in varying}
 
 
 @pytest.fixture
 def troubled(tmp_path: Path) -> Path:
-    """A good shard, one with bad samples within the limit, one over it, and no tar at all."""
+    """Write four shards: good, bad within the limit, bad over the limit, and a truncated tar."""
     root = world.write_shards(tmp_path / "troubled", shards=1)
     samples = world.samples(1) | {"bare.jpg": world.jpeg(world.picture(9))}
     samples |= {"torn.jpg": b"x", "torn.png": world.png(world.label(9))}
@@ -64,10 +64,10 @@ def troubled(tmp_path: Path) -> Path:
     return root
 
 
-# --- The scores -------------------------------------------------------------------------------
+# --- Scores -----------------------------------------------------------------------------------
 
 
-def test_scores_are_those_of_the_formulas_and_the_predictor(shards: Path, weights: Path) -> None:
+def test_scores_equal_the_formulas_on_masks_of_the_predictor(shards: Path, weights: Path) -> None:
     predictor = Predictor.load(weights)
     total, bands = ConfusionMatrix(3), {width: ConfusionMatrix(3) for width in WIDTHS}
     for shard in range(3):
@@ -78,44 +78,46 @@ def test_scores_are_those_of_the_formulas_and_the_predictor(shards: Path, weight
             total.update(label, mask)
             for width, matrix in bands.items():
                 matrix.update(np.where(oracles.in_band(label, width), label, 255), mask)
-    found = scored(shards, weights).to_dict()
-    assert found["confusion"] == total.matrix.tolist()
-    expected = oracles.scores(found["confusion"])
-    assert {name: found[name] for name in FOUR} == pytest.approx(
+    evaluation = scored(shards, weights).to_dict()
+    assert evaluation["confusion"] == total.matrix.tolist()
+    expected = oracles.scores(evaluation["confusion"])
+    assert {name: evaluation[name] for name in FOUR} == pytest.approx(
         {name: expected[name] for name in FOUR}
     )
-    assert found["iou"] == pytest.approx(expected["iou"])
-    assert [row["width"] for row in found["trimap"]] == list(WIDTHS)
-    for row in found["trimap"]:
+    assert evaluation["iou"] == pytest.approx(expected["iou"])
+    assert [row["width"] for row in evaluation["trimap"]] == list(WIDTHS)
+    for row in evaluation["trimap"]:
         assert row["confusion"] == bands[row["width"]].matrix.tolist()
         assert row["mean_iou"] == pytest.approx(oracles.scores(row["confusion"])["mean_iou"])
-    assert found["trimap"][-1]["confusion"] == found["confusion"]  # every label has a boundary
+    assert (
+        evaluation["trimap"][-1]["confusion"] == evaluation["confusion"]
+    )  # every label has a boundary
 
 
-def test_scores_are_what_a_run_commits_shard_by_shard(
+def test_scores_equal_those_that_a_run_commits_for_each_shard(
     troubled: Path, weights: Path, tmp_path: Path
 ) -> None:
     result = run(world.config(troubled, tmp_path / "out", weights))
-    found = scored(troubled, weights)
-    told = found.to_dict()
+    evaluation = scored(troubled, weights)
+    report = evaluation.to_dict()
     for name in (*FOUR, "iou", "confusion", "classes", "labeled_images"):
-        assert told[name] == result.scores[name], name
+        assert report[name] == result.scores[name], name
     commits = {
         path.stem: json.loads(path.read_text()) for path in (tmp_path / "out/_commits").glob("*")
     }
-    assert [row["shard"] for row in told["shards"]] == sorted(commits) == ["s0", "s1"]
-    for row in told["shards"]:
+    assert [row["shard"] for row in report["shards"]] == sorted(commits) == ["s0", "s1"]
+    for row in report["shards"]:
         commit = commits[row["shard"]]
         assert {name: row[name] for name in (*FOUR, "iou")} == {
             name: commit["scores"][name] for name in (*FOUR, "iou")
         }
-    assert found.exit_code == result.exit_code == 4
-    assert sorted(told["failed_shards"]) == [failure.shard for failure in result.failed]
-    assert "3 of 5 images are bad" in told["failed_shards"]["s2"]
+    assert evaluation.exit_code == result.exit_code == 4
+    assert sorted(report["failed_shards"]) == [failure.shard for failure in result.failed]
+    assert "3 of 5 images are bad" in report["failed_shards"]["s2"]
 
 
 @pytest.mark.parametrize(("shard", "exit_code"), [("s0", 0), ("s1", 3), ("s2", 4), ("s3", 4)])
-def test_exit_codes_are_those_of_a_run(
+def test_exit_codes_equal_those_of_a_run(
     troubled: Path, weights: Path, tmp_path: Path, shard: str, exit_code: int
 ) -> None:
     (tmp_path / "one").mkdir()
@@ -123,14 +125,12 @@ def test_exit_codes_are_those_of_a_run(
     assert scored(tmp_path / "one", weights).exit_code == exit_code
 
 
-def test_bad_samples_are_named_and_images_without_label_counted(
-    troubled: Path, weights: Path
-) -> None:
-    found = scored(troubled, weights).to_dict()
-    row = found["shards"][1]
+def test_bad_samples_are_listed_and_unlabeled_images_counted(troubled: Path, weights: Path) -> None:
+    evaluation = scored(troubled, weights).to_dict()
+    row = evaluation["shards"][1]
     assert (row["labeled_images"], row["unlabeled_images"], row["failures"]) == (4, 1, 2)
-    assert (found["labeled_images"], found["unlabeled_images"]) == (8, 1)
-    bad = {f["key"]: f["reason"] for f in found["failures"] if f["shard"] == "s1"}
+    assert (evaluation["labeled_images"], evaluation["unlabeled_images"]) == (8, 1)
+    bad = {f["key"]: f["reason"] for f in evaluation["failures"] if f["shard"] == "s1"}
     assert sorted(bad) == ["big", "torn"] and "label is 30x30" in bad["big"]
 
 
@@ -147,7 +147,10 @@ def test_order_and_sharding_change_no_score(shards: Path, weights: Path, tmp_pat
         data = world.tar({name: together[name] for pair in part for name in pair})
         (tmp_path / f"other/p{number}.tar").write_bytes(data)
     one, other = (scored(source, weights) for source in (shards, tmp_path / "other"))
-    assert [np.array_equal(one.tally.confusions, other.tally.confusions), one.exit_code] == [
+    assert [
+        np.array_equal(one.accumulator.confusions, other.accumulator.confusions),
+        one.exit_code,
+    ] == [
         True,
         0,
     ]
@@ -167,13 +170,13 @@ def test_chunks_workers_and_batches_change_nothing(
     assert {**document(one), varying: 0} == {**document(other), varying: 0}
 
 
-def test_a_configuration_for_ray_is_scored_here_and_that_is_said(
+def test_a_configuration_for_ray_is_scored_locally_with_a_warning(
     shards: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("pipeline.evaluation.evaluate.log.warning", said.append)
-    assert scored(shards, weights, compute__executor="ray").tally.images == 12
-    assert len(said) == 1 and "this machine only" in said[0]
+    warnings: list[str] = []
+    monkeypatch.setattr("pipeline.evaluation.evaluate.log.warning", warnings.append)
+    assert scored(shards, weights, compute__executor="ray").accumulator.images == 12
+    assert len(warnings) == 1 and "this machine only" in warnings[0]
 
 
 def test_the_policy_decides_about_classes_without_truth(
@@ -186,23 +189,23 @@ def test_the_policy_decides_about_classes_without_truth(
     (tmp_path / "two").mkdir()
     (tmp_path / "two/s.tar").write_bytes(world.tar(members))
     for policy in ("reference", "present"):
-        found = scored(tmp_path / "two", weights, EvaluationRequest(policy=policy)).to_dict()
-        expected = oracles.scores(found["confusion"], policy)
-        assert found["predicted_pixels"][2] > 0 == found["label_pixels"][2]
-        assert found["mean_iou"] == pytest.approx(expected["mean_iou"])
-        assert found["policy"] == policy
+        evaluation = scored(tmp_path / "two", weights, EvaluationRequest(policy=policy)).to_dict()
+        expected = oracles.scores(evaluation["confusion"], policy)
+        assert evaluation["predicted_pixels"][2] > 0 == evaluation["label_pixels"][2]
+        assert evaluation["mean_iou"] == pytest.approx(expected["mean_iou"])
+        assert evaluation["policy"] == policy
 
 
 def test_intervals_follow_from_the_seed(shards: Path, weights: Path) -> None:
-    told = [
+    report = [
         scored(shards, weights, EvaluationRequest(bootstrap=Bootstrap(50, seed))).to_dict()[
             "intervals"
         ]
         for seed in (1, 1, 2)
     ]
-    assert told[0] == told[1] != told[2]
-    low, high = told[0]["mean_iou"]
-    assert 0 <= low < high <= 1 and len(told[0]["iou"]) == 3
+    assert report[0] == report[1] != report[2]
+    low, high = report[0]["mean_iou"]
+    assert 0 <= low < high <= 1 and len(report[0]["iou"]) == 3
 
 
 def test_nothing_is_written(shards: Path, weights: Path, tmp_path: Path) -> None:
@@ -215,11 +218,13 @@ def test_nothing_is_written(shards: Path, weights: Path, tmp_path: Path) -> None
     assert sorted(fsspec.filesystem("memory").store) == in_memory
 
 
-def test_an_output_of_a_run_makes_nothing_done(shards: Path, weights: Path, tmp_path: Path) -> None:
+def test_shards_committed_by_a_run_are_scored_as_well(
+    shards: Path, weights: Path, tmp_path: Path
+) -> None:
     config = world.config(shards, tmp_path / "out", weights)
     run(config)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    assert evaluate(config, EvaluationRequest()).tally.images == 12
+    assert evaluate(config, EvaluationRequest()).accumulator.images == 12
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 
@@ -235,14 +240,14 @@ def test_a_folder_with_labels_is_scored_too(weights: Path, tmp_path: Path) -> No
     assert [row["shard"] for row in one["shards"]] == ["images-000000"]
 
 
-def test_a_development_kit_is_scored_by_its_split(tmp_path: Path, fcnseg: Fcnseg) -> None:
+def test_a_development_kit_is_scored_on_its_split(tmp_path: Path, fcnseg: Fcnseg) -> None:
     files = {f"VOCdevkit/VOC2012/{name}": data for name, data in datasets.voc().items()}
     source = datasets.write(tmp_path / "in", files)
     which = ("--layout", "voc", "--split", "val")
     arguments = ("--upper-bound", "--label-set", "voc", "--factors", "1", "--json")
     code, out, _ = fcnseg("evaluate", source, *which, *arguments)
     assert (code, json.loads(out)["labeled_images"]) == (0, 3)
-    assert fcnseg("evaluate", source, *arguments)[0] == 1  # of which split?
+    assert fcnseg("evaluate", source, *arguments)[0] == 1  # the split is ambiguous
 
 
 @pytest.mark.parametrize("work", [evaluate, upper_bound])
@@ -258,22 +263,24 @@ def test_an_input_without_labels_is_refused(
         )
 
 
-# --- The upper bound --------------------------------------------------------------------------
+# --- Upper bound ------------------------------------------------------------------------------
 
 
-def test_the_upper_bound_counts_the_truth_against_its_coarse_forms(troubled: Path) -> None:
+def test_the_upper_bound_scores_labels_against_coarse_copies(troubled: Path) -> None:
     config = world.config(troubled, "unused", "demo", input__label_set=str(label_set(troubled)))
-    found = upper_bound(tiny(config), EvaluationRequest(factors=(8, 1), bootstrap=Bootstrap(20)))
-    told = found.to_dict()
-    coarse, exact = told["upper_bound"]
+    evaluation = upper_bound(
+        tiny(config), EvaluationRequest(factors=(8, 1), bootstrap=Bootstrap(20))
+    )
+    report = evaluation.to_dict()
+    coarse, exact = report["upper_bound"]
     assert (coarse["factor"], exact["factor"]) == (8, 1)
     assert exact["mean_iou"] == 1.0 > coarse["mean_iou"]
     assert exact["intervals"]["mean_iou"] == [1.0, 1.0]
     assert (coarse["paper_voc_mean_iou"], exact["paper_voc_mean_iou"]) == (0.964, None)
-    # The pictures are not looked at, so that only labels can be bad; s3 is no whole tar.
-    assert sorted(told["failed_shards"]) == ["s3"] and told["unlabeled_images"] == 1
+    # Images are not decoded, so only labels can be bad; s3 is a truncated tar.
+    assert sorted(report["failed_shards"]) == ["s3"] and report["unlabeled_images"] == 1
     labels = [name for s in (0, 1) for name in world.samples(s) if name.endswith(".png")]
-    assert told["labeled_images"] == len(labels) + 2 + 2 + 3
+    assert report["labeled_images"] == len(labels) + 2 + 2 + 3
     assert coarse["label_pixels"] == exact["label_pixels"]
 
 
@@ -287,7 +294,7 @@ def tiny(config: Any) -> Any:
     return config.model_copy(update={"model": config.model.model_copy(update={"weights": None})})
 
 
-def test_the_upper_bound_takes_the_label_set_of_the_weights(shards: Path, weights: Path) -> None:
+def test_the_upper_bound_uses_the_label_set_of_the_weights(shards: Path, weights: Path) -> None:
     by_weights = upper_bound(
         world.config(shards, "unused", weights), EvaluationRequest(factors=(4, 8))
     )
@@ -304,13 +311,13 @@ def test_a_bad_label_is_a_bad_sample_of_the_upper_bound(tmp_path: Path) -> None:
     config = world.config(
         tmp_path / "in", "unused", "demo", input__label_set=str(label_set(tmp_path / "in"))
     )
-    found = upper_bound(tiny(config), EvaluationRequest(factors=(4,)))
-    (failure,) = found.to_dict()["failures"]
+    evaluation = upper_bound(tiny(config), EvaluationRequest(factors=(4,)))
+    (failure,) = evaluation.to_dict()["failures"]
     assert failure["key"] == "x" and "label value 9" in failure["reason"]
-    assert (found.exit_code, found.tally.images) == (3, 4)
+    assert (evaluation.exit_code, evaluation.accumulator.images) == (3, 4)
 
 
-# --- The command ------------------------------------------------------------------------------
+# --- Command ----------------------------------------------------------------------------------
 
 
 def test_the_command_prints_tables_and_json(shards: Path, weights: Path, fcnseg: Fcnseg) -> None:
@@ -318,16 +325,18 @@ def test_the_command_prints_tables_and_json(shards: Path, weights: Path, fcnseg:
     arguments += ONE_THREAD
     code, out, err = fcnseg(*arguments)
     assert code == 0 and "scoring: 3/3 shards, 12 images" in err
-    told = json.loads(fcnseg(*arguments, "--json")[1])
-    low, high = told["intervals"]["mean_iou"]
+    report = json.loads(fcnseg(*arguments, "--json")[1])
+    low, high = report["intervals"]["mean_iou"]
     for text in ("ground", "mean IoU", "1 px", "2 px", "all pixels", "s0", "12 labeled images"):
         assert text in out
-    assert f"{told['mean_iou']:.4f}" in out and f"{low:.4f}-{high:.4f}" in out
-    assert [row["width"] for row in told["trimap"]] == [1, 2]
+    assert f"{report['mean_iou']:.4f}" in out and f"{low:.4f}-{high:.4f}" in out
+    assert [row["width"] for row in report["trimap"]] == [1, 2]
     assert "20 bootstrap replicates" in out
 
 
-def test_the_command_says_what_is_bad(troubled: Path, weights: Path, fcnseg: Fcnseg) -> None:
+def test_the_command_reports_bad_samples_and_shards(
+    troubled: Path, weights: Path, fcnseg: Fcnseg
+) -> None:
     code, out, err = fcnseg(
         "evaluate", troubled, "--weights", weights, "--bootstrap", "0", *ONE_THREAD
     )
@@ -350,12 +359,12 @@ def test_the_command_prints_the_upper_bound_beside_the_paper(shards: Path, fcnse
         "0.964",
         "0.985",
     ]
-    told = json.loads(fcnseg(*arguments, "--factors", "1", "--json")[1])
-    assert told["upper_bound"][0]["mean_iou"] == 1.0
+    report = json.loads(fcnseg(*arguments, "--factors", "1", "--json")[1])
+    assert report["upper_bound"][0]["mean_iou"] == 1.0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["--weights", "demo", "--policy", "mean"], 2, "reference or present"),
         (["--weights", "demo", "--trimap", "0"], 2, "whole numbers, 1 or more"),
@@ -370,11 +379,11 @@ def test_the_command_prints_the_upper_bound_beside_the_paper(shards: Path, fcnse
     ],
     ids=str,
 )
-def test_wrong_usage_is_said(
-    shards: Path, fcnseg: Fcnseg, arguments: list[str], code: int, said: str
+def test_wrong_usage_is_reported(
+    shards: Path, fcnseg: Fcnseg, arguments: list[str], code: int, message: str
 ) -> None:
-    found, out, err = fcnseg("evaluate", shards, *arguments)
-    assert (found, out) == (code, "") and said in err
+    exit_code, out, err = fcnseg("evaluate", shards, *arguments)
+    assert (exit_code, out) == (code, "") and message in err
 
 
 def test_labels_of_another_set_are_bad_samples_one_by_one(

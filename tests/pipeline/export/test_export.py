@@ -1,4 +1,4 @@
-"""What goes into an export, under which names, and what becomes of an interrupted one."""
+"""Exports: contents, names of images, refusals, and exports that were interrupted."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pipeline.driver import run
 from pipeline.errors import ConfigError, InputError, OutputError, VerifyError
 from pipeline.export.coco import segment_ids
 from pipeline.export.cvat import _box
-from pipeline.export.export import FORMS
+from pipeline.export.export import FORMATS
 from pipeline.export.export import export as export_output
-from pipeline.export.form import ExportOptions
+from pipeline.export.format import ExportOptions
 from pipeline.export.label_studio import brush_rle
 from pipeline.manifest import read_manifest
 from pipeline.output.quarantine import retry_config
@@ -41,14 +41,14 @@ def output(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_output(tmp_path_factory.mktemp("export"), weights)
 
 
-def test_ids_of_segments_differ_whatever_the_palette() -> None:
+def test_segment_ids_are_unique_for_any_palette() -> None:
     black, red = (0, 0, 0), (1, 0, 0)
     labels = LabelSet("odd", ("a", "b", "c", "d"), palette=(black, red, red, (2, 0, 0)))
     ids = segment_ids(labels)
     assert len({*ids, 0}) == 5 and ids[1] == 1 and ids[3] == 2
 
 
-def test_hf_images_are_the_bytes_of_the_input(output: Path, tmp_path: Path) -> None:
+def test_hf_images_have_the_bytes_of_the_input(output: Path, tmp_path: Path) -> None:
     import pyarrow.dataset as ds
 
     export(output, tmp_path, "hf")
@@ -60,20 +60,20 @@ def test_hf_images_are_the_bytes_of_the_input(output: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (300, 301), (1, 40)])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
-def test_brush_strokes_decode_to_the_mask(shape: tuple[int, int], share: float) -> None:
+def test_brush_run_lengths_decode_to_the_mask(shape: tuple[int, int], share: float) -> None:
     pixels = np.random.default_rng(1).random(shape) < share
     rgba = obvious_brush(brush_rle(pixels)).reshape(*shape, 4)
     assert all(np.array_equal(rgba[..., channel], 255 * pixels) for channel in range(4))
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
-def test_cvat_boxes_hold_the_mask(share: float) -> None:
+def test_cvat_run_lengths_decode_to_the_mask(share: float) -> None:
     pixels = np.random.default_rng(2).random((19, 31)) < share
     assert np.array_equal(obvious_cvat(_box(pixels), pixels.shape), pixels)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_same_export_again_does_nothing_and_another_is_refused(
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_repeated_export_does_nothing_and_a_different_one_is_refused(
     form: str, output: Path, tmp_path: Path
 ) -> None:
     first = export(output, tmp_path, form)
@@ -85,8 +85,8 @@ def test_the_same_export_again_does_nothing_and_another_is_refused(
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_an_interrupted_export_is_finished_by_the_same_one(
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_same_export_again_finishes_an_interrupted_one(
     form: str, output: Path, tmp_path: Path
 ) -> None:
     export(output, tmp_path / "whole", form)
@@ -107,11 +107,11 @@ def test_an_interrupted_export_is_finished_by_the_same_one(
         assert files(Path(dest.url)) == whole
 
 
-def test_a_place_that_holds_something_else_is_refused(output: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(OutputError, match=r"mine\.txt"):
+def test_a_destination_with_other_files_is_refused(output: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("x")
+    with pytest.raises(OutputError, match=r"other\.txt"):
         export(output, tmp_path, "coco")
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["other.txt"]
     with pytest.raises(ConfigError, match="overlap"):
         export(output, output / "export", "coco")
     with pytest.raises(ConfigError, match="overlap"):
@@ -119,7 +119,7 @@ def test_a_place_that_holds_something_else_is_refused(output: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("form", ["png", "tar"])
-def test_masks_of_every_form_are_exported_alike(
+def test_all_mask_formats_give_the_same_export(
     form: str, output: Path, weights: Path, tmp_path: Path
 ) -> None:
     run(world.config(output.parent / "in", tmp_path / "out", weights, output__masks=(form,)))
@@ -129,17 +129,17 @@ def test_masks_of_every_form_are_exported_alike(
         assert files(tmp_path / f"a{images}") == files(tmp_path / f"b{images}")
 
 
-def test_without_images_the_input_is_not_needed(weights: Path, tmp_path: Path) -> None:
+def test_without_images_the_input_is_not_read(weights: Path, tmp_path: Path) -> None:
     source = world.write_shards(tmp_path / "in", shards=1)
     run(world.config(source, tmp_path / "out", weights))
     source.rename(tmp_path / "gone")
-    for form in FORMS:
+    for form in FORMATS:
         dest = tmp_path / form
         root = "s3://bucket" if form == "label-studio" else None
         with pytest.raises(InputError):
             export(tmp_path / "out", dest, form)
-        found = export(tmp_path / "out", dest, form, images=False, image_root=root)
-        assert (found.images, found.pending, found.exit_code) == (4, 0, 0)
+        exported = export(tmp_path / "out", dest, form, images=False, image_root=root)
+        assert (exported.images, exported.pending, exported.exit_code) == (4, 0, 0)
         assert not list(dest.rglob("*.jpg"))
 
 
@@ -153,12 +153,12 @@ def test_pending_and_changed_shards_are_left_out_and_counted(
     assert "1 shard is not segmented" in err and "1 shard is left out: the input" in err
     run(world.config(shards, tmp_path / "out", weights))
     code, _, err = fcnseg("export", tmp_path / "out", tmp_path / "dest", "--format", "hf")
-    assert code == 2 and "of another state of OUTPUT" in err
+    assert code == 2 and "other commits, or with other options" in err
     code, out, err = fcnseg("export", tmp_path / "out", tmp_path / "d2", "--format", "hf", "--json")
     assert (code, err) == (0, "") and json.loads(out)["images"] == 12
 
 
-def test_loose_images_keep_their_names_and_shared_ones_are_refused(
+def test_images_of_a_folder_keep_their_names_and_shared_names_are_refused(
     weights: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "in/sub").mkdir(parents=True)
@@ -175,12 +175,12 @@ def test_loose_images_keep_their_names_and_shared_ones_are_refused(
 
 
 def test_two_images_of_one_name_are_refused(output: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="another image is called 'img0' too") as caught:
+    with pytest.raises(ConfigError, match="another image has the name 'img0' too") as caught:
         export(output, tmp_path, "coco", names="key")
     assert "--names shard" in str(caught.value)
 
 
-def test_images_that_exif_turns_are_counted(weights: Path, tmp_path: Path) -> None:
+def test_images_with_exif_orientation_are_counted(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -190,14 +190,14 @@ def test_images_that_exif_turns_are_counted(weights: Path, tmp_path: Path) -> No
     assert export(tmp_path / "out", tmp_path / "dest", "coco").turned == 1
 
 
-def test_a_damaged_mask_is_said(shards: Path, weights: Path, tmp_path: Path) -> None:
+def test_a_damaged_mask_is_reported(shards: Path, weights: Path, tmp_path: Path) -> None:
     run(world.config(shards, tmp_path / "out", weights, output__masks=("png",)))
     (tmp_path / "out/png/s1/img2.png").write_bytes(world.png(world.label(3)))
     with pytest.raises(VerifyError, match=r"s1/img2\.png"):
         export(tmp_path / "out", tmp_path / "dest", "webdataset")
 
 
-def test_any_url_will_do(output: Path) -> None:
+def test_the_destination_may_be_any_url(output: Path) -> None:
     export(output, "memory://exported", "voc")
     paths = [info.path for info in Store("memory://exported").objects()]
     assert "VOCdevkit/VOC2012/JPEGImages/s2_img0.jpg" in paths
@@ -213,7 +213,7 @@ def test_any_url_will_do(output: Path) -> None:
         ({"form": "label-studio", "images": False}, "--no-images"),
     ],
 )
-def test_impossible_choices_are_refused_before_anything_is_written(
+def test_invalid_options_are_refused_before_anything_is_written(
     choices: dict[str, Any], word: str, output: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{word}"):

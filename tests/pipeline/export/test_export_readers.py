@@ -1,4 +1,4 @@
-"""Every form of an export, read back by the library that it is for."""
+"""Every export format, read back by the library that it is meant for."""
 
 from __future__ import annotations
 
@@ -44,8 +44,13 @@ def truth(output: Path) -> Masks:
 
 
 def test_voc_is_read_by_torchvision(output: Path, truth: Masks, tmp_path: Path) -> None:
-    found = export(output, tmp_path, "voc", split="val")
-    assert (found.images, found.shards, found.quarantined, found.exit_code) == (11, 3, 1, 3)
+    exported = export(output, tmp_path, "voc", split="val")
+    assert (exported.images, exported.shards, exported.quarantined, exported.exit_code) == (
+        11,
+        3,
+        1,
+        3,
+    )
     dataset = VOCSegmentation(str(tmp_path), image_set="val")
     assert len(dataset) == 11
     for (image, mask), path in zip(dataset, dataset.masks, strict=True):
@@ -56,35 +61,37 @@ def test_voc_is_read_by_torchvision(output: Path, truth: Masks, tmp_path: Path) 
     assert (images / "s0_img3.jpg").read_bytes() == image_bytes("s0", "img3")
 
 
-def test_voc_has_jpegs_of_other_pictures(weights: Path, tmp_path: Path) -> None:
-    """Of PNG and WebP; the mask is the one of the picture that was labelled."""
+def test_voc_converts_other_images_to_jpeg(weights: Path, tmp_path: Path) -> None:
+    """PNG and WebP images become JPEGs; the masks stay those of the original images."""
     source = tmp_path / "in"
     source.mkdir()
     slope = np.linspace(0, 255, 40 * 50).reshape(40, 50)
     smooth = np.dstack([slope, slope[::-1], slope[:, ::-1]]).astype(np.uint8)
-    pictures = {"a": smooth, "b": smooth[::-1].copy()}
-    for (name, pixels), form in zip(pictures.items(), ("png", "webp"), strict=True):
+    images = {"a": smooth, "b": smooth[::-1].copy()}
+    for (name, pixels), form in zip(images.items(), ("png", "webp"), strict=True):
         Image.fromarray(pixels).save(source / f"{name}.{form}", lossless=True)
     run(world.config(source, tmp_path / "out", weights, output__masks=("parquet",)))
     export(tmp_path / "out", tmp_path / "voc", "voc", split="val")
     dataset = VOCSegmentation(str(tmp_path / "voc"), image_set="val")
     assert len(dataset) == 2
-    for (image, mask), pixels in zip(dataset, pictures.values(), strict=True):
+    for (image, mask), pixels in zip(dataset, images.values(), strict=True):
         expected = Predictor.load(weights).predict([pixels])[0].mask
         assert np.array_equal(np.asarray(mask), expected)
         assert np.abs(np.asarray(image, float) - pixels).max() < 16
 
 
-def test_voc_is_an_input_of_this_project(output: Path, weights: Path, tmp_path: Path) -> None:
+def test_an_export_to_voc_is_a_valid_input(output: Path, weights: Path, tmp_path: Path) -> None:
     export(output, tmp_path / "voc", "voc")
     again = world.config(
         tmp_path / "voc", tmp_path / "out", weights, input__layout="voc", input__split="train"
     )
-    scores = run(again).scores  # of the same network against its own masks
+    scores = run(again).scores  # the network against its own masks
     assert (scores["images"], scores["pixel_accuracy"]) == (11, 1.0)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # its own
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # raised by pycocotools itself
 def test_coco_is_read_by_pycocotools(output: Path, truth: Masks, tmp_path: Path) -> None:
     export(output, tmp_path, "coco")
     coco = COCO(str(tmp_path / "annotations.json"))
@@ -146,7 +153,7 @@ def test_webdataset_is_read_by_webdataset(output: Path, truth: Masks, tmp_path: 
         webdataset.handle_extension("mask.png", to_indices), "pil"
     )
     with warnings.catch_warnings():
-        # It leaves its tars to the garbage collector.
+        # webdataset leaves its tars open until they are garbage collected.
         warnings.simplefilter("ignore", ResourceWarning)
         samples = list(dataset)
         gc.collect()
@@ -162,7 +169,7 @@ def test_webdataset_is_read_by_webdataset(output: Path, truth: Masks, tmp_path: 
     assert json.loads((tmp_path / "classes.json").read_text())["classes"] == list(CLASSES)
 
 
-def test_webdataset_is_an_input_of_this_project(
+def test_an_export_to_webdataset_is_a_valid_input(
     output: Path, weights: Path, tmp_path: Path
 ) -> None:
     export(output, tmp_path / "wds", "webdataset")
@@ -190,19 +197,19 @@ for row in data:
     out["rows"].append([row["shard"], row["key"], mask.tolist()])
 print(json.dumps(out))
 """
-    # A process of its own: the library's import leaves threads and hooks behind.
+    # In a separate process, because the import of datasets starts threads and adds hooks.
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PATH": "/usr/bin"}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["names"] == list(CLASSES)
-    found = {(shard, key): np.array(mask) for shard, key, mask in document["rows"]}
-    assert found.keys() == truth.keys()
-    assert all(np.array_equal(found[place], truth[place]) for place in truth)
+    masks = {(shard, key): np.array(mask) for shard, key, mask in document["rows"]}
+    assert masks.keys() == truth.keys()
+    assert all(np.array_equal(masks[place], truth[place]) for place in truth)
 
 
-def test_label_studio_tasks_hold_the_masks(output: Path, truth: Masks, tmp_path: Path) -> None:
+def test_label_studio_tasks_contain_the_masks(output: Path, truth: Masks, tmp_path: Path) -> None:
     export(output, tmp_path, "label-studio", without=("ground",), image_root="s3://b/a photo")
     tasks = [t for path in sorted(tmp_path.glob("tasks/*")) for t in json.loads(path.read_text())]
     assert len(tasks) == 11
@@ -210,12 +217,12 @@ def test_label_studio_tasks_hold_the_masks(output: Path, truth: Masks, tmp_path:
         shard, key = task["data"]["shard"], task["data"]["key"]
         assert task["data"]["image"] == f"s3://b/a photo/{shard}/{key}.jpg"
         (prediction,) = task["predictions"]
-        expected, found = truth[shard, key], np.zeros_like(truth[shard, key])
+        expected, mask = truth[shard, key], np.zeros_like(truth[shard, key])
         for brush in prediction["result"]:
             size = brush["original_height"], brush["original_width"]
             alpha = obvious_brush(bytes(brush["value"]["rle"])).reshape(*size, 4)[..., 3]
-            found[alpha == 255] = CLASSES.index(brush["value"]["brushlabels"][0])
-        assert np.array_equal(found, expected)
+            mask[alpha == 255] = CLASSES.index(brush["value"]["brushlabels"][0])
+        assert np.array_equal(mask, expected)
     assert '<Label value="stuff" background="#' in (tmp_path / "label_config.xml").read_text()
 
 
@@ -225,10 +232,10 @@ def test_label_studio_tasks_hold_the_masks(output: Path, truth: Masks, tmp_path:
     [("label-studio", "label-studio-sdk==2.1.2"), ("cvat", "datumaro==1.13.12"),
      ("coco-panoptic", "datumaro==1.13.12")],
 )  # fmt: skip
-def test_label_tools_read_their_form(
+def test_label_tools_read_their_format(
     form: str, package: str, output: Path, truth: Masks, tmp_path: Path
 ) -> None:
-    """Their packages want other versions of ours, and so an environment of their own."""
+    """Label tools need other package versions, so each runs in a separate environment."""
     uv = Path(sys.executable).parent / "uv"
     program = str(uv) if uv.exists() else "uv"
     export(output, tmp_path / "dest", form)

@@ -1,4 +1,4 @@
-"""Single pictures: which ones are meant, what their results are called, and how they are shown."""
+"""Predicting single images: finding them, naming the results, and drawing in a terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fcn_core.images import decode_image, decode_label
 from fcn_core.predictor import Predictor
 from pipeline.errors import InputError
 from pipeline.predict.find_images import find_images
-from pipeline.predict.show import terminal_pictures
+from pipeline.predict.show import find_terminal_display
 from pipeline.storage.store import Store
 from tests.support import world
 
@@ -44,11 +44,13 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def names(*asked: str | Path, output: str | Path = "/elsewhere") -> list[str]:
-    return [p.name for p in find_images([str(one) for one in asked], Store(str(output)))]
+def names(*arguments: str | Path, output: str | Path = "/elsewhere") -> list[str]:
+    return [
+        p.name for p in find_images([str(argument) for argument in arguments], Store(str(output)))
+    ]
 
 
-def test_pictures_of_a_folder_keep_their_folders_and_where_they_must_their_extension(
+def test_names_keep_subfolders_and_the_extension_only_where_stems_collide(
     photos: Path,
 ) -> None:
     everything = ["a.jpg", "a.png", "b", "e[1]", "sub/a", "sub/deep/c"]
@@ -82,8 +84,8 @@ def test_globs_and_folders_of_other_stores() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["", "**/*.jpg", "**", "**/**/*.jpg", "*/**/*.jpg"])
-def test_links_that_lead_back_are_no_way_on(pattern: str, tmp_path: Path) -> None:
-    """glob's own `**` would look at 2**40 folders."""
+def test_globs_do_not_follow_links_to_a_parent_folder(pattern: str, tmp_path: Path) -> None:
+    """Two links to a parent folder: `**` of `glob` would visit 2**40 folders."""
     inner = tmp_path / "in" / "sub"
     inner.mkdir(parents=True)
     for folder in (inner, inner.parent):
@@ -94,14 +96,14 @@ def test_links_that_lead_back_are_no_way_on(pattern: str, tmp_path: Path) -> Non
     (tmp_path / "else/b.jpg").write_bytes(b"x")
     inner.joinpath("other").symlink_to(tmp_path / "else")
     expected = ["a", "sub/a", "sub/other/b"]
-    if pattern.startswith("*/"):  # a link that is named is followed: here/, up/
+    if pattern.startswith("*/"):  # a link that `*` matches is followed: here/, up/
         found = names(tmp_path / "in" / pattern)
         assert set(expected[1:]) < set(found) and len(found) < 20
     else:
         assert names(tmp_path / "in" / pattern) == expected
 
 
-def test_a_glob_below_here_and_with_stars_within_names(
+def test_relative_globs_and_stars_within_names(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(photos)
@@ -117,7 +119,7 @@ IRREGULAR = ["a pipe", "a socket", "a link to nothing"]
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Iterator[Path]:
-    """A folder of one picture, and of what is none though it is called like one."""
+    """Make a folder with one image, and with irregular files that have image names."""
     folder = tmp_path / "odd"
     folder.mkdir()
     (folder / "good.jpg").write_bytes(world.jpeg(world.picture(1)))
@@ -125,47 +127,47 @@ def odd(tmp_path: Path) -> Iterator[Path]:
     os.mkfifo(folder / "a pipe.jpg")
     (folder / "a link to nothing.jpg").symlink_to("nowhere")
     with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(folder):
-        listener.bind("a socket.jpg")  # here: such paths may not be long
+        listener.bind("a socket.jpg")  # relative, because paths of sockets must be short
         yield folder
 
 
 @pytest.mark.parametrize("pattern", ["", "*.jpg", "**/*.jpg"])
-def test_what_is_no_file_is_passed_over_with_a_word(
+def test_irregular_files_are_ignored_with_a_warning(
     pattern: str, odd: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert names(odd / pattern) == ["good"]
-    said = [f"passed over {odd}/{kind}.jpg: {kind}" for kind in sorted(IRREGULAR)]
-    assert [record.getMessage() for record in caplog.records] == said
+    warnings = [f"ignored {odd}/{kind}.jpg: {kind}" for kind in sorted(IRREGULAR)]
+    assert [record.getMessage() for record in caplog.records] == warnings
 
 
-def test_a_pipe_that_is_named_is_no_picture(
+def test_a_pipe_given_by_name_is_an_error(
     odd: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
 ) -> None:
-    asked = [odd / "a pipe.jpg", odd / "good.jpg"]
-    code, out, err = fcnseg("predict", *asked, "--output", tmp_path / "o", "--weights", weights)
+    arguments = [odd / "a pipe.jpg", odd / "good.jpg"]
+    code, out, err = fcnseg("predict", *arguments, "--output", tmp_path / "o", "--weights", weights)
     assert code == 1 and "good.jpg: " in out
-    assert "a pipe.jpg: a pipe; a picture in a regular file. Save" in err
-    with pytest.raises(InputError, match="no pictures"):
+    assert "a pipe.jpg: a pipe; an image in a regular file. Save" in err
+    with pytest.raises(InputError, match="no images"):
         names(odd / "*pipe.jpg")
 
 
-def test_a_picture_is_taken_once_and_results_are_no_pictures(photos: Path) -> None:
+def test_each_image_is_predicted_once_and_results_are_ignored(photos: Path) -> None:
     assert names(photos / "a.jpg", photos / "*.jpg", photos / "a.jpg") == ["a", "e[1]"]
     assert names(photos, output=photos / "sub") == ["a.jpg", "a.png", "b", "e[1]"]
 
 
-def test_nothing_and_shared_names_are_said(photos: Path, tmp_path: Path) -> None:
+def test_empty_arguments_and_shared_names_are_refused(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for nothing in (tmp_path / "empty", photos / "*.gif"):
-        with pytest.raises(InputError, match="no pictures"):
+        with pytest.raises(InputError, match="no images"):
             names(nothing)
-    with pytest.raises(InputError, match="no pictures but those below --output"):
+    with pytest.raises(InputError, match="no images except those below --output"):
         names(photos / "sub", output=photos)
     with pytest.raises(InputError, match="has the same name"):
         names(photos / "a.jpg", photos / "sub/a.jpg")
 
 
-def test_results_are_those_of_the_predictor(
+def test_results_equal_those_of_the_predictor(
     photos: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
 ) -> None:
     out = tmp_path / "out"
@@ -187,7 +189,7 @@ def test_results_are_those_of_the_predictor(
             assert np.array_equal(np.asarray(side)[:, -width:], np.asarray(overlay))
 
 
-def test_a_class_that_is_there_has_no_share_of_nothing(
+def test_a_small_class_is_printed_as_below_one_percent(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fcnseg: Fcnseg
 ) -> None:
     mask = np.zeros((20, 100), np.uint8)
@@ -204,26 +206,26 @@ def test_a_class_that_is_there_has_no_share_of_nothing(
 
 @pytest.mark.parametrize(
     ("terminal", "term", "word"),
-    [(False, "xterm", "no terminal"), (True, "dumb", "cannot draw"), (True, "", "cannot draw")],
+    [(False, "xterm", "not a terminal"), (True, "dumb", "cannot draw"), (True, "", "cannot draw")],
 )
-def test_where_nothing_can_be_drawn_it_is_said(
+def test_the_reason_is_returned_where_the_terminal_cannot_draw(
     terminal: bool, term: str, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", term)
-    show, why = terminal_pictures(Console(file=io.StringIO(), force_terminal=terminal))
+    show, why = find_terminal_display(Console(file=io.StringIO(), force_terminal=terminal))
     assert show is None and word in why
 
 
-def test_show_without_a_terminal_says_so_and_goes_on(
+def test_show_without_a_terminal_prints_the_reason_and_predicts(
     photos: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
 ) -> None:
     words = ("predict", photos / "b.JPG", "--output", tmp_path / "o", "--weights", weights)
     code, out, err = fcnseg(*words, "--show")
-    assert code == 0 and "b.JPG" in out and "the output is no terminal" in err
+    assert code == 0 and "b.JPG" in out and "the output is not a terminal" in err
 
 
 def on_a_terminal(command: list[str], answer: bytes, **environment: str) -> bytes:
-    """What a command writes on a terminal that answers what it is asked with these bytes."""
+    """Return what a command writes to a pseudo terminal that answers queries with `answer`."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 480, 800))
     process = subprocess.Popen(
@@ -235,7 +237,7 @@ def on_a_terminal(command: list[str], answer: bytes, **environment: str) -> byte
     while True:
         try:
             piece = os.read(ours, 4096)
-        except OSError:  # the terminal is gone
+        except OSError:  # the terminal is closed
             break
         if not piece:
             break
@@ -254,7 +256,7 @@ def on_a_terminal(command: list[str], answer: bytes, **environment: str) -> byte
     ("answer", "sign", "words"),
     [(b"\x1b[?62;4;22c", b"\x1bP", b"Sixel"), (b"\x1b[?62;22c", "▀".encode(), b"half blocks")],
 )
-def test_show_draws_as_the_terminal_can(
+def test_show_uses_the_best_method_of_the_terminal(
     answer: bytes, sign: bytes, words: bytes, photos: Path, weights: Path, tmp_path: Path
 ) -> None:
     command = [
@@ -265,7 +267,7 @@ def test_show_draws_as_the_terminal_can(
     assert sign in seen and words in seen
 
 
-def test_how_large_a_picture_may_be_is_said(
+def test_the_maximum_number_of_pixels_is_an_option(
     photos: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
 ) -> None:
     height, width, _ = decode_image((photos / "a.jpg").read_bytes()).shape
@@ -275,8 +277,8 @@ def test_how_large_a_picture_may_be_is_said(
     assert fcnseg(*words, "--max-image-pixels", height * width)[0] == 0
 
 
-def test_what_a_shell_pipes_in_is_a_picture(weights: Path, tmp_path: Path, fcnseg: Fcnseg) -> None:
-    """`… | fcnseg predict /dev/stdin`, `fcnseg predict <(…)`: somebody writes into these."""
+def test_pipes_of_a_shell_are_read(weights: Path, tmp_path: Path, fcnseg: Fcnseg) -> None:
+    """`… | fcnseg predict /dev/stdin`, `fcnseg predict <(…)`: these pipes have a writer."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "wb") as pipe:
         pipe.write(world.jpeg(world.picture(1)))

@@ -1,4 +1,4 @@
-"""From counted chunks to an evaluation: sums by shard, and limits as in a run."""
+"""Sum the counts of chunks by shard, apply the limits of a run, and build the evaluation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,15 @@ from pipeline.stages.spec import ShardFailure
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What is left of chunk `seq` of `count` when its masks and labels are forgotten."""
+class ChunkCounts:
+    """Counts of chunk `seq` of `count` of a shard, without its masks and labels.
+
+    Attributes:
+        shard, seq, count: id of the shard, number of the chunk from 0, number of chunks.
+        counts: confusion matrices of the labeled images.
+        unlabeled: number of images without a label.
+        failures: samples that could not be scored.
+    """
 
     shard: str
     seq: int
@@ -34,32 +41,39 @@ class Counted:
 
 
 @dataclass
-class _Partial:
-    """A shard whose chunks are coming in."""
+class _PartialShard:
+    """Counts of a shard that is not complete yet."""
 
-    tally: ScoreAccumulator
+    accumulator: ScoreAccumulator
     chunks: int = 0
     unlabeled: int = 0
     failures: list[Failure] = field(default_factory=list)
 
     @property
     def images(self) -> int:
-        """Bad ones left out."""
-        return self.tally.images + self.unlabeled
+        """Number of images, labeled or not, without bad samples."""
+        return self.accumulator.images + self.unlabeled
 
 
 class EvaluationAccumulator:
-    """Adds the counts of whole shards that are within the limits: those that a run commits."""
+    """Adds the counts of complete shards within the limits: the shards that a run would commit.
+
+    Args:
+        plan: plan of the input.
+        labels: label set of the scores.
+        request: scores to compute.
+        limits: maximum fractions of bad samples.
+    """
 
     def __init__(
-        self, plan: Plan, labels: LabelSet, question: EvaluationRequest, limits: LimitsConfig
+        self, plan: Plan, labels: LabelSet, request: EvaluationRequest, limits: LimitsConfig
     ) -> None:
         self.plan = plan
         self.labels = labels
-        self.question = question
+        self.request = request
         self.limits = limits
-        self.tally = self._empty()
-        self.partial: dict[str, _Partial] = {}
+        self.accumulator = self._empty()
+        self.partial: dict[str, _PartialShard] = {}
         self.shards: dict[str, ShardCounts] = {}
         self.failed: dict[str, ShardFailure] = {}
         self.failures: list[tuple[str, Failure]] = []
@@ -67,38 +81,38 @@ class EvaluationAccumulator:
 
     def run(
         self,
-        counting: Generator[Counted | ShardFailure, None, None],
+        counting: Generator[ChunkCounts | ShardFailure, None, None],
         about: dict[str, Any],
         on_progress: Callable[[Progress], None] | None,
     ) -> Evaluation:
-        """Take everything in and say what it comes to.
+        """Consume all counts and return the evaluation.
 
         Args:
-            counting: results of an executor, in any order, each chunk once.
-            about: where images and weights came from.
-            on_progress: called at the start and after every chunk.
+            counting: chunks and failed shards from an executor, in any order, each chunk once.
+            about: origin of images and weights; becomes part of the JSON document.
+            on_progress: callback at the start and after every chunk.
 
         Raises:
-            InputError: nothing had a label.
+            InputError: no image has a label.
         """
         started = time.monotonic()
-        with closing(counting):  # or its threads would outlive an interrupt
-            self._tell(on_progress, started)
+        with closing(counting):  # so that its threads end after an interrupt
+            self._report(on_progress, started)
             for item in counting:
                 self._add(item)
-                self._tell(on_progress, started)
+                self._report(on_progress, started)
         bad = len(self.failures)
-        if not self.tally.images and not self.failed:
+        if not self.accumulator.images and not self.failed:
             raise InputError(
                 where=str(about["input"]),
                 found=f"{self.images} images without a label, {bad} bad samples",
-                expected="labels to score against",
-                remedy="Name their folder with --labels, or pack them with the images: fcnseg shard.",
+                expected="labels for the scores",
+                remedy="Give their folder with --labels, or pack them with `fcnseg shard`.",
             )
         return Evaluation(
-            question=self.question,
+            request=self.request,
             labels=self.labels,
-            tally=self.tally,
+            accumulator=self.accumulator,
             shards=tuple(self.shards[shard] for shard in sorted(self.shards)),
             failures=tuple(sorted(self.failures, key=lambda item: (item[0], item[1].key))),
             failed=tuple(self.failed[shard] for shard in sorted(self.failed)),
@@ -108,22 +122,22 @@ class EvaluationAccumulator:
             seconds=time.monotonic() - started,
         )
 
-    def _add(self, item: Counted | ShardFailure) -> None:
-        if isinstance(item, ShardFailure):  # as in a run, nothing of it counts
+    def _add(self, item: ChunkCounts | ShardFailure) -> None:
+        if isinstance(item, ShardFailure):  # as in a run, no chunk of the shard counts
             self.failed[item.shard] = item
             self.partial.pop(item.shard, None)
             return
         if item.shard in self.failed:
             return
-        partial = self.partial.setdefault(item.shard, _Partial(self._empty()))
-        partial.tally.add(item.counts)
+        partial = self.partial.setdefault(item.shard, _PartialShard(self._empty()))
+        partial.accumulator.add(item.counts)
         partial.chunks += 1
         partial.unlabeled += item.unlabeled
         partial.failures += item.failures
         if partial.chunks == item.count:
             self._complete(item.shard, self.partial.pop(item.shard))
 
-    def _complete(self, shard: str, partial: _Partial) -> None:
+    def _complete(self, shard: str, partial: _PartialShard) -> None:
         self.images += partial.images
         self.failures += [(shard, failure) for failure in partial.failures]
         bad = len(partial.failures)
@@ -131,35 +145,35 @@ class EvaluationAccumulator:
         if is_over(bad, partial.images + bad, fraction):
             reason = (
                 f"shard {shard}: {bad} of {partial.images + bad} images are bad; at most "
-                f"{fraction:.0%} may be (limits.max_bad_fraction_per_shard). Not part of the "
-                f"scores. {suggest_remedy(partial.failures)}."
+                f"{fraction:.0%} may be bad (limits.max_bad_fraction_per_shard). The shard is not "
+                f"part of the scores. {suggest_remedy(partial.failures)}."
             )
             self.failed[shard] = ShardFailure(shard, reason, "LimitsError")
             return
         self.shards[shard] = ShardCounts(
             shard=shard,
-            images=partial.tally.images,
+            images=partial.accumulator.images,
             unlabeled=partial.unlabeled,
             failures=bad,
-            margins=margins(partial.tally.confusions[0]),
+            margins=margins(partial.accumulator.confusions[0]),
         )
-        self.tally += partial.tally
+        self.accumulator += partial.accumulator
 
     def _empty(self) -> ScoreAccumulator:
         return ScoreAccumulator(
-            (self.question.layers, self.labels.num_classes), self.question.bootstrap
+            (self.request.layers, self.labels.num_classes), self.request.bootstrap
         )
 
-    def _tell(self, on_progress: Callable[[Progress], None] | None, started: float) -> None:
+    def _report(self, on_progress: Callable[[Progress], None] | None, started: float) -> None:
         if on_progress is None:
             return
-        under_way = self.partial.values()
+        in_progress = self.partial.values()
         on_progress(
             Progress(
                 shards_done=len(self.shards) + len(self.failed),
                 shards_pending=len(self.plan.pending),
-                images=self.images + sum(partial.images for partial in under_way),
-                failures=len(self.failures) + sum(len(p.failures) for p in under_way),
+                images=self.images + sum(partial.images for partial in in_progress),
+                failures=len(self.failures) + sum(len(p.failures) for p in in_progress),
                 seconds=time.monotonic() - started,
             )
         )

@@ -1,4 +1,4 @@
-"""Where an export goes: an empty place, or one where the very same export was interrupted."""
+"""The destination of an export: an empty folder, or one with the same export, interrupted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.paths import COMMITS
 from pipeline.storage.store import Store
 
 RECORD = "_export.json"
-"""Says what was exported, and, once it is finished, what came of it."""
+"""Record of what is exported, and of the result once the export is finished."""
 
 
 _WRITERS = 8
@@ -22,47 +22,47 @@ _WRITERS = 8
 
 @dataclass(frozen=True)
 class ExportTarget:
-    """DEST, claimed for one export.
+    """Destination that one export has claimed.
 
     Attributes:
-        store: DEST.
-        wanted: what is exported and how; equal for the same command on the same commits.
+        store: the store of DEST.
+        wanted: what is exported and how; equal for equal commands on equal commits, JSON-able.
     """
 
     store: Store
     wanted: Mapping[str, Any]
 
     def claim(self) -> Mapping[str, Any] | None:
-        """Make DEST ours; the result of the same export if it was finished before.
+        """Claim DEST for this export; return its result if it was finished before, else None.
 
         Raises:
-            OutputError: it holds something else.
+            OutputError: DEST holds a different export, or other files.
         """
         try:
-            found = json.loads(self.store.read(RECORD))
-            result = found.pop("result", None)
+            recorded = json.loads(self.store.read(RECORD))
+            result = recorded.pop("result", None)
         except MissingError:
             self._refuse_others()
             self._write(None)
             return None
         except (ValueError, AttributeError):
-            found, result = None, None
-        if found != json.loads(json.dumps(self.wanted)):
+            recorded, result = None, None
+        if recorded != json.loads(json.dumps(self.wanted)):
             raise OutputError(
                 where=self.store.url,
-                found="an export of something else, of another state of OUTPUT, or with other options",
-                expected="an empty place, or the same export interrupted",
+                found="a different export: of another output, other commits, or with other options",
+                expected="an empty folder, or the same export",
                 remedy="Nothing was changed. Choose another DEST, or empty this one.",
             )
         return result if isinstance(result, dict) else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Everything is there."""
+        """Record the result: the export is complete."""
         self._write(result)
 
     def put_all(self, objects: Iterator[tuple[str, bytes]]) -> None:
-        """Put objects, some at once."""
-        for _ in map_ordered(lambda one: self.store.write(*one), objects, _WRITERS):
+        """Write (path, bytes) objects, several at the same time."""
+        for _ in map_ordered(lambda item: self.store.write(*item), objects, _WRITERS):
             pass
 
     def _write(self, result: Mapping[str, Any] | None) -> None:
@@ -70,21 +70,21 @@ class ExportTarget:
         self.store.write(RECORD, json.dumps(document, indent=1, sort_keys=True).encode())
 
     def _refuse_others(self) -> None:
-        there = next(self.store.listing(), None)
-        if there is not None:
+        existing = next(self.store.listing(), None)
+        if existing is not None:
             raise OutputError(
                 where=self.store.url,
-                found=f"{there.path}, which no export of this project put there",
-                expected="an empty place",
+                found=f"{existing.path}, which is not part of an export",
+                expected="an empty folder",
                 remedy="Nothing was changed. Choose another DEST.",
             )
 
 
-def state_of(output: Store) -> str:
-    """A digest of all commits: the same as long as nothing was labelled.
+def digest_commits(output: Store) -> str:
+    """Return a digest of all commits, which changes when a shard is committed.
 
     Raises:
-        StoreError: they cannot be listed.
+        StoreError: the commits cannot be listed.
     """
     digest = hashlib.sha256()
     for info in output.listing(COMMITS):
