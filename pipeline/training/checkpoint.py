@@ -1,4 +1,4 @@
-"""Checkpoints: all that a training needs to go on, as one safetensors object. No pickles."""
+"""Checkpoints: the complete state of a training, as one safetensors object (no pickle)."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _KEY = "fcn_training"
 
 _NAME = re.compile(rf"{CHECKPOINTS}/step-\d{{8}}\.safetensors")
 
-_REMEDY = "Remove it: the training goes on from the one before it."
+_REMEDY = "Remove it: the training then resumes from the checkpoint before it."
 
 log = logging.getLogger("fcnseg")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training after some step.
+    """The state of a training after one step.
 
     Attributes:
-        step: of all stages together.
-        cursor: the place in the stream of samples.
-        model: state dict.
-        optimizer: see `Learner.optimizer_tensors`.
+        step: last finished step, counted over all stages.
+        cursor: position in the stream of samples.
+        model: state dict of the network.
+        optimizer: tensors of the optimizer, see `Learner.optimizer_tensors`.
     """
 
     step: int
@@ -47,17 +47,18 @@ class Checkpoint:
 
 
 def path_of(step: int) -> str:
-    """Where the checkpoint of a step is."""
+    """Return the path of a step's checkpoint."""
     return f"{CHECKPOINTS}/step-{step:08d}.safetensors"
 
 
 def write_checkpoint(output: Store, checkpoint: Checkpoint, keep: int) -> None:
-    """Put a checkpoint, whole or not at all; then remove all but this and the `keep` - 1 before it.
+    """Write a checkpoint atomically, then delete all but the newest `keep` up to its step.
 
-    Those of later steps go too: they could not be read, or this training would have begun there.
+    Checkpoints of later steps are deleted too: they are unreadable, otherwise this training would
+    have resumed from them.
 
     Raises:
-        StoreError: the store refuses.
+        StoreError: the store fails.
     """
     import safetensors.torch
 
@@ -67,14 +68,14 @@ def write_checkpoint(output: Store, checkpoint: Checkpoint, keep: int) -> None:
     document = {"step": checkpoint.step, "cursor": asdict(checkpoint.cursor)}
     data = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(document, sort_keys=True)})
     output.write(path_of(checkpoint.step), bytes(data))
-    paths, mine = _paths(output), path_of(checkpoint.step)
-    later, earlier = [p for p in paths if p > mine], [p for p in paths if p < mine]
+    paths, written = _paths(output), path_of(checkpoint.step)
+    later, earlier = [p for p in paths if p > written], [p for p in paths if p < written]
     for path in later + earlier[keep - 1 :]:
         output.delete(path)
 
 
 def latest_checkpoint(output: Store) -> Checkpoint | None:
-    """The newest one that can be read; None if there is none.
+    """Return the newest readable checkpoint, or None.
 
     Raises:
         StoreError: the store fails.
@@ -88,7 +89,7 @@ def latest_checkpoint(output: Store) -> Checkpoint | None:
 
 
 def latest_step(output: Store) -> int:
-    """The step of the newest one, by its name; 0 if there is none.
+    """Return the step of the newest checkpoint, from its file name; 0 without a checkpoint.
 
     Raises:
         StoreError: the store fails.
@@ -98,9 +99,9 @@ def latest_step(output: Store) -> int:
 
 
 def _paths(output: Store) -> list[str]:
-    """Ours, newest first."""
-    found = (info.path for info in output.objects(CHECKPOINTS))
-    return sorted((path for path in found if _NAME.fullmatch(path)), reverse=True)
+    """Return the paths of all checkpoints, newest first."""
+    paths = (info.path for info in output.objects(CHECKPOINTS))
+    return sorted((path for path in paths if _NAME.fullmatch(path)), reverse=True)
 
 
 def _read(data: bytes, where: str) -> Checkpoint:
@@ -111,7 +112,7 @@ def _read(data: bytes, where: str) -> Checkpoint:
         cursor = Cursor(**document["cursor"])
         tensors = safetensors.torch.load(data)
     except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        expected = "a checkpoint of fcnseg train"
+        expected = "a checkpoint written by fcnseg train"
         raise WeightsError(
             where=where, found=f"unreadable ({error})", expected=expected, remedy=_REMEDY
         ) from error

@@ -1,7 +1,7 @@
-"""The configuration of a training: the sections of a run where they mean the same, and its own.
+"""The configuration of a training: sections shared with a run, and sections of its own.
 
-The docstring under a field is its help text everywhere. What a recipe decides is None here unless
-it is to be decided otherwise.
+The docstring under a field is its help text in the CLI and the docs. A field that the recipe
+decides is None by default; a value overrides the recipe.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ SCRATCH = "scratch"
 
 
 class TrainOutputConfig(Section):
-    """Where the weights go."""
+    """Destination of the weights."""
 
     url: str
-    """Directory that belongs to this training; any fsspec URL."""
+    """Directory used only by this training; any fsspec URL."""
     store: StoreOptions = StoreOptions()
-    """How it is reached."""
+    """Options of the store that holds the directory."""
 
 
 class NetworkConfig(Section):
-    """Which network, and from where it starts."""
+    """The network and its initial weights."""
 
     variant: Variant = "fcn8s"
-    """The network; with train.stages the last stage says it."""
+    """Network variant; with train.stages it must be the variant of the last stage."""
     width: float = Field(default=1.0, gt=0)
-    """Multiplies the channels of VGG-16: 1.0 as published, 0.125 for a slim network."""
+    """Factor of the channels of VGG-16: 1.0 as published, 0.125 for a slim network."""
     upsampling: Upsampling = "fixed"
-    """fixed: bilinear, as in the authors' code; learned: bilinear to begin with."""
+    """fixed: bilinear, as in the authors' code; learned: initialized as bilinear, then trained."""
     init: str = SCRATCH
-    """Weights to start from (.safetensors; any URL), or scratch."""
+    """Initial weights (.safetensors; any URL), or scratch."""
     preprocessing: str | None = None
-    """By name (docs/training.md); default: that of the initial weights, else centred."""
+    """Name of the preprocessing (docs/training.md); default: from init, otherwise centred."""
 
     @field_validator("preprocessing")
     @classmethod
@@ -58,78 +58,78 @@ class NetworkConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How to train. Values that the recipe decides default to the recipe's."""
+    """Settings of the training; unset values come from the recipe."""
 
     recipe: RecipeName = "modern"
     """heavy, accum, online (the authors'), or modern (from scratch)."""
     stages: tuple[TrainStage, ...] = ()
-    """Networks to be trained one after the other, each from the one before: 32s,16s,8s."""
+    """Networks trained in sequence, each from the weights of the one before: 32s,16s,8s."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps of each stage."""
     seed: int = Field(default=0, ge=0)
-    """Of initial weights, order, crops, jitter and dropout."""
+    """Seed of initial weights, sample order, crops, jitter and dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the forward and backward pass; weights and loss are fp32 always."""
+    """Precision of the forward and backward pass; weights and loss are always fp32."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Of weights, after the warm-up, in every stage."""
+    """Learning rate of weights after the warm-up, in every stage."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Pictures per step, of all workers together."""
+    """Images per step, over all workers."""
     crop: int | None = Field(default=None, ge=0)
-    """Side of the crops, px; 0: whole pictures."""
+    """Side length of the crops, px; 0: whole images."""
     scale: tuple[PositiveFloat, PositiveFloat] | None = None
-    """Least and greatest factor by which pictures are enlarged before they are cropped."""
+    """Smallest and largest random scale factor before cropping."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Probability at fc6 and fc7."""
+    """Dropout probability after fc6 and fc7."""
     weight_decay: float | None = Field(default=None, ge=0)
-    """Of weights; biases have none."""
+    """Weight decay of weights; biases have none."""
     warmup_steps: int | None = Field(default=None, ge=0)
-    """Steps over which the rate rises; never more than a tenth of all."""
+    """Steps of rising learning rate; at most a tenth of all steps."""
     shuffle_samples: int = Field(default=1024, ge=1)
-    """Samples that are shuffled together; about so many are in memory, encoded, twice."""
+    """Samples shuffled together; memory holds about twice this number, encoded."""
     check_labels: bool = True
-    """Whether every label is looked at before the first step."""
+    """Whether every label is checked before the first step."""
     checkpoint_every: int = Field(default=1000, ge=1)
     """Steps between two checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """The newest ones are kept."""
+    """Number of checkpoints to keep, the newest ones."""
     eval_every: int = Field(default=1000, ge=1)
-    """Steps between two evaluations on VAL."""
+    """Steps between two validations on VAL."""
     eval_images: int | None = Field(default=None, ge=1)
-    """At most so many images of VAL, the first ones; default: all."""
+    """Number of VAL images to score, the first ones; default: all."""
     overlays: int = Field(default=4, ge=0)
-    """Images of VAL that are drawn with their masks at each evaluation."""
+    """Images of VAL drawn with their masks at each validation."""
     log_every: int = Field(default=20, ge=1)
-    """Steps whose mean loss makes one line of metrics.jsonl."""
+    """Steps per line of metrics.jsonl; the line holds their mean loss."""
 
     @field_validator("scale")
     @classmethod
     def _rises(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
         if scale is not None and scale[0] > scale[1]:
-            raise ValueError("the least factor first, like [0.75, 1.5]")
+            raise ValueError("the smaller factor first, like [0.75, 1.5]")
         return scale
 
 
 class TrainComputeConfig(Section):
-    """Who does the work. Nothing here changes a result, but for the rounding of sums."""
+    """Workers, device and threads; these change results only by the rounding of sums."""
 
     workers: int = Field(default=1, ge=1)
-    """Processes that share every batch, by Ray Train; 1 without an address: this process."""
+    """Processes that share every batch (Ray Train); 1 without ray_address: this process."""
     ray_address: str | None = None
-    """Ray cluster to train on; None with several workers starts an embedded one."""
+    """Address of the Ray cluster; unset with several workers: start an embedded Ray."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where a worker sees a device."""
+    """auto: cuda if a worker has a GPU, otherwise cpu."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one worker; the same number gives the same bytes. Default: torch's own."""
+    """CPU threads per worker; equal numbers give equal bytes. Default: chosen by torch."""
     loaders: int = Field(default=2, ge=1)
-    """Threads of one worker that decode and augment."""
+    """Threads per worker that decode and augment."""
 
 
 class TrainConfig(Section):
-    """A training."""
+    """The configuration of one training."""
 
     input: InputConfig
     val: InputConfig | None = None
-    """Labelled images that say which weights are best; never trained on."""
+    """Labeled images for validation; they choose the best weights and are never trained on."""
     output: TrainOutputConfig
     model: NetworkConfig = NetworkConfig()
     train: TrainingConfig = TrainingConfig()
@@ -139,23 +139,23 @@ class TrainConfig(Section):
     @field_validator("val", mode="before")
     @classmethod
     def _none_of_an_empty_address(cls, value: Any) -> Any:
-        """A deployment's variable that is not set leaves an empty string."""
+        """Read an empty URL as None: an unset variable of a deployment is an empty string."""
         is_empty = isinstance(value, Mapping) and value.get("url") == ""
         return None if is_empty else value
 
     def ray_address(self) -> str | None:
-        """The cluster to train on, if one is named."""
+        """Return the address of the Ray cluster, or None."""
         return self.compute.ray_address or None
 
     def variants(self) -> tuple[Variant, ...]:
-        """The network of each stage."""
+        """Return the network variant of each stage."""
         if not self.train.stages:
             return (self.model.variant,)
         known = {variant.removeprefix("fcn"): variant for variant in get_args(Variant)}
         return tuple(known[stage] for stage in self.train.stages)
 
     def recipe(self) -> Recipe:
-        """The recipe, with what is to be decided otherwise."""
+        """Return the recipe with the overrides of this configuration."""
         recipe, own = RECIPES[self.train.recipe], self.train
         names = ("batch_size", "dropout", "weight_decay", "warmup_steps", "max_steps")
         changes = {name: value for name in names if (value := getattr(own, name)) is not None}
@@ -173,16 +173,16 @@ class TrainConfig(Section):
 def load_train_config(
     file_text: str | None, sets: Iterable[str], flags: Mapping[str, Any], where: str = "--config"
 ) -> TrainConfig:
-    """The configuration from all its sources; later ones win.
+    """Merge a YAML file, `--set` values and flags into a configuration; later sources win.
 
     Args:
-        file_text: YAML, or None.
-        sets: "section.field=value" each; the value is read as YAML.
-        flags: dotted name to value; None means "not given".
-        where: the file's name, for errors.
+        file_text: text of the YAML file, or None.
+        sets: values "section.field=value"; the value is parsed as YAML.
+        flags: values by dotted name; None means "not given".
+        where: name of the file, for errors.
 
     Raises:
-        ConfigError: unknown key, missing key, impossible value, or values that contradict.
+        ConfigError: unknown or missing key, value out of range, or contradicting values.
     """
     config = validate_as(TrainConfig, merged(file_text, sets, flags, where))
     check_consistent(config)
@@ -190,27 +190,29 @@ def load_train_config(
 
 
 def check_consistent(config: TrainConfig) -> None:
-    """Values that only together make no sense.
+    """Check that the values of a configuration fit together.
 
     Raises:
-        ConfigError: naming them.
+        ConfigError: contradicting values; names the flags.
     """
     variants, batch = config.variants(), config.recipe().batch_size
     if config.train.stages and config.model.variant != variants[-1]:
         raise ConfigError(
-            where="--stages", found=f"{','.join(config.train.stages)} with --variant {config.model.variant}",
-            expected="stages that end with the variant", remedy="Name the variant of the last stage.",
+            where="--stages",
+            found=f"{','.join(config.train.stages)} with --variant {config.model.variant}",
+            expected="stages that end with the variant",
+            remedy="Set --variant to the variant of the last stage.",
         )  # fmt: skip
     if len(set(variants)) < len(variants):
         raise ConfigError(
             where="--stages",
             found="a stage twice",
             expected="each stage once",
-            remedy="Remove one.",
+            remedy="Remove the repeated stage.",
         )
     if batch % config.compute.workers:
         raise ConfigError(
             where="--workers", found=f"{config.compute.workers} workers for batches of {batch}",
-            expected="batches that can be shared evenly",
-            remedy="Choose another number, or --set train.batch_size=….",
+            expected="a batch size that is a multiple of the number of workers",
+            remedy="Choose another number of workers, or --set train.batch_size=….",
         )  # fmt: skip

@@ -1,9 +1,9 @@
-"""Labelled samples as a training takes them: streamed, shuffled, the same again after a resume.
+"""Stream labeled samples to a training: shuffled, and in the same order after a resume.
 
-The shards of an epoch are read in an order drawn from (seed, epoch). Consecutive chunks of them
-make windows of about `shuffle_samples`, and a window is shuffled as a whole: at most two are in
-memory, this one and the next. So the place in the stream is four numbers (`Cursor`), and nothing
-before it needs to be read again.
+The shards of an epoch are read in a random order that depends on (seed, epoch). Consecutive chunks
+form windows of about `shuffle_samples` samples, and each window is shuffled as a whole. At most two
+windows are in memory, the current one and the next. A position in the stream is four numbers
+(`Cursor`), so a resume reads nothing before this position.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from fcn_core.training.batch import NOTHING, Pixels, TrainingBatch, augment, sta
 from fcn_core.training.recipes import Recipe
 from pipeline.concurrency import map_ordered, prefetch
 from pipeline.inputs.sample import Failure, Sample
-from pipeline.training.source import TrainingSource, unlabelled
+from pipeline.training.source import TrainingSource, no_labels_error
 
 _WINDOW_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in the stream of samples.
+    """A position in the stream of samples.
 
     Attributes:
-        epoch: from 0.
-        shard: place of the window's first shard in the epoch's order.
-        chunk: of that shard, where the window begins.
-        offset: samples of the window that have been taken.
+        epoch: number of the epoch, from 0.
+        shard: index of the window's first shard in the order of the epoch.
+        chunk: first chunk of the window in this shard.
+        offset: number of samples already taken from the window.
     """
 
     epoch: int = 0
@@ -53,10 +53,10 @@ class _Window:
 def stream(
     source: TrainingSource, seed: int, shuffle_samples: int, start: Cursor
 ) -> Generator[tuple[Sample, Cursor], None, None]:
-    """Labelled samples without end, each with the place behind it.
+    """Yield labeled samples forever, each with the cursor of the next sample.
 
     Raises:
-        InputError: an epoch without a single one.
+        InputError: a whole epoch holds no labeled sample.
         ShardError, StoreError: the input fails.
     """
     with closing(prefetch(_windows(source, seed, shuffle_samples, start))) as windows:
@@ -76,12 +76,12 @@ def _windows(source: TrainingSource, seed: int, least: int, start: Cursor) -> It
     while True:
         order = _shuffled(len(source.shards), seed, epoch)
         windows = _epoch(source, order, Cursor(epoch, first, chunk), least)
-        found = 0
+        count = 0
         for window in windows:
-            found += len(window.samples)
+            count += len(window.samples)
             yield window
-        if not found and not (first or chunk):
-            raise unlabelled(source)
+        if not count and not (first or chunk):
+            raise no_labels_error(source)
         epoch, first, chunk = epoch + 1, 0, 0
 
 
@@ -94,9 +94,9 @@ def _epoch(
         for chunk in source.chunks(source.shards[order[place]]):
             if place == start.shard and chunk.seq < start.chunk:
                 continue
-            labelled = [sample for sample in chunk.samples if sample.label is not None]
-            samples += labelled
-            size += sum(len(s.image) + len(s.label or b"") for s in labelled)
+            labeled = [sample for sample in chunk.samples if sample.label is not None]
+            samples += labeled
+            size += sum(len(s.image) + len(s.label or b"") for s in labeled)
             if len(samples) >= least or size >= _WINDOW_BYTES:
                 last = chunk.seq + 1 == chunk.count
                 end = Cursor(start.epoch, place + last, 0 if last else chunk.seq + 1)
@@ -115,7 +115,16 @@ def _shuffled(count: int, *key: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several processes takes of every step, and how it prepares it."""
+    """The share of one process in every step, and how the process prepares its samples.
+
+    Attributes:
+        recipe: recipe with batch size and augmentation.
+        preprocessing: conversion of RGB images to network inputs.
+        seed: seed of the augmentation.
+        rank: number of the process, from 0.
+        size: number of processes.
+        loaders: threads that decode and augment.
+    """
 
     recipe: Recipe
     preprocessing: Preprocessing
@@ -127,16 +136,16 @@ class Share:
 
 @dataclass(frozen=True)
 class Step:
-    """The pictures of a step.
+    """The samples of one step.
 
     Attributes:
-        number: of all stages together, counted from 1.
-        batches: this process's share.
-        keys: of all pictures of the step, by slot.
-        locations: of all, likewise.
-        failures: of this process's share by slot; nothing is learnt from these.
-        pixels: that this process's share feeds to the network.
-        cursor: the place behind them.
+        number: number of the step over all stages, from 1.
+        batches: batches of this process.
+        keys: keys of all samples of the step, by slot.
+        locations: locations of all samples of the step, by slot.
+        failures: bad samples of this process, by slot; their slots hold no pixels.
+        pixels: number of pixels in the batches of this process.
+        cursor: position in the stream after this step.
     """
 
     number: int
@@ -158,16 +167,16 @@ class _Draft:
 def steps(
     source: TrainingSource, samples: Iterator[tuple[Sample, Cursor]], share: Share, first: int
 ) -> Generator[Step, None, None]:
-    """Steps without end: decoded and augmented by threads, a little ahead.
+    """Yield training steps forever; threads decode and augment a few samples ahead.
 
     Args:
-        source: decodes.
-        samples: of `stream`; taken a batch per step.
-        share: of this process.
+        source: data set, decodes the samples.
+        samples: samples of `stream`; one batch per step.
+        share: share of this process.
         first: number of the first step.
 
     Raises:
-        LabelError: a label holds a value that is no class; nothing was learnt from it.
+        LabelError: a label holds a value outside the label set; raised before its step is trained.
         InputError, ShardError, StoreError: the input fails.
     """
     size, slots = share.recipe.batch_size, range(share.rank, share.recipe.batch_size, share.size)
@@ -192,16 +201,20 @@ def steps(
 
     with closing(map_ordered(load, tasks(), share.loaders)) as loaded:
         while True:
-            mine = list(islice(loaded, len(slots)))
-            draft = mine[0][0]
-            views = [view for _, view, _ in mine]
+            share_of_step = list(islice(loaded, len(slots)))
+            draft = share_of_step[0][0]
+            views = [view for _, view, _ in share_of_step]
             batches = stack(views, slots, share.recipe.augmentation, share.preprocessing)
             yield Step(
                 draft.number,
                 tuple(batches),
                 tuple(sample.key for sample in draft.samples),
                 tuple(sample.location for sample in draft.samples),
-                {slot: f for slot, (*_, f) in zip(slots, mine, strict=True) if f is not None},
+                {
+                    slot: f
+                    for slot, (*_, f) in zip(slots, share_of_step, strict=True)
+                    if f is not None
+                },
                 sum(label.size for _, label in views),
                 draft.cursor,
             )

@@ -1,6 +1,7 @@
-"""A training from its configuration to its weights: the driver.
+"""`fcnseg train`: drive a training from its configuration to its weights.
 
-Running the same command again resumes, as if nothing had happened; a finished one is left alone.
+The same command resumes an interrupted training and ends with the same weights as an uninterrupted
+one; a finished training is not changed.
 """
 
 from __future__ import annotations
@@ -38,22 +39,23 @@ OnProgress = Callable[[TrainProgress], None]
 
 
 def train(config: TrainConfig, on_progress: OnProgress = lambda _: None) -> TrainResult:
-    """Train until the end.
+    """Train until the last step, or resume until then; return the result.
 
-    SIGTERM and Ctrl-C end it after the step that is on, with a checkpoint; a second one at once.
+    SIGTERM or Ctrl-C stops the training after the current step, with a checkpoint; a second signal
+    stops the process at once.
 
     Args:
-        config: what, from what, and how.
-        on_progress: called after each line of metrics and each evaluation.
+        config: configuration of the training.
+        on_progress: called after each line of metrics and each validation.
 
     Raises:
-        ConfigError, LabelSetError, OutputError, WeightsError: before anything is written.
-        LabelError: a label holds values that are no class.
+        ConfigError, LabelSetError, OutputError, WeightsError: raised before anything is written.
+        LabelError: a label holds values outside the label set.
         LimitsError: too many samples are bad.
         TrainingError: the training diverged.
         LeaseError: another driver works on this directory.
         InputError, ShardError, StoreError: the data or a store fails; run again to resume.
-        SystemExit, KeyboardInterrupt: it was told to stop; run again to resume.
+        SystemExit, KeyboardInterrupt: a signal stopped the training; run again to resume.
     """
     started = time.monotonic()
     prepared = prepare_training(config)
@@ -70,16 +72,19 @@ def train(config: TrainConfig, on_progress: OnProgress = lambda _: None) -> Trai
         bad = _check(prepared) if config.train.check_labels and is_new else None
         with StopRequest() as stop:
             if config.compute.workers > 1 or config.compute.ray_address:
-                # Imported where it is wanted: one process must do without Ray.
+                # Imported here, because training in one process must not need Ray.
                 from pipeline.training.ray_train import train_on_ray
 
                 outcome = train_on_ray(config, lease.check, stop.is_set, on_progress, bad)
             else:
-                around = TrainingHooks(
-                    output, SingleProcess(), _set_up(config), lambda: stop.is_set() or lease.is_lost,
+                hooks = TrainingHooks(
+                    output,
+                    SingleProcess(),
+                    _set_up(config),
+                    lambda: stop.is_set() or lease.is_lost,
                     on_progress,
-                )  # fmt: skip
-                outcome = TrainingLoop(prepared, around, bad).run()
+                )
+                outcome = TrainingLoop(prepared, hooks, bad).run()
         lease.check()
         if outcome.is_finished:
             output.write(SUCCESS, _marker(prepared))
@@ -89,7 +94,7 @@ def train(config: TrainConfig, on_progress: OnProgress = lambda _: None) -> Trai
 
 
 def _set_up(config: TrainConfig) -> str:
-    """Threads and device of this process."""
+    """Set the torch threads of this process; return its device."""
     if config.compute.threads is not None:
         torch.set_num_threads(config.compute.threads)
     return device_of(config.compute.device)
@@ -103,9 +108,9 @@ def _check(prepared: PreparedTraining) -> BadSamples:
 
 
 class StopRequest:
-    """SIGTERM and Ctrl-C as a wish that is granted after the step that is on.
+    """Records SIGTERM and Ctrl-C, so that the training can stop after the current step.
 
-    In other threads than the main one, signals are not looked at.
+    Outside the main thread no signal handler is installed, and nothing is recorded.
     """
 
     def __init__(self) -> None:
@@ -113,11 +118,11 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def is_set(self) -> bool:
-        """Whether a signal came."""
+        """Return whether a signal was received."""
         return self._signal is not None
 
     def leave(self) -> None:
-        """End as the signal would have.
+        """Raise the exception that the received signal normally causes.
 
         Raises:
             KeyboardInterrupt, SystemExit: always.
@@ -167,14 +172,14 @@ def _last(prepared: PreparedTraining) -> WeightsFile:
     return WeightsFile(prepared.output.read(LAST), prepared.output.location(LAST))
 
 
-def read_result(config: TrainConfig, begun: int | None = None) -> TrainResult | None:
-    """What a training left that another process has finished; None if it is not finished.
+def read_result(config: TrainConfig, first_step: int | None = None) -> TrainResult | None:
+    """Return the result of a finished training from its directory; None if it is unfinished.
 
-    Which samples that process skipped is not known here: `bad` is 0.
+    For a training that ran in another process. The samples skipped there are unknown: `bad` is 0.
 
     Args:
-        config: of the training.
-        begun: the step that it was at before; by default it was finished already.
+        config: configuration of the training.
+        first_step: last step before that process started; None: the training was finished already.
 
     Raises:
         ConfigError, LabelSetError, OutputError, WeightsError, InputError, StoreError: see `train`.
@@ -183,12 +188,12 @@ def read_result(config: TrainConfig, begun: int | None = None) -> TrainResult | 
     check_directory(prepared.output, prepared.parts)
     if not _is_finished(prepared.output, prepared):
         return None
-    begun = prepared.total_steps if begun is None else begun
-    return _result(prepared, _nothing_to_do(prepared), begun, time.monotonic())
+    first_step = prepared.total_steps if first_step is None else first_step
+    return _result(prepared, _nothing_to_do(prepared), first_step, time.monotonic())
 
 
 def _result(
-    prepared: PreparedTraining, outcome: TrainOutcome, begun: int, started: float
+    prepared: PreparedTraining, outcome: TrainOutcome, first_step: int, started: float
 ) -> TrainResult:
     weights = _last(prepared)
     first = prepared.total_steps - prepared.stage_steps
@@ -201,13 +206,13 @@ def _result(
         best=_best(read_metrics(prepared.output), first),
         classes=prepared.labels.classes,
         bad=len(outcome.failures),
-        trained_now=outcome.step - begun,
+        trained_now=outcome.step - first_step,
         seconds=time.monotonic() - started,
     )
 
 
 def _best(lines: list[dict[str, Any]], first: int) -> Mapping[str, Any] | None:
-    """The evaluation of the last stage that best.safetensors is from."""
+    """Return the validation line of best.safetensors: the best of the last stage, or None."""
     scored = [line for line in lines if "evaluation" in line and line["step"] > first]
-    known = [line for line in scored if line["evaluation"]["mean_iou"] is not None]
-    return max(known, key=lambda line: line["evaluation"]["mean_iou"], default=None)
+    defined = [line for line in scored if line["evaluation"]["mean_iou"] is not None]
+    return max(defined, key=lambda line: line["evaluation"]["mean_iou"], default=None)

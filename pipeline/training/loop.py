@@ -1,4 +1,4 @@
-"""A training from its last checkpoint to its end, within one process or one of several."""
+"""The training loop, from the last checkpoint to the last step, in each process of a training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.training.log import TrainLog
 from pipeline.training.prepare import PreparedTraining
 from pipeline.training.progress import TrainOutcome, TrainProgress
 from pipeline.training.source import BadSamples
-from pipeline.training.validation import ValidationRequest, evaluate
+from pipeline.training.validation import ValidationRequest, validate
 
 LAST = "last.safetensors"
 
@@ -43,15 +43,15 @@ log = logging.getLogger("fcnseg")
 
 @dataclass(frozen=True)
 class TrainingHooks:
-    """Where a training runs.
+    """The environment of one training process.
 
     Attributes:
-        output: its directory; written by the first process, but for overlays, which each draws
-            of its share.
-        group: of processes that train together.
-        device: "cpu", "cuda", "cuda:1".
-        stop: whether to stop after the step that is on.
-        on_progress: called after each line of metrics and each evaluation.
+        output: store of the training's directory; only the first process writes, except overlays,
+            which every process writes for its share.
+        group: processes that train together.
+        device: "cpu", "cuda" or "cuda:1".
+        stop: whether to stop after the current step.
+        on_progress: called after each line of metrics and each validation.
     """
 
     output: Store
@@ -62,30 +62,36 @@ class TrainingHooks:
 
 
 class TrainingLoop:
-    """The work; `run` does it."""
+    """The training loop of one process.
+
+    Args:
+        prepared: resolved settings of the training.
+        hooks: environment of the process.
+        bad: bad samples found by the label check; None if labels were not checked.
+    """
 
     def __init__(
-        self, prepared: PreparedTraining, around: TrainingHooks, bad: BadSamples | None = None
+        self, prepared: PreparedTraining, hooks: TrainingHooks, bad: BadSamples | None = None
     ) -> None:
-        self.prepared, self.around = prepared, around
+        self.prepared, self.hooks = prepared, hooks
         self.config = prepared.config.train
         self.recipe = prepared.config.recipe()
-        self.is_first = around.group.rank == 0
-        checkpoint = latest_checkpoint(around.output)
+        self.is_first = hooks.group.rank == 0
+        checkpoint = latest_checkpoint(hooks.output)
         self.step = checkpoint.step if checkpoint else 0
         self.cursor = checkpoint.cursor if checkpoint else Cursor()
         self.stage = max(self.step - 1, 0) // prepared.stage_steps
         self.learner = self._learner(checkpoint)
-        self.log = TrainLog(around.output, self.step, prepared.labels) if self.is_first else None
+        self.log = TrainLog(hooks.output, self.step, prepared.labels) if self.is_first else None
         self.bad = bad or BadSamples(prepared.data.where, prepared.data.limits)
         self.started, self.first = time.monotonic(), self.step
 
     def run(self) -> TrainOutcome:
-        """Train until the end, or until told to stop.
+        """Train until the last step, or until `hooks.stop`; return how the loop ended.
 
         Raises:
             TrainingError: the training diverged.
-            LabelError, LimitsError, InputError, ShardError: the data cannot be learnt from.
+            LabelError, LimitsError, InputError, ShardError: the data cannot be used.
             StoreError: a store fails; run again to resume.
         """
         try:
@@ -98,12 +104,13 @@ class TrainingLoop:
             self._end_log()
         is_finished = self.step == self.prepared.total_steps and not is_stopped
         if is_finished and self.step == self.first and self.is_first:
-            self._write_weights(LAST, {})  # who died behind the last checkpoint may not have
+            # An earlier process can stop after the last checkpoint and before its weights.
+            self._write_weights(LAST, {})
         failures = tuple(self.bad.failures.values())
         return TrainOutcome(self.first, self.step, is_finished, failures)
 
     def _end_log(self) -> None:
-        """However it ends: what a diverging training told of itself is what one looks at."""
+        """Write the log, also after an error: the log shows how a training diverged."""
         if self.log is not None:
             self._end_line()
             self.log.write()
@@ -111,19 +118,19 @@ class TrainingLoop:
             self.log.close()
 
     def _run_stage(self) -> bool:
-        """Until its end, or until told to stop: whether it was."""
-        around, config = self.around, self.config
+        """Train until the end of the stage or a stop request; return whether stopped."""
+        hooks, config = self.hooks, self.config
         samples = stream(self.prepared.data, config.seed, config.shuffle_samples, self.cursor)
         share = Share(
-            self.recipe, self.prepared.preprocessing, config.seed, around.group.rank,
-            around.group.size, self.prepared.config.compute.loaders,
+            self.recipe, self.prepared.preprocessing, config.seed, hooks.group.rank,
+            hooks.group.size, self.prepared.config.compute.loaders,
         )  # fmt: skip
         work = steps(self.prepared.data, samples, share, self.step + 1)
         moment = time.monotonic()
         with closing(samples), closing(work), closing(prefetch(work)) as ready:
             for step in ready:
-                lesson = self._learn(step)
-                self._note(step, lesson, time.monotonic() - moment)
+                result = self._learn(step)
+                self._note(step, result, time.monotonic() - moment)
                 is_stopped = self._agree(step)
                 is_end = self.step % self.prepared.stage_steps == 0
                 is_mark = is_end or self.step % config.checkpoint_every == 0
@@ -141,23 +148,23 @@ class TrainingLoop:
     def _learn(self, step: Step) -> StepResult:
         number = step.number - self.stage * self.prepared.stage_steps
         try:
-            lesson = self.learner.learn(number, step.batches)
+            result = self.learner.learn(number, step.batches)
         except TrainingError as error:
             keys = list_names(step.keys, _NAMED)
             where = f"training, step {step.number}, samples {keys}"
             raise error.at(where) from error
         self.step, self.cursor = step.number, step.cursor
-        return lesson
+        return result
 
     def _agree(self, step: Step) -> bool:
-        """Hear from all processes what they skipped, and whether to stop.
+        """Share the bad samples of the step among all processes; return whether to stop.
 
         Raises:
-            LimitsError: too many samples are bad; in every process.
+            LimitsError: too many samples are bad; raised in every process.
         """
         slots = range(self.recipe.batch_size)
         bad = [float(slot in step.failures) for slot in slots]
-        stop, *bad = self.around.group.sum([float(self.around.stop()), *bad])
+        stop, *bad = self.hooks.group.sum([float(self.hooks.stop()), *bad])
         for slot in (slot for slot in slots if bad[slot]):
             own = step.failures.get(slot)
             failure = own or Failure(
@@ -169,11 +176,11 @@ class TrainingLoop:
         self.bad.check()
         return stop > 0
 
-    def _note(self, step: Step, lesson: StepResult, seconds: float) -> None:
+    def _note(self, step: Step, result: StepResult, seconds: float) -> None:
         if self.log is None:
             return
-        size = self.around.group.size
-        self.log.add_lesson(lesson, self.recipe.batch_size, step.pixels * size, seconds)
+        size = self.hooks.group.size
+        self.log.add_step(result, self.recipe.batch_size, step.pixels * size, seconds)
         if self.log.waiting >= self.config.log_every:
             self._end_line()
 
@@ -182,17 +189,17 @@ class TrainingLoop:
         variant = self.prepared.config.variants()[self.stage]
         line = self.log.end_line(self.step, variant=variant, epoch=self.cursor.epoch)
         if line is not None:
-            self._tell(line)
+            self._report_progress(line)
 
-    def _tell(self, line: Mapping[str, Any]) -> None:
+    def _report_progress(self, line: Mapping[str, Any]) -> None:
         elapsed = time.monotonic() - self.started
         done, left = self.step - self.first, self.prepared.total_steps - self.step
         eta = elapsed / done * left if done else None
         bad = len(self.bad.failures)
-        self.around.on_progress(TrainProgress(line, self.prepared.total_steps, eta, bad))
+        self.hooks.on_progress(TrainProgress(line, self.prepared.total_steps, eta, bad))
 
     def _save(self) -> None:
-        """The log, the checkpoint, and the weights as they are: in this order."""
+        """Write the log, then the checkpoint, then the current weights, in this order."""
         self.learner.check_is_finite(self.step)
         if self.log is None:
             return
@@ -202,15 +209,15 @@ class TrainingLoop:
         state = Checkpoint(
             self.step, self.cursor, model.state_dict(), self.learner.optimizer_tensors()
         )
-        write_checkpoint(self.around.output, state, self.config.keep_checkpoints)
+        write_checkpoint(self.hooks.output, state, self.config.keep_checkpoints)
         self._write_weights(LAST, {})
 
     def _write_weights(self, path: str, about: Mapping[str, Any]) -> None:
         info = self._info(about)
-        self.around.output.write(path, save_weights(self.learner.model, info))
+        self.hooks.output.write(path, save_weights(self.learner.model, info))
 
     def _info(self, about: Mapping[str, Any]) -> WeightsInfo:
-        """What the weights say of themselves: neither time nor place."""
+        """Return the header of the weights; no time and no path, so equal trainings are equal."""
         prepared = self.prepared
         names = ("recipe", "variants", "init_sha256", "seed", "precision")
         origin = {
@@ -223,42 +230,42 @@ class TrainingLoop:
         return WeightsInfo(network, prepared.labels, prepared.preprocessing, origin)
 
     def _evaluate_if_due(self) -> bool:
-        """Score the weights, unless that was done before: whether it was interrupted."""
+        """Validate the weights if due and not done before; return whether interrupted."""
         prepared, step = self.prepared, self.step
         is_due = step % self.config.eval_every == 0 or step % prepared.stage_steps == 0
         if prepared.val is None or not step or not is_due:
             return False
         done = self.log is not None and any(e["step"] == step for e in self.log.evaluations())
-        if self.around.group.sum([float(done)])[0]:
+        if self.hooks.group.sum([float(done)])[0]:
             return False
-        self.learner.check_is_finite(step)  # the best weights are written behind it
-        question = ValidationRequest(self.config.eval_images, self.config.overlays)
-        # The very network that is trained, in its place; `learn` turns it back to training. One
-        # picture at a time, as `evaluate` asks: the slots of a batch would be computed in vain.
+        self.learner.check_is_finite(step)  # before the best weights are written
+        request = ValidationRequest(self.config.eval_images, self.config.overlays)
+        # The network under training itself, not a copy; `learn` sets it back to training mode.
+        # Batch size 1, because `validate` predicts single images.
         predictor = Predictor(
-            self.learner.model, self._info({}), device=self.around.device, batch_size=1
+            self.learner.model, self._info({}), device=self.hooks.device, batch_size=1
         )
-        answer = evaluate(predictor, prepared.val, question, self.around.group, self.around.stop)
-        if answer is None:
+        result = validate(predictor, prepared.val, request, self.hooks.group, self.hooks.stop)
+        if result is None:
             return True
-        for failure in answer.failures:
+        for failure in result.failures:
             log.warning("not scored: %s: %s", failure.location, failure.reason)
-        for number, (_, picture) in enumerate(answer.pictures):
-            rank = self.around.group.rank + number * self.around.group.size
-            self.around.output.write(f"overlays/step-{step:08d}/{rank:02d}.jpg", picture)
+        for number, (_, jpeg) in enumerate(result.overlays):
+            rank = self.hooks.group.rank + number * self.hooks.group.size
+            self.hooks.output.write(f"overlays/step-{step:08d}/{rank:02d}.jpg", jpeg)
         if self.log is not None:
             self._end_line()
             variant = prepared.config.variants()[self.stage]
-            scores = answer.scores
-            line = self.log.add_evaluation(step, scores, variant=variant, images=answer.images)
+            scores = result.scores
+            line = self.log.add_evaluation(step, scores, variant=variant, images=result.images)
             self._keep_best(line)
             self.log.write()
             self.log.write_curves(_CURVES_SECONDS)
-            self._tell(line)
+            self._report_progress(line)
         return False
 
     def _keep_best(self, line: Mapping[str, Any]) -> None:
-        """Of this stage: a later one begins anew."""
+        """Write best.safetensors if this line is the best of the current stage."""
         assert self.log is not None
         first = self.stage * self.prepared.stage_steps
         earlier = [
@@ -270,7 +277,7 @@ class TrainingLoop:
             self._write_weights(BEST, {"best": why, "val": line["evaluation"]})
 
     def _next_stage(self) -> None:
-        """The network of the next stage, from the weights of this one."""
+        """Start the next stage with the weights of the current one."""
         name = f"stage-{self.prepared.config.variants()[self.stage]}.safetensors"
         if self.is_first:
             self._write_weights(name, {})
@@ -302,16 +309,16 @@ class TrainingLoop:
         plan = StepPlan(
             self.recipe, self.prepared.stage_steps, self.config.seed, self.config.precision
         )
-        return Learner(model, plan, self.around.device, self.around.group)
+        return Learner(model, plan, self.hooks.device, self.hooks.group)
 
 
 def _quality(line: Mapping[str, Any]) -> float:
-    found = line["evaluation"]["mean_iou"]
-    return -1.0 if found is None else float(found)
+    mean_iou = line["evaluation"]["mean_iou"]
+    return -1.0 if mean_iou is None else float(mean_iou)
 
 
-def device_of(wanted: str) -> str:
-    """The device that `auto` means here."""
-    if wanted != "auto":
-        return wanted
+def device_of(device: str) -> str:
+    """Return the device; "auto" becomes "cuda" if torch finds a GPU, otherwise "cpu"."""
+    if device != "auto":
+        return device
     return "cuda" if torch.cuda.is_available() else "cpu"

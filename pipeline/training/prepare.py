@@ -1,4 +1,4 @@
-"""From the configuration of a training to things that exist, and whose directory it is."""
+"""Prepare a training: resolve and check its configuration, and claim its directory."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ log = logging.getLogger("fcnseg")
 
 @dataclass(frozen=True)
 class PreparedTraining:
-    """A training whose every part has been found and checked, before anything is written.
+    """A training with resolved and checked settings; nothing is written yet.
 
     Attributes:
-        config: as given.
-        output: its directory.
-        labels: the classes.
-        data: what is learnt from.
-        val: what is scored, if anything.
-        init: the weights that it starts from, if any.
-        preprocessing: goes into the weights.
-        parts: all that decides the weights, JSON-able.
+        config: configuration as given.
+        output: store of the training's directory.
+        labels: label set of the training.
+        data: training data.
+        val: validation data; None without VAL.
+        init: initial weights; None to start from scratch.
+        preprocessing: preprocessing stored in the weights.
+        parts: all settings and digests that determine the weights, JSON-able.
     """
 
     config: TrainConfig
@@ -56,35 +56,35 @@ class PreparedTraining:
     parts: Mapping[str, Any]
 
     def architecture(self, stage: int) -> Architecture:
-        """The network of a stage."""
+        """Return the architecture of a stage's network."""
         return _architecture(self.config, stage, self.labels)
 
     @property
     def stages(self) -> int:
-        """How many there are."""
+        """Number of stages."""
         return len(self.config.variants())
 
     @property
     def stage_steps(self) -> int:
-        """Steps of each stage."""
+        """Number of optimizer steps in each stage."""
         return self.config.recipe().max_steps
 
     @property
     def total_steps(self) -> int:
-        """Of all stages."""
+        """Number of optimizer steps in all stages."""
         return self.stages * self.stage_steps
 
 
 def prepare_training(config: TrainConfig) -> PreparedTraining:
-    """Find everything a training needs. Lists the inputs; writes nothing.
+    """Resolve and check everything that a training needs; list the inputs, write nothing.
 
     Raises:
-        ConfigError, LabelSetError: values that contradict, no label set, or places that overlap.
-        WeightsError: the initial weights are none, or cannot start this network.
-        InputError: nothing to learn from.
+        ConfigError, LabelSetError: contradicting values, no label set, or overlapping locations.
+        WeightsError: the initial weights are not valid, or do not fit this network.
+        InputError: the training data is empty.
         StoreError: a store cannot be read.
     """
-    check_consistent(config)  # it may come from a form
+    check_consistent(config)  # again here: a config from a Prefect form was not checked yet
     init = None
     if config.model.init != SCRATCH:
         init = load_weights(config.model.init, config.input.store)
@@ -117,7 +117,7 @@ def prepare_training(config: TrainConfig) -> PreparedTraining:
         "val": val.digest if val else None,
         "val_labels": val.labels.to_dict() if val else None,
     }  # fmt: skip
-    # Through JSON, so that what is compared later is what was written.
+    # A round trip through JSON, so that later comparisons see the same types as the file.
     parts = json.loads(json.dumps(parts))
     return PreparedTraining(config, output, labels, data, val, init, preprocessing, parts)
 
@@ -131,8 +131,9 @@ def _architecture(config: TrainConfig, stage: int, labels: LabelSet) -> Architec
     )
     if network.input_channels != 3:
         raise ConfigError(
-            where="--variant", found=f"{network.variant}, of {network.input_channels} channels",
-            expected="a network for RGB pictures, which is all that an input holds", remedy="Choose another.",
+            where="--variant", found=f"{network.variant} with {network.input_channels} channels",
+            expected="a network for RGB images, because inputs hold RGB images only",
+            remedy="Choose another variant.",
         )  # fmt: skip
     return network
 
@@ -142,8 +143,8 @@ def _labels(config: InputConfig, init: WeightsFile | None) -> LabelSet:
         return read_label_set(config.label_set, config.store)
     if init is None:
         raise ConfigError(
-            where="--label-set", found="nothing", expected="what the values of the labels mean",
-            remedy="Name it: --label-set voc, or a YAML file (docs/label-sets.md).",
+            where="--label-set", found="no label set", expected="the meaning of the label values",
+            remedy="Add --label-set voc, or a YAML file (docs/label-sets.md).",
         )  # fmt: skip
     return init.info.labels
 
@@ -153,7 +154,8 @@ def _val_labels(config: InputConfig, labels: LabelSet) -> LabelSet:
     if own.classes != labels.classes:
         raise ConfigError(
             where="val.label_set", found=f"classes {', '.join(own.classes)}",
-            expected=f"those of the training: {', '.join(labels.classes)}", remedy="Name a set of these classes.",
+            expected=f"the classes of the training: {', '.join(labels.classes)}",
+            remedy="Name a label set with these classes.",
         )  # fmt: skip
     return own
 
@@ -165,38 +167,38 @@ def _preprocessing(name: str | None, init: WeightsFile | None) -> Preprocessing:
 
 
 def _advise(config: TrainConfig, init: WeightsFile | None) -> None:
-    """What often goes wrong with the authors' recipes, said before it does."""
+    """Warn about combinations of recipe and initial weights that usually fail."""
     recipe, variant = config.recipe(), config.variants()[0]
     if recipe.loss != "sum" or config.train.learning_rate is not None:
         return
     if init is None:
         log.warning(
-            "recipe %s is made for weights that know ImageNet (fcnseg weights convert --from "
-            "vgg-caffe-pth); from scratch its rates learn next to nothing: --recipe modern does",
+            "recipe %s needs weights pretrained on ImageNet (fcnseg weights convert --from "
+            "vgg-caffe-pth); from scratch its learning rates are too low: use --recipe modern",
             recipe.name,
         )
     elif variant in recipe.stage_rates and init.info.is_initialisation:
         log.warning(
-            "recipe %s trains %s as a later stage, at a rate of %g: from VGG-16 take --stages "
-            "32s,16s,8s, or --variant fcn8s-atonce",
+            "recipe %s trains %s as a later stage, at a learning rate of %g: from VGG-16 use "
+            "--stages 32s,16s,8s, or --variant fcn8s-atonce",
             recipe.name,
             variant,
             recipe.stage_rates[variant],
         )
 
 
-def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
-    """Refuse a directory that belongs to something else. Writes nothing.
+def check_directory(output: Store, parts: Mapping[str, Any]) -> None:
+    """Refuse a directory that belongs to a run or to another training; write nothing.
 
-    One with neither a checkpoint nor the mark of a finished training belongs to nobody.
+    A directory with neither a checkpoint nor the marker of a finished training is free.
 
     Raises:
-        OutputError: naming the first difference.
+        OutputError: the directory is taken; names the first difference.
     """
     if _read(output, MANIFEST) is not None:
         raise OutputError(
-            where=output.location(MANIFEST), found="the output of fcnseg run", expected="a directory of its own",
-            remedy="Choose another --output.",
+            where=output.location(MANIFEST), found="the output of fcnseg run",
+            expected="a directory used only by this training", remedy="Choose another --output.",
         )  # fmt: skip
     data = _read(output, PATH)
     if data is None or not (output.objects(CHECKPOINTS) or _read(output, SUCCESS)):
@@ -204,40 +206,40 @@ def check_directory(output: Store, mine: Mapping[str, Any]) -> None:
     where = output.location(PATH)
     try:
         document = json.loads(data)
-        theirs, form = dict(document["parts"]), document["format"]
+        existing, version = dict(document["parts"]), document["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(
             where=where, found=f"unreadable ({error})", expected="the _train.json of a training",
             remedy="Use a new directory.",
         ) from error  # fmt: skip
-    if form != FORMAT:
+    if version != FORMAT:
         raise OutputError(
             where=where,
-            found=f"format {form}",
+            found=f"format {version}",
             expected=f"format {FORMAT}",
             remedy="Use a new directory.",
         )
-    # What is not there was not yet written down when that training began.
-    names = [name for name in mine if name in theirs]
-    then, now = ({name: of[name] for name in names} for of in (theirs, mine))
+    # Older versions wrote fewer parts: only the parts that the file has are compared.
+    names = [name for name in parts if name in existing]
+    then, now = ({name: source[name] for name in names} for source in (existing, parts))
     difference = first_difference(then, now)
     if difference is not None:
-        found, expected = difference.describe("a training with {}", "{}, as it was asked for now")
+        found, expected = difference.describe("a training with {}", "{}, as requested now")
         raise OutputError(
             where=where, found=found, expected=expected,
-            remedy="Use a new --output (--init can start from the weights of this one), or the "
-            "settings and data of this one to resume it.",
+            remedy="Use a new --output (--init can start from these weights), or resume with the "
+            "settings and data of the existing training.",
         )  # fmt: skip
 
 
-def claim_directory(output: Store, mine: Mapping[str, Any]) -> None:
-    """Make a directory ours. Only the holder of the lease may call this.
+def claim_directory(output: Store, parts: Mapping[str, Any]) -> None:
+    """Claim a directory for this training; only the holder of the lease may call this.
 
     Raises:
         OutputError: see `check_directory`.
     """
-    check_directory(output, mine)
-    document = {"format": FORMAT, "parts": dict(mine)}
+    check_directory(output, parts)
+    document = {"format": FORMAT, "parts": dict(parts)}
     data = json.dumps(document, indent=1, sort_keys=True).encode()
     if _read(output, PATH) != data:
         output.write(PATH, data)

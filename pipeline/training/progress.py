@@ -1,4 +1,4 @@
-"""What a training says of itself while it is on, and when it is over."""
+"""Progress, outcome and result of a training; no torch here, so CLI and flows can import it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline.inputs.sample import Failure
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """How far a training is.
+    """Progress of a running training.
 
     Attributes:
-        line: of metrics.jsonl, the newest.
-        total_steps: of all stages.
-        seconds_left: at the pace so far, evaluations included; None before the first step.
+        line: newest line of metrics.jsonl.
+        total_steps: steps of all stages.
+        seconds_left: estimated time left, s, validation included; None before the first step.
         bad: samples skipped so far.
     """
 
@@ -31,10 +31,10 @@ class TrainOutcome:
     """How a training loop ended.
 
     Attributes:
-        first: the step that it began behind.
-        step: the last one that was done.
-        is_finished: whether it was the last of all.
-        failures: samples that nothing was learnt from, in any process.
+        first: last step before the loop started (0 for a new training).
+        step: last finished step.
+        is_finished: whether all steps of all stages are finished.
+        failures: bad samples, skipped by any process.
     """
 
     first: int
@@ -45,19 +45,19 @@ class TrainOutcome:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training leaves behind.
+    """The result of `fcnseg train`.
 
     Attributes:
-        output: its directory.
-        step: the last one.
-        total_steps: of all stages.
-        variant: of the last weights.
-        last_sha256: of last.safetensors.
-        best: the line of metrics.jsonl whose weights are best.safetensors; None without VAL.
-        classes: names.
+        output: location of the training's directory.
+        step: last finished step.
+        total_steps: steps of all stages.
+        variant: variant of the network in last.safetensors.
+        last_sha256: SHA-256 checksum of last.safetensors.
+        best: line of metrics.jsonl that belongs to best.safetensors; None without VAL.
+        classes: class names.
         bad: samples skipped by this command.
-        trained_now: steps of this command.
-        seconds: wall time of this command.
+        trained_now: steps trained by this command.
+        seconds: wall time of this command, s.
     """
 
     output: str
@@ -72,5 +72,5 @@ class TrainResult:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines."""
+        """Return the result as a JSON document."""
         return {**vars(self), "classes": list(self.classes), "seconds": round(self.seconds, 3)}

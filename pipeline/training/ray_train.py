@@ -1,7 +1,7 @@
-"""A training shared by several processes: Ray Train starts them, torch's DDP averages gradients.
+"""Train with several processes: Ray Train starts them, torch DDP averages the gradients.
 
-Every process reads the same stream of samples and takes its share of each step, so that the steps
-are those of one process with the same batch. The first one writes; the driver holds the lease.
+Every process reads the same stream of samples and takes its share of each step, so the steps equal
+those of one process with the same batch size. The first process writes; the driver holds the lease.
 """
 
 from __future__ import annotations
@@ -33,56 +33,57 @@ def train_on_ray(
     on_progress: Callable[[TrainProgress], None],
     bad: BadSamples | None = None,
 ) -> TrainOutcome:
-    """Train with `compute.workers` processes until the end, or until told to stop.
+    """Train with `compute.workers` processes until the end or a stop request; return the outcome.
 
-    Connects to `compute.ray_address` or RAY_ADDRESS, uses the surrounding Ray job, or starts an
+    Connects to `compute.ray_address` or RAY_ADDRESS, uses the current Ray job, or starts an
     embedded Ray and stops it afterwards.
 
     Args:
-        config: of the training; its directory is claimed and its labels are checked.
-        check: raises if the directory is another driver's by now.
-        is_stopped: whether to stop after the step that is on.
-        on_progress: called with what the first process tells.
-        bad: samples known to be bad, if all were looked at.
+        config: configuration; the directory is already claimed and the labels are checked.
+        check: raises if another driver has taken over the directory.
+        is_stopped: whether to stop after the current step.
+        on_progress: called with the progress of the first process.
+        bad: bad samples, if all labels were checked; otherwise None.
 
     Raises:
-        FcnError: what a process raised, or a cluster that cannot be reached.
+        FcnError: the error of a process, or the cluster cannot be reached.
     """
     with connect_ray(config.compute.ray_address), tempfile.TemporaryDirectory() as folder:
-        desk: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
+        mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
         trainer = ray.train.torch.TorchTrainer(
             _work,
-            train_loop_config={"config": _anywhere(config), "desk": desk, "bad": bad},
+            train_loop_config={"config": _anywhere(config), "mailbox": mailbox, "bad": bad},
             scaling_config=_scaling(config),
             run_config=ray.train.RunConfig(storage_path=folder, name="fcnseg-train"),
         )
         failed: list[BaseException] = []
         thread = threading.Thread(target=_fit, args=(trainer, failed), daemon=True)
         thread.start()
-        told = False
+        is_stop_sent = False
         while thread.is_alive():
             thread.join(_WAIT_SECONDS)
             check()
-            if is_stopped() and not told:
-                ray.get(desk.stop.remote())
-                told = True
-            for progress in ray.get(desk.take.remote()):
+            if is_stopped() and not is_stop_sent:
+                ray.get(mailbox.stop.remote())
+                is_stop_sent = True
+            for progress in ray.get(mailbox.take.remote()):
                 on_progress(progress)
-        for progress in ray.get(desk.take.remote()):
+        for progress in ray.get(mailbox.take.remote()):
             on_progress(progress)
-        ending = ray.get(desk.ending.remote())
+        ending = ray.get(mailbox.ending.remote())
     if isinstance(ending, TrainOutcome):
         return ending
     if isinstance(ending, FcnError):
         raise ending
     raise FcnError(
-        where="ray train", found=f"{failed[0] if failed else 'no worker said how it ended'}",
-        expected="a training that ends", remedy="See Ray's logs; run the same command again to resume.",
+        where="ray train", found=f"{failed[0] if failed else 'no worker reported an outcome'}",
+        expected="a training that ends",
+        remedy="See the logs of Ray; run the same command again to resume.",
     )  # fmt: skip
 
 
 def _anywhere(config: TrainConfig) -> TrainConfig:
-    """The same with absolute paths: Ray's workers have working directories of their own."""
+    """Return the configuration with absolute paths: Ray workers have other working directories."""
 
     def placed(section: Any, *names: str) -> Any:
         found = {name: getattr(section, name) for name in names}
@@ -101,7 +102,7 @@ def _anywhere(config: TrainConfig) -> TrainConfig:
 def _fit(trainer: Any, failed: list[BaseException]) -> None:
     try:
         trainer.fit()
-    except Exception as error:  # said by whoever waits for this thread
+    except Exception as error:  # raised again by the thread that waits for this one
         failed.append(error)
 
 
@@ -116,7 +117,7 @@ def _scaling(config: TrainConfig) -> ray.train.ScalingConfig:
 
 
 class _Mailbox:
-    """Where workers and driver leave word for one another."""
+    """Ray actor that passes the stop request, progress and outcome between driver and workers."""
 
     def __init__(self) -> None:
         self._is_stopped = False
@@ -129,12 +130,12 @@ class _Mailbox:
     def is_stopped(self) -> bool:
         return self._is_stopped
 
-    def tell(self, progress: TrainProgress) -> None:
+    def report(self, progress: TrainProgress) -> None:
         self._progress.append(progress)
 
     def take(self) -> list[TrainProgress]:
-        told, self._progress = self._progress, []
-        return told
+        progress, self._progress = self._progress, []
+        return progress
 
     def end(self, ending: TrainOutcome | FcnError) -> None:
         if not isinstance(self._ending, FcnError):  # the first error is the cause of the others
@@ -145,7 +146,7 @@ class _Mailbox:
 
 
 class _Processes:
-    """The workers of a Ray Train job, from inside one of them."""
+    """The process group of a Ray Train job (`ProcessGroup`), seen from one worker."""
 
     def __init__(self) -> None:
         context = ray.train.get_context()
@@ -153,46 +154,46 @@ class _Processes:
         self.size: int = context.get_world_size()
 
     def wrap(self, model: Any) -> Any:
-        """Distributed data parallel."""
+        """Wrap a network in DistributedDataParallel."""
         return ray.train.torch.prepare_model(model, move_to_device=False)
 
     def no_sync(self, wrapped: Any) -> AbstractContextManager[Any]:
-        """Without averaging."""
+        """Return a context in which gradients are not averaged."""
         return cast(AbstractContextManager[Any], getattr(wrapped, "no_sync", nullcontext)())
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """By torch's all-reduce."""
+        """Sum values over all processes (torch all-reduce); all must call this method."""
         import torch
 
-        found = torch.tensor(values, dtype=torch.float64, device=ray.train.torch.get_device())
-        torch.distributed.all_reduce(found)
-        return [float(value) for value in found.cpu()]
+        sums = torch.tensor(values, dtype=torch.float64, device=ray.train.torch.get_device())
+        torch.distributed.all_reduce(sums)
+        return [float(value) for value in sums.cpu()]
 
 
-def _work(told: dict[str, Any]) -> None:
-    """What every worker does."""
+def _work(arguments: dict[str, Any]) -> None:
+    """Train as one worker; runs in every Ray Train process."""
     import torch
 
     from pipeline.training.loop import TrainingHooks, TrainingLoop
     from pipeline.training.prepare import prepare_training
 
-    config: TrainConfig = told["config"]
-    desk = told["desk"]
+    config: TrainConfig = arguments["config"]
+    mailbox = arguments["mailbox"]
     group = _Processes()
     if config.compute.threads is not None:
         torch.set_num_threads(config.compute.threads)
     prepared = prepare_training(config)
-    around = TrainingHooks(
+    hooks = TrainingHooks(
         prepared.output,
         group,
         str(ray.train.torch.get_device()),
-        stop=lambda: group.rank == 0 and ray.get(desk.is_stopped.remote()),
-        on_progress=lambda progress: ray.get(desk.tell.remote(progress)),
+        stop=lambda: group.rank == 0 and ray.get(mailbox.is_stopped.remote()),
+        on_progress=lambda progress: ray.get(mailbox.report.remote(progress)),
     )
     try:
-        outcome = TrainingLoop(prepared, around, told["bad"]).run()
+        outcome = TrainingLoop(prepared, hooks, arguments["bad"]).run()
     except FcnError as error:
-        ray.get(desk.end.remote(error))
+        ray.get(mailbox.end.remote(error))
         raise
     if group.rank == 0:
-        ray.get(desk.end.remote(outcome))
+        ray.get(mailbox.end.remote(outcome))

@@ -1,4 +1,4 @@
-"""A labelled data set as a training sees it: listed, checked, and decoded sample by sample."""
+"""The labeled data set of a training: list it, check its labels, decode it sample by sample."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _NOWHERE = "memory://fcnseg-train-lists-only"
 
 @dataclass(frozen=True)
 class TrainingSource:
-    """Labelled images: an input of `fcnseg run`, listed.
+    """A listed input with labels.
 
     Attributes:
-        where: its URL.
-        shards: by id.
-        sources: where their bytes come from.
-        labels: what the labels mean.
-        limits: how large a piece, and how much may go wrong.
-        digest: of all shards' names and tags: another one is another data set.
-        passed_over: see `Listing`.
+        where: URL of the input.
+        shards: shards, sorted by id.
+        sources: stores that hold the bytes of the shards.
+        labels: label set of the labels.
+        limits: chunk limits and limits of bad samples.
+        digest: digest of the ids, tags and sizes of all shards; identifies the data set.
+        passed_over: skipped files of the input, see `Listing`.
     """
 
     where: str
@@ -49,28 +49,28 @@ class TrainingSource:
     passed_over: tuple[str, ...] = ()
 
     def chunks(self, shard: Shard) -> Iterator[Chunk]:
-        """Those of a shard, in order.
+        """Yield the chunks of a shard, in order.
 
         Raises:
-            ShardError: it cannot be read.
+            ShardError: the shard cannot be read.
             StoreError: the store fails.
         """
         limits = ChunkLimits(self.limits.chunk_images, self.limits.chunk_bytes)
         return read_chunks(shard, self.sources, limits)
 
     def samples(self) -> Iterator[Sample | Failure]:
-        """All that have a label, and what could not be read, shard by shard."""
+        """Yield all labeled samples and all samples that cannot be read, shard by shard."""
         for shard in self.shards:
             for chunk in self.chunks(shard):
                 yield from chunk.failures
                 yield from (sample for sample in chunk.samples if sample.label is not None)
 
     def decode(self, sample: Sample) -> TrainingSample:
-        """Its picture and its classes.
+        """Decode a sample: (H, W, 3) uint8 RGB image, (H, W) uint8 class indices with 255 = void.
 
         Raises:
-            ImageError: one does not decode, or their sizes differ: a bad sample.
-            LabelError: values outside the label set: the wrong label set, most likely.
+            ImageError: a bad sample: image or label cannot be decoded, or their sizes differ.
+            LabelError: values outside the label set; probably the wrong label set.
         """
         most = self.limits.max_image_pixels
         image = decode_image(sample.image, sample.location, most)
@@ -79,41 +79,40 @@ class TrainingSource:
         return image, label
 
     def truth(self, sample: Sample) -> NDArray[np.uint8]:
-        """Its classes; see `decode`."""
+        """Decode the label of a sample: (H, W) uint8 class indices, 255 = void; see `decode`."""
         assert sample.label is not None
         most = self.limits.max_image_pixels
         return decode_truth(sample.label, sample.label_location, self.labels, most)
 
 
 def list_source(config: InputConfig, labels: LabelSet, limits: LimitsConfig) -> TrainingSource:
-    """Look at an input.
+    """List an input for training; nothing is read.
 
     Raises:
-        InputError: nothing there, or several kinds of input in one place.
-        ConfigError: a selection that cannot be.
-        StoreError: it cannot be listed.
+        InputError: the input is empty, or mixes several kinds of input.
+        ConfigError: the selection of shards is not valid.
+        StoreError: the input cannot be listed.
     """
     run = RunConfig(input=config, output=OutputConfig(url=_NOWHERE), limits=limits)
-    found = make_plan(resolve_plan(run))
+    plan = make_plan(resolve_plan(run))
     digest = hashlib.sha256()
-    for shard in found.pending:
+    for shard in plan.pending:
         digest.update(f"{shard.id}\0{shard.etag}\0{shard.size}\0".encode())
     return TrainingSource(
-        config.url, found.pending, found.sources, labels, limits, digest.hexdigest()[:16],
-        found.passed_over,
+        config.url, plan.pending, plan.sources, labels, limits, digest.hexdigest()[:16],
+        plan.passed_over,
     )  # fmt: skip
 
 
 @dataclass
 class BadSamples:
-    """Samples that cannot be learnt from: skipped, counted, and too many at some point.
+    """Counts the bad samples of a training, and raises when there are too many.
 
     Attributes:
-        where: their input.
-        limits: how many are too many.
-        seen: labelled samples looked at so far; each counts once as soon as an epoch was seen
-            from its beginning to its end.
-        failures: by location.
+        where: URL of the input.
+        limits: limits of bad samples.
+        seen: labeled samples seen so far; after one complete epoch, the number of samples in it.
+        failures: failures by location and key.
     """
 
     where: str
@@ -125,18 +124,18 @@ class BadSamples:
     _began: int | None = None
 
     def add(self, failure: Failure) -> bool:
-        """One more; the same one again counts for nothing: whether it is new."""
+        """Record a bad sample; return whether the sample is new."""
         name = f"{failure.location} {failure.key}"
         is_new = name not in self.failures
         self.failures[name] = failure
         return is_new
 
     def saw_all(self) -> None:
-        """Every sample has been looked at."""
+        """Record that every sample has been seen."""
         self._is_whole = True
 
     def saw(self, samples: int, epoch: int) -> None:
-        """Samples of a step more, the last one of this epoch."""
+        """Record the samples of one step; `epoch` is the epoch of the last one."""
         if self._is_whole:
             return
         self.seen += samples
@@ -147,10 +146,10 @@ class BadSamples:
         self._epoch = epoch
 
     def check(self) -> None:
-        """Refuse to go on with too many.
+        """Stop the training if too many samples are bad.
 
         Raises:
-            LimitsError: naming the first.
+            LimitsError: too many bad samples; names the first one.
         """
         if is_over(len(self.failures), self.seen, self.limits.max_bad_fraction):
             first = next(iter(self.failures.values()))
@@ -159,22 +158,23 @@ class BadSamples:
                 found=f"{len(self.failures)} of {self.seen} samples are bad; the first: "
                 f"{first.location}: {first.reason}",
                 expected=f"at most {self.limits.max_bad_fraction:.2%} (limits.max_bad_fraction)",
-                remedy="Mend or remove them, or raise the limit.",
+                remedy="Repair or remove the bad samples, or raise the limit.",
             )
 
 
 def check_labels(source: TrainingSource, threads: int) -> BadSamples:
-    """Look at every label once.
+    """Decode every label once; return the bad samples.
 
     Raises:
-        LabelError: one holds a value that is no class; naming the sample. Or all are void.
+        LabelError: a label holds a value outside the label set (names the sample), or every pixel
+            of every label is void.
         InputError: no sample has a label.
-        LimitsError: too many are bad.
+        LimitsError: too many samples are bad.
     """
     bad = BadSamples(source.where, source.limits)
 
-    def look(item: Sample | Failure) -> Failure | bool:
-        """Whether any of its pixels has a class."""
+    def check(item: Sample | Failure) -> Failure | bool:
+        """Return whether any pixel of the label has a class, or the failure."""
         if isinstance(item, Failure):
             return item
         try:
@@ -183,27 +183,28 @@ def check_labels(source: TrainingSource, threads: int) -> BadSamples:
             return Failure.of(item.key, error, item.location)
 
     has_classes = False
-    for found in map_ordered(look, source.samples(), threads):
+    for outcome in map_ordered(check, source.samples(), threads):
         bad.seen += 1
-        if isinstance(found, Failure):
-            bad.add(found)
+        if isinstance(outcome, Failure):
+            bad.add(outcome)
         else:
-            has_classes = has_classes or found
+            has_classes = has_classes or outcome
     if not bad.seen:
-        raise unlabelled(source)
+        raise no_labels_error(source)
     bad.saw_all()
     bad.check()
     if not has_classes:
         raise LabelError(
-            where=source.where, found=f"every pixel of {bad.seen} labels is void", expected="pixels that have a class",
-            remedy="Name the labels that are meant, or a label set that says what their values mean.",
+            where=source.where, found=f"every pixel of {bad.seen} labels is void",
+            expected="pixels with a class",
+            remedy="Check --labels, and name the label set that defines the label values.",
         )  # fmt: skip
     return bad
 
 
-def unlabelled(source: TrainingSource) -> InputError:
-    """The error of an input without labels."""
+def no_labels_error(source: TrainingSource) -> InputError:
+    """Return the error for an input without labels."""
     return InputError(
-        where=source.where, found="no sample with a label", expected="images and labels to learn from",
+        where=source.where, found="no sample with a label", expected="images with labels",
         remedy="Name the labels of a folder with --labels, or pack them (fcnseg shard --labels).",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Scores on VAL while a network is trained, and some of its masks to look at."""
+"""Validation during training: scores on VAL, and overlays of some masks."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _QUALITY = 85
 
 @dataclass(frozen=True)
 class ValidationRequest:
-    """What an evaluation looks at.
+    """Size of one validation.
 
     Attributes:
-        images: at most so many, the first ones; None: all.
-        overlays: how many are drawn.
+        images: number of images, the first ones of VAL; None: all.
+        overlays: number of images drawn with their masks.
     """
 
     images: int | None = None
@@ -41,44 +41,44 @@ class ValidationRequest:
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What it found.
+    """The result of one validation.
 
     Attributes:
-        scores: of all processes together.
-        images: scored, by all processes.
-        failures: samples that could not be scored, of this process.
-        pictures: (key, JPEG of image, truth and mask side by side) of this process.
+        scores: scores over the images of all processes.
+        images: number of images scored by all processes.
+        failures: samples of this process that could not be scored.
+        overlays: (key, JPEG of image, truth and mask side by side) of this process.
     """
 
     scores: Scores
     images: int
     failures: tuple[Failure, ...]
-    pictures: tuple[tuple[str, bytes], ...] = field(repr=False)
+    overlays: tuple[tuple[str, bytes], ...] = field(repr=False)
 
 
-def evaluate(
-    predictor: Predictor, source: TrainingSource, question: ValidationRequest, group: ProcessGroup,
+def validate(
+    predictor: Predictor, source: TrainingSource, request: ValidationRequest, group: ProcessGroup,
     stop: Callable[[], bool] = lambda: False,
 ) -> ValidationResult | None:  # fmt: skip
-    """Scores of a network, each process taking its share of the images.
+    """Score a network on VAL; each process scores its share of the images.
 
     Args:
-        predictor: of the network.
-        source: labelled images.
-        question: see there.
-        group: of processes that ask together.
-        stop: looked at after every image, where there is one process.
+        predictor: predictor of the network.
+        source: labeled images.
+        request: number of images and overlays.
+        group: processes that validate together; all must call this function.
+        stop: whether to stop; checked before every image, only in a group of one process.
 
     Returns:
-        None if it was stopped.
+        The scores of all processes; None if stopped.
 
     Raises:
-        LabelError: a label holds a value that is no class.
+        LabelError: a label holds a value outside the label set.
         ShardError, StoreError: the input fails.
     """
     classes = source.labels.num_classes
-    matrix, failures, pictures, images = ConfusionMatrix(classes), [], [], 0
-    for place, item in enumerate(_labelled(source, question.images)):
+    matrix, failures, overlays, images = ConfusionMatrix(classes), [], [], 0
+    for place, item in enumerate(_labeled_samples(source, request.images)):
         if place % group.size != group.rank:
             continue
         if group.size == 1 and stop():
@@ -94,15 +94,15 @@ def evaluate(
         mask = predictor.predict([image])[0].mask
         matrix.update(truth, mask)
         images += 1
-        if place < question.overlays:
-            pictures.append((item.key, panels(image, truth, mask, source.labels)))
+        if place < request.overlays:
+            overlays.append((item.key, panels(image, truth, mask, source.labels)))
     summed = group.sum([images, *matrix.matrix.ravel().tolist()])
     whole = ConfusionMatrix(classes)
     whole.matrix += np.array(summed[1:]).astype(np.int64).reshape(classes, classes)
-    return ValidationResult(whole.scores(), int(summed[0]), tuple(failures), tuple(pictures))
+    return ValidationResult(whole.scores(), int(summed[0]), tuple(failures), tuple(overlays))
 
 
-def _labelled(source: TrainingSource, most: int | None) -> Iterator[Sample | Failure]:
+def _labeled_samples(source: TrainingSource, most: int | None) -> Iterator[Sample | Failure]:
     for place, item in enumerate(source.samples()):
         if most is not None and place >= most:
             return
@@ -112,13 +112,13 @@ def _labelled(source: TrainingSource, most: int | None) -> Iterator[Sample | Fai
 def panels(
     image: NDArray[np.uint8], truth: NDArray[np.uint8], mask: NDArray[np.uint8], labels: LabelSet
 ) -> bytes:
-    """A JPEG: the picture, the truth over it, the mask over it, side by side.
+    """Return a JPEG with the image, the truth overlay and the mask overlay side by side.
 
     Args:
-        image: (H, W, 3) RGB; large ones are drawn smaller.
-        truth: (H, W).
-        mask: (H, W).
-        labels: for the colours.
+        image: (H, W, 3) uint8 RGB; large images are drawn smaller.
+        truth: (H, W) uint8 class indices, 255 = void.
+        mask: (H, W) uint8 predicted class indices.
+        labels: label set with the palette.
     """
     height, width = image.shape[:2]
     step = max(

@@ -98,7 +98,7 @@ def test_a_file_with_other_bytes_is_not_overwritten(
     assert fcnseg("weights", "convert", tmp_path / "file", ours, *options)[0] == 0  # equal bytes
     ours.write_text("notes")
     code, _, err = fcnseg("weights", "convert", tmp_path / "file", ours, *options)
-    assert code == 1 and "a file is there already" in err
+    assert code == 1 and "an existing file with other bytes" in err
     assert ours.read_text() == "notes"
 
 
@@ -162,7 +162,7 @@ def test_the_checksum_of_a_published_file_tells_its_variant(
     known(data)
     code, _, err, _ = convert(data, form="pytorch-fcn")
     assert code == 1 and "by its checksum: the published known.pth" in err
-    assert "Say --from pytorch-fcn --variant fcn8s-atonce" in err
+    assert "Use --from pytorch-fcn --variant fcn8s-atonce" in err
     code, out, _, result = convert(data, form="pytorch-fcn", variant="fcn8s-atonce")
     assert code == 0 and "published weights, recognized by checksum: known.pth" in out
     assert read_weights(result).info.origin["published"] == "known.pth"
@@ -190,7 +190,7 @@ def test_a_published_name_without_a_checksum_is_not_taken_for_another_format(
     options = {"variant": "fcn32s", "name": "vgg16-00b39a1b.pth"}
     code, _, err, _ = convert(old, form="torchvision", **options)
     assert code == 1 and "by its name: the published vgg16-00b39a1b.pth" in err
-    assert "Say --from vgg-caffe-pth" in err
+    assert "Use --from vgg-caffe-pth" in err
     assert preprocessing(convert(old, form="vgg-caffe-pth", **options)) == CAFFE_VOC
     depth = convert(old, form="vgg-caffe-pth", name=options["name"], variant="fcn32s-color-d")
     assert preprocessing(depth) == PREPROCESSINGS["nyud-color-d"]
@@ -243,7 +243,7 @@ def test_wrong_places_are_named(
     source = tmp_path / "net.caffemodel"
     source.write_bytes(caffemodel(model))
     same = fcnseg("weights", "convert", source, source, *options)
-    assert same[0] == 2 and "SRC and DST are one" in same[2]
+    assert same[0] == 2 and "the same file as SRC and DST" in same[2]
     folder = fcnseg("weights", "convert", source, f"{tmp_path}/", *options)
     assert folder[0] == 2 and "a folder" in folder[2]
     for command in ("show", "verify"):

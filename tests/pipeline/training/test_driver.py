@@ -422,13 +422,17 @@ def test_a_bad_picture_is_skipped_and_counted(settings, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"input__label_set": None}, ConfigError, "--label-set: nothing"),
+        ({"input__label_set": None}, ConfigError, "--label-set: no label set"),
         ({"train__stages": ("32s", "16s")}, ConfigError, "stages that end with the variant"),
         ({"compute__workers": 3}, ConfigError, "3 workers for batches of 2"),
-        ({"model__variant": "fcn32s-color-d"}, ConfigError, "of 4 channels"),
+        ({"model__variant": "fcn32s-color-d"}, ConfigError, "with 4 channels"),
         ({"model__preprocessing": "nobody"}, ConfigError, "one of centred"),
         ({"model__init": "/nowhere.safetensors"}, WeightsError, "no such file"),
-        ({"input__url": "/nowhere/at/all"}, InputError, "no such prefix"),
+        (
+            {"input__url": "/nowhere/at/all"},
+            InputError,
+            "no objects: the folder or prefix is empty or missing",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(settings, changes, error, message):
@@ -446,7 +450,7 @@ def test_an_unknown_key_is_named_with_those_that_are_known(settings):
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({}, "--recipe modern does"), ({"model__init": "16"}, "--stages 32s,16s,8s")],
+    [({}, "use --recipe modern"), ({"model__init": "16"}, "--stages 32s,16s,8s")],
 )
 def test_advice_about_the_recipes_of_the_authors(settings, tmp_path, caplog, changes, said):
     from pipeline.training.prepare import prepare_training
