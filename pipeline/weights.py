@@ -1,6 +1,6 @@
-"""Weights files as commands need them: convert one, describe one, try one out.
+"""The commands `fcnseg weights`: convert, halve, describe, verify (`try_out`) and calibrate.
 
-`fcnseg weights calibrate`: the ranges that int8 needs, from pictures of an input.
+Every command that writes refuses to replace a file with other bytes (`refuse_overwriting`).
 """
 
 from __future__ import annotations
@@ -39,24 +39,26 @@ from pipeline.resolve import load_weights, read_label_set
 from pipeline.storage.store import read_url, write_url
 from pipeline.training.source import TrainingSource, list_source
 
+log = logging.getLogger("fcnseg")
+
 TRIAL_SIZE = (48, 64)
-"""Height and width, px, of the picture that `try_out` feeds."""
+"""Height and width, px, of the noise image that `try_out` feeds to the network."""
 
 
 @dataclass(frozen=True)
 class ConvertRequest:
-    """What `fcnseg weights convert` was asked for; see its options.
+    """Options of `fcnseg weights convert`.
 
     Attributes:
-        source: URL of the file.
+        source: URL of the file to convert.
         destination: URL of the file to write.
-        format: of the source.
-        variant: of the network.
-        label_sets: name or YAML file, one per head.
-        preprocessing: a key of `PREPROCESSINGS`; None: what is known of the file.
-        output_stride: 16 or 8 for a dilated network of the same weights.
-        md5: that the source must have.
-        sha256: that the source must have.
+        format: format of the source.
+        variant: variant of the network.
+        label_sets: name or YAML file of the label set, one per head.
+        preprocessing: a key of `PREPROCESSINGS`; None: the preprocessing known for the file.
+        output_stride: 32, or 16 or 8 for a dilated network with the same weights.
+        md5: required MD5 checksum of the source; None: not checked.
+        sha256: required SHA-256 checksum of the source; None: not checked.
     """
 
     source: str
@@ -71,31 +73,40 @@ class ConvertRequest:
 
 
 def refuse_overwriting(destination: str, data: bytes) -> None:
-    """Refuse to write a weights file over another one.
+    """Refuse to replace an existing file that has other bytes.
 
     Args:
-        destination: URL.
-        data: what would be written; the same bytes may be there already.
+        destination: URL of the file to write.
+        data: bytes to write; a file with the same bytes may exist already.
 
     Raises:
-        WeightsError: other bytes are there.
+        WeightsError: a file with other bytes exists.
     """
     try:
-        there = read_url(destination)
-    except StoreError:  # nothing there; or writing will say what is wrong with the place
+        existing = read_url(destination)
+    except StoreError:  # no file; or a failing store, which the write will report
         return
-    if there != data:
+    if existing != data:
         raise WeightsError(
             where=masked(destination),
-            found="a file is there already, with other bytes",
+            found="an existing file with other bytes",
             expected="a new name",
-            remedy="Remove it first, or name another DST.",
+            remedy="Remove the file first, or name another DST.",
         )
 
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """What was written, and why it is what it is."""
+    """The result of a conversion.
+
+    Attributes:
+        destination: URL of the written file.
+        sha256: its SHA-256 checksum.
+        bytes: its size, bytes.
+        published: file name of the published weights with the source's checksum, if known.
+        notes: decisions of the conversion, in words.
+        description: see `describe`.
+    """
 
     destination: str
     sha256: str
@@ -105,103 +116,101 @@ class ConvertResult:
     description: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able form."""
+        """Return the result as a JSON document."""
         return {**vars(self), "notes": list(self.notes)}
 
 
 def convert(request: ConvertRequest) -> ConvertResult:
-    """Convert a file and write the result.
+    """Convert a weights file of another framework, write it, and return what was written.
 
     Raises:
-        WeightsError: the file is not what it was said to be; see `fcn_core.weights.convert.convert`.
+        WeightsError: the source does not match the request (`fcn_core.weights.convert.convert`).
         ConfigError, LabelSetError: a label set or the preprocessing does not exist.
-        StoreError: the source cannot be read or the destination not written.
+        StoreError: the source cannot be read, or the destination cannot be written.
     """
     where = f"weights {request.source}"
     if request.source == request.destination:
         raise ConfigError(
             where=request.destination,
-            found="SRC and DST are one",
-            expected="two",
+            found="the same file as SRC and DST",
+            expected="two different files",
             remedy="Name another DST.",
         )
     labels = tuple(_labels(name) for name in request.label_sets)
     if not labels:
         raise ConfigError(
             where="--label-set",
-            found="nothing",
+            found="no label set",
             expected="the classes of the weights",
-            remedy="Name it.",
+            remedy="Add --label-set.",
         )
     chosen = _preprocessing(request.preprocessing)
     data = read_url(request.source)
-    for kind, wanted in (("md5", request.md5), ("sha256", request.sha256)):
-        if wanted is not None:
-            check_checksum(data, "md5" if kind == "md5" else "sha256", wanted, where)
+    for kind, checksum in (("md5", request.md5), ("sha256", request.sha256)):
+        if checksum is not None:
+            check_checksum(data, "md5" if kind == "md5" else "sha256", checksum, where)
     file = posixpath.basename(request.source)
-    found = identify_published(data, file, where)
-    known = found or find_published(file)
+    identified = identify_published(data, file, where)
+    known = identified or find_published(file)
     if known:
-        _check_published(known, request, f"{where}, by its {'checksum' if found else 'name'}")
-    by_name = False
+        _check_published(known, request, f"{where}, by its {'checksum' if identified else 'name'}")
+    is_by_name = False
     if chosen is None and known and known.label_sets:
-        chosen, by_name = PREPROCESSINGS[known.preprocessing], not found
+        chosen, is_by_name = PREPROCESSINGS[known.preprocessing], not identified
     digest = hashlib.sha256(data).hexdigest()
-    wanted_network = ConvertOptions(
-        request.format, request.variant, labels, chosen, request.output_stride
-    )
-    converted = convert_bytes(data, wanted_network, where)
-    del data  # as large as the result, which is about to be made
-    written = _file(converted, digest, found, request.destination)
+    options = ConvertOptions(request.format, request.variant, labels, chosen, request.output_stride)
+    converted = convert_bytes(data, options, where)
+    del data  # frees memory: the result is as large as the source
+    written = _file(converted, digest, identified, request.destination)
     refuse_overwriting(request.destination, written.data)
     write_url(request.destination, written.data)
     notes = converted.notes
-    if known and by_name:
+    if known and is_by_name:
         notes = (f"the preprocessing is that of the published {known.file}, by its name", *notes)
     return ConvertResult(
         request.destination,
         written.sha256,
         len(written.data),
-        found.file if found else None,
+        identified.file if identified else None,
         notes,
         describe(written),
     )
 
 
 def halve(source: str, destination: str) -> WeightsFile:
-    """Write a weights file again with its numbers in float16; it is loaded as float32 as before.
+    """Write a copy of a weights file in float16 and return it; loading still gives float32.
 
     Args:
         source: name or URL of a weights file.
         destination: URL of the file to write.
 
     Raises:
-        WeightsError: it is not a weights file, a number of it is too large for float16, or another
-            file is there.
-        ConfigError: both are one.
-        StoreError: the source cannot be read or the destination not written.
+        WeightsError: the source is not a weights file, a value is too large for float16, or the
+            destination exists with other bytes.
+        ConfigError: source and destination are the same.
+        StoreError: the source cannot be read, or the destination cannot be written.
     """
     if source == destination:
         raise ConfigError(
             where=destination,
-            found="SRC and DST are one",
-            expected="two",
+            found="the same file as SRC and DST",
+            expected="two different files",
             remedy="Name another DST.",
         )
     file = load_weights(source)
     written = WeightsFile(save_weights(file.load(), file.info, half=True), f"weights {destination}")
-    written.load()  # refuses what has become infinite, with the name of the tensor
+    written.load()  # raises for values that became infinite, and names the tensor
     refuse_overwriting(destination, written.data)
     write_url(destination, written.data)
     return written
 
 
 def describe(file: WeightsFile) -> dict[str, Any]:
-    """What a weights file says of itself, from its header: a JSON-able document."""
+    """Return the header of a weights file as a JSON document; tensors are not loaded."""
     info, arch = file.info, file.info.architecture
-    tensors = {name: {"dtype": found.dtype, "shape": list(found.shape),
-                      "parameters": found.parameters}
-               for name, found in file.tensors.items()}  # fmt: skip
+    tensors = {name: {"dtype": tensor.dtype, "shape": list(tensor.shape),
+                      "parameters": tensor.parameters}
+               for name, tensor in file.tensors.items()}  # fmt: skip
     heads = zip(arch.head_classes, (info.labels, *info.other_labels), strict=True)
     return {
         "variant": arch.variant,
@@ -222,35 +231,35 @@ def describe(file: WeightsFile) -> dict[str, Any]:
 
 
 def try_out(file: WeightsFile, sha256: str | None = None) -> dict[str, Any]:
-    """Load a weights file wholly and label a small picture with it.
+    """Load a whole weights file and run its network on a small noise image.
 
     Args:
-        file: to try.
-        sha256: that it must have.
+        file: weights file to try.
+        sha256: required SHA-256 checksum; None: not checked.
 
     Returns:
-        Its sha256, its parameters, and per head the least and greatest logit of a picture of noise.
+        JSON document: checksum, variant, number of parameters, and [min, max] logit per head.
 
     Raises:
-        WeightsError: the checksum differs, a tensor is missing, of the wrong shape or not finite,
-            or the logits are not finite.
+        WeightsError: the checksum differs, a tensor is missing, has the wrong shape or is not
+            finite, or the logits are not finite.
     """
     if sha256 is not None:
         check_checksum(file.data, "sha256", sha256, file.where)
     model = file.load()
     generator = torch.Generator().manual_seed(0)
     channels = model.architecture.input_channels
-    picture = 255 * torch.rand(1, channels, *TRIAL_SIZE, generator=generator)
+    image = 255 * torch.rand(1, channels, *TRIAL_SIZE, generator=generator)
     pre = file.info.preprocessing
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (pre.mean, pre.std))
     with torch.inference_mode():
-        logits = model.forward_heads((picture - mean) / std)
-    for head, found in logits.items():
-        if not torch.isfinite(found).all():
+        logits = model.forward_heads((image - mean) / std)
+    for head, values in logits.items():
+        if not torch.isfinite(values).all():
             raise WeightsError(
                 where=file.where,
                 found=f"logits{f' of head {head}' if head else ''} hold NaN or infinity",
-                expected="finite numbers for a picture of noise",
+                expected="finite numbers for a noise image",
                 remedy="The weights are damaged or too large: use another file.",
             )
     return {
@@ -258,8 +267,8 @@ def try_out(file: WeightsFile, sha256: str | None = None) -> dict[str, Any]:
         "variant": file.info.variant,
         "parameters": sum(tensor.parameters for tensor in file.tensors.values()),
         "initialisation": file.info.is_initialisation,
-        "logits": {head: [float(found.min()), float(found.max())]
-                   for head, found in logits.items()},
+        "logits": {head: [float(values.min()), float(values.max())]
+                   for head, values in logits.items()},
     }  # fmt: skip
 
 
@@ -275,7 +284,7 @@ def _preprocessing(name: str | None) -> Preprocessing | None:
             where="--preprocessing",
             found=f"{name!r}",
             expected=f"one of {', '.join(PREPROCESSINGS)}",
-            remedy="Name one.",
+            remedy="Choose one of these.",
         )
     return PREPROCESSINGS[name]
 
@@ -287,50 +296,48 @@ def _check_published(entry: Published, request: ConvertRequest, where: str) -> N
             where=where,
             found=f"the published {entry.file}",
             expected=f"--from {request.format} --variant {request.variant}",
-            remedy=f"Say --from {entry.format}{variant}; rename it if it is another file on purpose.",
+            remedy=f"Use --from {entry.format}{variant}, or rename the file if its name is a "
+            "coincidence.",
         )
 
 
 def _file(
-    converted: Converted, source_sha256: str, found: Published | None, destination: str
+    converted: Converted, source_sha256: str, published: Published | None, destination: str
 ) -> WeightsFile:
     origin = {**converted.info.origin, "source_sha256": source_sha256}
-    if found:
-        origin["published"] = found.file
+    if published:
+        origin["published"] = published.file
     info = replace(converted.info, origin=origin)
     return WeightsFile(save_weights(converted.model, info), f"weights {destination}")
 
 
-log = logging.getLogger("fcnseg")
-
-
-def calibrate(source: str, destination: str, images: str, most: int) -> WeightsFile:
-    """Write a weights file again with the ranges of its layers on some pictures.
+def calibrate(source: str, destination: str, images: str, max_images: int) -> WeightsFile:
+    """Write a copy of a weights file with the int8 ranges of its layers, and return it.
 
     Args:
         source: name or URL of a weights file.
         destination: URL of the file to write.
-        images: an input of `fcnseg run`; its labels are not looked at.
-        most: pictures at most, from shards spread over the input.
+        images: URL of an input of `fcnseg run`; its labels are not read.
+        max_images: upper bound of images to measure, taken from shards spread over the input.
 
     Raises:
-        WeightsError: it is no weights file of a network for int8, another file is at the
-            destination, or no picture can be read.
-        ConfigError: source and destination are one.
-        InputError: there is no input.
-        StoreError: something cannot be read or written.
+        WeightsError: the source is not a weights file of a network for int8, the destination exists
+            with other bytes, or no image can be decoded.
+        ConfigError: source and destination are the same.
+        InputError: the input is empty.
+        StoreError: the input or a file cannot be read or written.
     """
     if source == destination:
         raise ConfigError(
             where=destination,
-            found="SRC and DST are one",
-            expected="two",
+            found="the same file as SRC and DST",
+            expected="two different files",
             remedy="Name another DST.",
         )
     file = load_weights(source)
     file.check_is_trained()
-    found = list_source(InputConfig(url=images), file.info.labels, LimitsConfig())
-    info = measure_int8_ranges(file, _pictures(found, most))
+    listed = list_source(InputConfig(url=images), file.info.labels, LimitsConfig())
+    info = measure_int8_ranges(file, _images(listed, max_images))
     is_half = {tensor.dtype for tensor in file.tensors.values()} == {"F16"}
     data = save_weights(file.load(), info, half=is_half)
     written = WeightsFile(data, f"weights {destination}")
@@ -339,22 +346,23 @@ def calibrate(source: str, destination: str, images: str, most: int) -> WeightsF
     return written
 
 
-def _pictures(source: TrainingSource, most: int) -> Iterator[NDArray[np.uint8]]:
-    """Those that decode of the first of each chosen shard."""
-    count = max(1, min(most, len(source.shards)))
+def _images(source: TrainingSource, max_images: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield the valid images among the first ones of evenly spread shards."""
+    count = max(1, min(max_images, len(source.shards)))
     shards = [source.shards[place * len(source.shards) // count] for place in range(count)]
-    each = -(-most // count)
-    few = replace(source, limits=source.limits.model_copy(update={"chunk_images": each}))
-    left = most
+    images_per_shard = -(-max_images // count)
+    limits = source.limits.model_copy(update={"chunk_images": images_per_shard})
+    sampled = replace(source, limits=limits)
+    left = max_images
     for shard in shards:
         try:
-            samples = next(few.chunks(shard)).samples[:left]
+            samples = next(sampled.chunks(shard)).samples[:left]
         except ShardError as error:
-            log.warning("passed over: %s", error)
+            log.warning("skipped: %s", error)
             continue
         for sample in samples:
             try:
                 yield decode_image(sample.image, sample.location, source.limits.max_image_pixels)
                 left -= 1
             except ImageError as error:
-                log.warning("passed over: %s", error)
+                log.warning("skipped: %s", error)

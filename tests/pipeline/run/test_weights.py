@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.inputs.shard import Shard
 from pipeline.stages.read import Chunk
 from pipeline.training.source import TrainingSource, list_source
-from pipeline.weights import _pictures, calibrate
+from pipeline.weights import _images, calibrate
 from tests.support import world
 
 Fcnseg = Callable[..., tuple[int, str, str]]
@@ -77,7 +77,7 @@ def test_shards_are_spread_over_the_whole_input(
             read.append(shard.id)
             return super().chunks(shard)
 
-    pictures = list(_pictures(Watched(**vars(found)), most))
+    pictures = list(_images(Watched(**vars(found)), most))
     ids = [shard.id for shard in found.shards]
     places = [ids.index(name) for name in read]
     assert len(places) == len(pictures) == min(most, shards_count)
@@ -100,7 +100,7 @@ def test_what_is_damaged_is_passed_over(
     with caplog.at_level("WARNING", "fcnseg"):
         found = calibrate(str(weights), str(tmp_path / "w.safetensors"), str(shards), 100)
     assert found.info.origin["int8_pictures"] == 12
-    passed_over = [line for line in caplog.text.splitlines() if "passed over" in line]
+    passed_over = [line for line in caplog.text.splitlines() if "skipped" in line]
     assert len(passed_over) == 2
     assert "cut.tar" in passed_over[0] and "bad.jpg" in passed_over[1]
 
