@@ -138,28 +138,29 @@ def chunk(path: Path) -> None:
     left, width, middle = 60, 360, 240
     rows = [
         ("pipeline/resolve.py", "names and URLs become stores, weights, labels", "RunSpec"),
-        ("pipeline/plan.py", "INPUT less the commits of OUTPUT", "Shard: one object of INPUT"),
+        ("pipeline/plan.py", "INPUT less the commits of OUTPUT", "Shard: the unit of commit"),
         ("stages/read.py", "fetches the bytes of one chunk", "Chunk: encoded samples"),
         (
             "stages/segment.py",
             "in a worker process: decode, predict, count",
-            "SegmentedChunk: masks and counts",
+            "SegmentedChunk: masks",
         ),
         ("stages/write.py", "writes masks and previews", "Receipt: counts, SHA-256"),
         ("pipeline/committer.py", "collects the receipts of a shard", "Commit: the shard is done"),
         ("pipeline/finish.py", "scores, table, record, report; the marker last", ""),
     ]
-    step = 90
+    step = 96
+    outside = {1: 17, 4: 33}  # labels beside the frame of the executor
     for number, (name, what, product) in enumerate(rows):
         y = 30 + step * number
         d.box((left, y, width, 54), [name, what], "tint" if 2 <= number <= 4 else "box")
         if product:
             d.arrow([(middle, y + 54), (middle, y + step)])
-            d.text(middle + 12, y + 77, product, "small")
+            d.text(middle + 12, y + 54 + outside.get(number, 25), product, "small")
     # The executor runs the three stages; the driver does everything else.
     d.text(left, 20, "driver", "small")
     d.parts.append(
-        f'<rect x="42" y="{30 + 2 * step - 12}" width="396" height="{2 * step + 78}" rx="10"'
+        f'<rect x="42" y="{30 + 2 * step - 13}" width="396" height="{2 * step + 80}" rx="10"'
         ' class="group"/>'
     )
     d.parts.append(
