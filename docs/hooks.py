@@ -16,7 +16,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("CHANGELOG.md", "SECURITY.md", "benchmarks/RESULTS.md", "deploy/README.md")
+PAGES = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "benchmarks/RESULTS.md",
+    "deploy/README.md",
+)
 _DIAGRAM = re.compile(r'<img alt="[^"]*" src="(?:[^"]*/)?(\w+)\.svg" ?/?>')
 _LINK = re.compile(r"(\]\()([^)#\s:]+)")
 

@@ -1,4 +1,4 @@
-"""Draw docs/images/flow.svg and fcn8s.svg: python docs/images/diagrams.py.
+"""Draw flow.svg, chunk.svg and fcn8s.svg in docs/images: python docs/images/diagrams.py.
 
 Colours follow the reader: the system's scheme where the file is shown as a picture, the site's
 where it stands in a page.
@@ -128,6 +128,48 @@ def flow(path: Path) -> None:
     d.write(path, 698)
 
 
+def chunk(path: Path) -> None:
+    """Draw the journey of a chunk: each module, and the type that it passes on."""
+    d = Drawing(
+        "resolve.py makes a RunSpec; plan.py makes shards; stages/read.py makes chunks; "
+        "stages/segment.py, in a worker process, makes segmented chunks; stages/write.py makes "
+        "receipts; committer.py makes commits; finish.py makes scores, report and marker"
+    )
+    left, width, middle = 60, 360, 240
+    rows = [
+        ("pipeline/resolve.py", "names and URLs become stores, weights, labels", "RunSpec"),
+        ("pipeline/plan.py", "INPUT less the commits of OUTPUT", "Shard: the unit of commit"),
+        ("stages/read.py", "fetches the bytes of one chunk", "Chunk: encoded samples"),
+        (
+            "stages/segment.py",
+            "in a worker process: decode, predict, count",
+            "SegmentedChunk: masks",
+        ),
+        ("stages/write.py", "writes masks and previews", "Receipt: counts, SHA-256"),
+        ("pipeline/committer.py", "collects the receipts of a shard", "Commit: the shard is done"),
+        ("pipeline/finish.py", "scores, table, record, report; the marker last", ""),
+    ]
+    step = 96
+    outside = {1: 17, 4: 33}  # labels beside the frame of the executor
+    for number, (name, what, product) in enumerate(rows):
+        y = 30 + step * number
+        d.box((left, y, width, 54), [name, what], "tint" if 2 <= number <= 4 else "box")
+        if product:
+            d.arrow([(middle, y + 54), (middle, y + step)])
+            d.text(middle + 12, y + 54 + outside.get(number, 25), product, "small")
+    # The executor runs the three stages; the driver does everything else.
+    d.text(left, 20, "driver", "small")
+    d.parts.append(
+        f'<rect x="42" y="{30 + 2 * step - 13}" width="396" height="{2 * step + 80}" rx="10"'
+        ' class="group"/>'
+    )
+    d.parts.append(
+        f'<text transform="translate(32 {30 + 3 * step + 27}) rotate(-90)" class="small"'
+        ' text-anchor="middle">executor: threads, or Ray</text>'
+    )
+    d.write(path, 30 + step * (len(rows) - 1) + 54 + 8)
+
+
 def network(path: Path) -> None:
     """FCN-8s with the cells of a picture of 375x500 px."""
     d = Drawing(
@@ -166,8 +208,9 @@ def network(path: Path) -> None:
 
 
 def main() -> None:
-    """Both."""
+    """Draw all diagrams."""
     flow(HERE / "flow.svg")
+    chunk(HERE / "chunk.svg")
     network(HERE / "fcn8s.svg")
 
 
