@@ -2,7 +2,7 @@
 
 `resolve_plan` is enough for planning; `resolve_run` adds what needs the weights. Both check
 everything before anything is written. The dates in the URLs of scheduled runs are resolved here as
-well, by whoever schedules the runs: commands refuse them, because a shell has `date`.
+well, by the caller that schedules the runs: commands refuse them, because a shell has `date`.
 """
 
 from __future__ import annotations

@@ -36,11 +36,18 @@ BANNED = {
 }
 PATTERNS = {re.compile(pattern, re.MULTILINE): better for pattern, better in BANNED.items()}
 
-# Text that keeps a banned word: the path, the text around the word, and the reason.
+# Text that keeps a banned word: path, pattern of the text, and the reason.
 ALLOWED = [
     ("", "lowest mean IU", "a value in files that were written by earlier versions"),
     ("", "drawn by lot", "a value in files that were written by earlier versions"),
-    ("docs/terminology.md", "mean IU", "the glossary explains once that the paper writes IU"),
+    ("docs/terminology.md", r"\"mean IU\"", "the glossary explains once that the paper writes IU"),
+    ("fcn_core/labels/tables.py", r"\Apicture\Z", "a class of NYUDv2"),
+    ("flows/artifacts.py", r"\Apictures\Z", "a part of an artifact key"),
+    ("docs/prefect.md", r"fcnseg-pictures|prefect-pictures\.png", "an artifact key, and a file name"),
+    ("pipeline/report/build.py", r"\Apictures\Z", "a key of the data that the scripts of the page read"),
+    ("docs/weights.md", r"--pictures\b", "an option"),
+    ("docs/predict.md", r"\bPICTURES\b", "an argument"),
+    ("docs/quick-start.md", r"`labelled(/\w+/)?`", "a folder that the commands of the page make"),
 ]
 HISTORY = re.compile(r"docs/decisions/00(0\d|1[0-2])-")  # decisions stay in the words of their time
 
@@ -48,7 +55,7 @@ HISTORY = re.compile(r"docs/decisions/00(0\d|1[0-2])-")  # decisions stay in the
 def _without_allowed(path: str, text: str) -> str:
     for where, phrase, _ in ALLOWED:
         if path.startswith(where):
-            text = re.sub(re.escape(phrase), lambda match: "·" * len(match[0]), text, flags=re.IGNORECASE)
+            text = re.sub(phrase, lambda match: "·" * len(match[0]), text)
     return text
 
 
