@@ -340,7 +340,7 @@ def _compare(
         if record.images and record.fingerprint == manifest.fingerprint
     ]
     if not earlier:
-        return Comparison(note="not compared: no earlier run segmented images here")
+        return Comparison(note="not compared: no earlier run segmented any images here")
     before = earlier[0].window.stats
     for record in earlier[1:]:
         before += record.window.stats

@@ -1,8 +1,8 @@
 """Resolve a configuration, once: from names and URLs to stores, weights, labels and a manifest.
 
 `resolve_plan` is enough for planning; `resolve_run` adds what needs the weights. Both check
-everything before anything is written. The dates in the URLs of scheduled runs are resolved here as
-well, by the caller that schedules the runs: commands refuse them, because a shell has `date`.
+everything before anything is written. `resolve_dates` replaces dates in the URLs of scheduled runs.
+Commands of the shell refuse such dates (`refuse_dates`), because a shell has `date`.
 """
 
 from __future__ import annotations

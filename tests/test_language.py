@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(path for room in ("fcn_core", "pipeline", "flows") for path in (ROOT / room).rglob("*.py"))
+SOURCES = sorted(
+    path for room in ("fcn_core", "pipeline", "flows") for path in (ROOT / room).rglob("*.py")
+)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Each pattern, and the words to write in its place.
@@ -43,8 +45,16 @@ ALLOWED = [
     ("docs/terminology.md", r"\"mean IU\"", "the glossary explains once that the paper writes IU"),
     ("fcn_core/labels/tables.py", r"\Apicture\Z", "a class of NYUDv2"),
     ("flows/artifacts.py", r"\Apictures\Z", "a part of an artifact key"),
-    ("docs/prefect.md", r"fcnseg-pictures|prefect-pictures\.png", "an artifact key, and a file name"),
-    ("pipeline/report/build.py", r"\Apictures\Z", "a key of the data that the scripts of the page read"),
+    (
+        "docs/prefect.md",
+        r"fcnseg-pictures|prefect-pictures\.png",
+        "an artifact key, and a file name",
+    ),
+    (
+        "pipeline/report/build.py",
+        r"\Apictures\Z",
+        "a key of the data that the scripts of the page read",
+    ),
     ("docs/weights.md", r"--pictures\b", "an option"),
     ("docs/predict.md", r"\bPICTURES\b", "an argument"),
     ("docs/quick-start.md", r"`labelled(/\w+/)?`", "a folder that the commands of the page make"),
@@ -61,7 +71,12 @@ def _without_allowed(path: str, text: str) -> str:
 
 def _without_code(page: str) -> str:
     """Blank the code blocks of a page, and keep its line numbers."""
-    return re.sub(r"^( *)```.*?^\1```", lambda block: "\n" * block[0].count("\n"), page, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(
+        r"^( *)```.*?^\1```",
+        lambda block: "\n" * block[0].count("\n"),
+        page,
+        flags=re.DOTALL | re.MULTILINE,
+    )
 
 
 def _source_texts(source: str) -> Iterator[tuple[int, str]]:
@@ -85,7 +100,9 @@ def _hits(path: str, line: int, text: str) -> Iterator[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_words_of_a_module(path: Path) -> None:
     name = str(path.relative_to(ROOT))
-    assert not [hit for line, text in _source_texts(path.read_text()) for hit in _hits(name, line, text)]
+    assert not [
+        hit for line, text in _source_texts(path.read_text()) for hit in _hits(name, line, text)
+    ]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -99,5 +116,9 @@ def test_words_of_a_page(path: Path) -> None:
 def test_the_check_finds_words_in_docstrings_messages_comments_and_text() -> None:
     source = 'def f():\n    """Draw a picture."""\n    raise E(f"{x}: nobody")  # by lot\n'
     hits = [hit for line, text in _source_texts(source) for hit in _hits("a.py", line, text)]
-    assert [hit.split(";")[0] for hit in hits] == ["a.py:2: 'picture'", "a.py:3: 'nobody'", "a.py:3: 'by lot'"]
+    assert [hit.split(";")[0] for hit in hits] == [
+        "a.py:2: 'picture'",
+        "a.py:3: 'nobody'",
+        "a.py:3: 'by lot'",
+    ]
     assert not list(_hits("a.md", 1, _without_code("```sh\nfcnseg run pictures labelled\n```\n")))

@@ -32,7 +32,7 @@ def test_every_other_block_says_why_it_is_not_run() -> None:
 
 def test_the_readme_goes_the_same_way() -> None:
     """Its commands are those of the page, in their order, and so are run with them."""
-    section = (ROOT / "README.md").read_text().partition("## Scheduled runs")[2].partition("\n## ")[0]
+    section = (ROOT / "README.md").read_text().partition("## Every night")[2].partition("\n## ")[0]
     found = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
     assert len(found) == 5 and found == BLOCKS[:5]
 
