@@ -80,7 +80,7 @@ def _without_code(page: str) -> str:
 
 
 def _source_texts(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and the text of every string literal, docstrings included, and of every comment."""
+    """Yield the line and the text of every string literal, docstring and comment."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
