@@ -245,7 +245,7 @@ class PipeSafeStream(io.FileIO):
     """A file descriptor that drops what is written after its reader has closed the pipe."""
 
     def write(self, data: Any, /) -> int:
-        """Write bytes, or drop them if nobody reads; return how many."""
+        """Write bytes, or drop them if the reader has gone; return the number of bytes."""
         try:
             return super().write(data)
         except BrokenPipeError:

@@ -72,7 +72,7 @@ class WorkerFailure:
     """
 
     what: str
-    expected: str = "an image that can be decoded and labelled"
+    expected: str = "an image that can be decoded and segmented"
     suspects: tuple[int, ...] = ()
     is_killed: bool = False
     fault: str | None = None
@@ -261,7 +261,7 @@ class WorkerProcess:
         limit = self.limits.memory / 2**30
         amount = "" if self.limits.is_default_memory else f" ({limit:.1f} GiB)"
         what = f"the worker process needed more memory than limits.worker_memory{amount}"
-        return WorkerFailure(what, "a picture that fits", suspects)
+        return WorkerFailure(what, "an image that fits", suspects)
 
     def _collect_failure(self, failure: WorkerFailure) -> WorkerFailure:
         """End the process if it still runs; return the failure with its signal and log tail.
