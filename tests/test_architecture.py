@@ -198,6 +198,19 @@ def test_no_module_has_a_twin(folder: Path) -> None:
     assert not twins
 
 
+def test_a_type_name_has_one_meaning() -> None:
+    places: dict[str, set[str]] = {}
+    for module, path in BY_NAME.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, set()).add(module)
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name = node.targets[0].id
+                if name.lstrip("_")[:1].isupper() and not name.isupper():
+                    places.setdefault(name, set()).add(module)
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
 def test_every_package_is_typed_and_shipped() -> None:
     for package in PACKAGES:
         assert (ROOT / package / "py.typed").exists()

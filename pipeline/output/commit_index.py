@@ -39,7 +39,7 @@ from pipeline.storage.store import Store
 
 _READERS = 16
 
-Item = TypeVar("Item")
+BatchItem = TypeVar("BatchItem")
 
 
 class CommitIndex:
@@ -319,8 +319,8 @@ def _parse_commit(output: Store, info: ObjectInfo, data: bytes) -> Commit:
     return commit
 
 
-def _in_batches(infos: Iterable[Item]) -> Iterator[list[Item]]:
-    batch: list[Item] = []
+def _in_batches(infos: Iterable[BatchItem]) -> Iterator[list[BatchItem]]:
+    batch: list[BatchItem] = []
     for info in infos:
         batch.append(info)
         if len(batch) == ROWS:

@@ -27,7 +27,7 @@ _GAP = 4
 
 
 @dataclass(frozen=True)
-class ImageResult:
+class PredictedFiles:
     """Results of one image; the fields are keys of `--json`.
 
     Attributes:
@@ -49,7 +49,7 @@ class ImageResult:
 class ImagePrediction:
     """Written results of one image, and the side-by-side image: (H, W, 3) uint8 RGB."""
 
-    written: ImageResult
+    written: PredictedFiles
     side_by_side: NDArray[np.uint8]
 
 
@@ -152,7 +152,9 @@ def _write(
     addresses = [output.location(path) for path in paths]
     confidence = prediction.mean_confidence
     return ImagePrediction(
-        ImageResult(source.address, addresses[0], addresses[1], addresses[2], confidence, shares),
+        PredictedFiles(
+            source.address, addresses[0], addresses[1], addresses[2], confidence, shares
+        ),
         side,
     )
 

@@ -199,7 +199,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> b
         (curve,) = iou.plot(numbers, values, **_style(index))
         last = values[-1] if values else math.nan
         drawn.append((-1.0 if math.isnan(last) else last, curve, name))
-    titles = ("training loss, nats per labelled pixel", "learning rate", "VAL", "VAL, IU per class")
+    titles = ("training loss, nats per labeled pixel", "learning rate", "VAL", "VAL, IU per class")
     for axes, title in zip((loss, rate, scores, iou), titles, strict=True):
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)

@@ -164,7 +164,7 @@ def test_flow_fails_with_the_reason_in_one_line(
     config = world.config(tmp_path / "nothing", tmp_path / "out", weights)
     state = label_dataset(config, return_state=True)
     assert state.name == "Failed"
-    assert (state.message or "").startswith(f"{tmp_path}/nothing: no such prefix")
+    assert (state.message or "").startswith(f"{tmp_path}/nothing: no objects: ")
     assert "\n" not in (state.message or "")
     dated = world.config(tmp_path / "{date}", tmp_path / "out", weights)
     assert "an output for every input" in str(label_dataset(dated, return_state=True).message)

@@ -97,7 +97,7 @@ def test_flow_fails_with_the_reason_in_one_line(prefect_server: None, tmp_path: 
     missing = config(tmp_path, **{"input.url": str(tmp_path / "nothing")})
     state = train_dataset(missing, return_state=True)
     assert state.name == "Failed"
-    assert (state.message or "").startswith(f"{tmp_path}/nothing: no such prefix")
+    assert (state.message or "").startswith(f"{tmp_path}/nothing: no objects: ")
 
 
 @pytest.mark.prefect

@@ -415,7 +415,7 @@ def test_a_server_that_nobody_runs_is_no_empty_folder(
     code, _, stderr = fcnseg(
         "run", "http://127.0.0.1:9/x", tmp_path / "out", "--weights", weights, *quick
     )
-    assert code == 1 and "127.0.0.1" in stderr and "no such prefix" not in stderr
+    assert code == 1 and "127.0.0.1" in stderr and "the folder or prefix is" not in stderr
 
 
 def test_packing_never_overwrites_other_shards(tmp_path: Path, fcnseg: Fcnseg) -> None:

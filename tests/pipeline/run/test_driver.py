@@ -196,7 +196,7 @@ def test_output_of_something_else_is_refused_and_stays_as_it_is(
 
 
 def test_empty_input_leaves_no_trace(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such prefix"):
+    with pytest.raises(InputError, match="no objects: the folder or prefix is"):
         run(world.config(tmp_path / "nothing", tmp_path / "out", weights))
     assert not (tmp_path / "out").exists()
 
