@@ -273,7 +273,7 @@ def test_a_store_without_conditions_is_found_out_and_used_as_well_as_can_be(
     monkeypatch.setattr(logging.getLogger("fcnseg"), "propagate", True)
     preflight(store)
     assert "overwrites an object that should only be created" in caplog.text
-    assert "cannot replace one version" in caplog.text
+    assert "cannot replace only one version" in caplog.text
     assert store.objects() == []
     # By looking first: right as long as nobody else writes in that moment.
     tag = store.create("x", b"1")

@@ -68,7 +68,7 @@ def owner(server: S3Server, monkeypatch: pytest.MonkeyPatch, **changes: str) -> 
 WRONG = {
     "unknown access key": (
         {"AWS_ACCESS_KEY_ID": "NOBODY"},
-        "an access key that the store does not",
+        "an access key unknown to the store",
     ),
     "wrong secret key": (
         {"AWS_SECRET_ACCESS_KEY": "wrong-key"},
