@@ -172,7 +172,7 @@ class TrainingLoop:
             )
             if self.bad.add(failure) and own:
                 log.warning("skipped %s: %s", own.location, own.reason)
-        self.bad.saw(self.recipe.batch_size, step.cursor.epoch)
+        self.bad.count_step(self.recipe.batch_size, step.cursor.epoch)
         self.bad.check()
         return stop > 0
 

@@ -130,11 +130,11 @@ class BadSamples:
         self.failures[name] = failure
         return is_new
 
-    def saw_all(self) -> None:
+    def mark_complete(self) -> None:
         """Record that every sample has been seen."""
         self._is_whole = True
 
-    def saw(self, samples: int, epoch: int) -> None:
+    def count_step(self, samples: int, epoch: int) -> None:
         """Record the samples of one step; `epoch` is the epoch of the last one."""
         if self._is_whole:
             return
@@ -191,7 +191,7 @@ def check_labels(source: TrainingSource, threads: int) -> BadSamples:
             has_classes = has_classes or outcome
     if not bad.seen:
         raise no_labels_error(source)
-    bad.saw_all()
+    bad.mark_complete()
     bad.check()
     if not has_classes:
         raise LabelError(

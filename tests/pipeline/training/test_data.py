@@ -175,12 +175,12 @@ def test_a_sample_counts_once_when_an_epoch_has_been_seen():
     epochs = [0, 0, 1, 1, 1, 2, 2, 2, 3]  # of nine steps of 4; an epoch has 11 or 12 samples
     seen = []
     for epoch in epochs:
-        bad.saw(4, epoch)
+        bad.count_step(4, epoch)
         seen.append(bad.seen)
     assert seen == [4, 8, 12, 16, 20, 12, 12, 12, 12]
     bad = BadSamples("here", LIMITS, seen=11)
-    bad.saw_all()
-    bad.saw(4, 0)
+    bad.mark_complete()
+    bad.count_step(4, 0)
     assert bad.seen == 11
 
 
