@@ -90,6 +90,12 @@ def test_the_script_for_gpus_runs_to_its_end(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_start_of_the_command_line_is_measured(tmp_path: Path) -> None:
+    figures = _run("benchmarks.cli_start", "--rounds", "1", folder=tmp_path)
+    assert [row["command"] for row in figures["rows"]][:2] == ["python", "fcnseg --help"]
+    assert all(row["this_wall_s"] > 0 and row["this_cpu_s"] > 0 for row in figures["rows"])
+
+
 def _run(module: str, *words: str, folder: Path) -> dict[str, Any]:
     file = folder / "figures.json"
     command = [sys.executable, "-m", module, *words, "--json", str(file)]
