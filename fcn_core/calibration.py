@@ -35,7 +35,7 @@ def measure_int8_ranges(file: WeightsFile, images: Iterable[ImageArray]) -> Weig
     peaks: dict[str, float] = {}
     for name, conv in predictor.model.named_modules():
         if isinstance(conv, nn.Conv2d) and not name.startswith("score"):
-            conv.register_forward_hook(_record_peak(name, peaks, file.where))
+            conv.register_forward_hook(record_peak(name, peaks, file.where))
     count = 0
     for image in images:
         predictor.predict([image])
@@ -51,9 +51,11 @@ def measure_int8_ranges(file: WeightsFile, images: Iterable[ImageArray]) -> Weig
     return replace(file.info, int8_peaks=peaks, origin=origin)
 
 
-def _record_peak(
+def record_peak(
     name: str, peaks: dict[str, float], where: str
 ) -> Callable[[nn.Module, object, Tensor], None]:
+    """Return a forward hook that keeps the largest output of a convolution."""
+
     def hook(_: nn.Module, __: object, output: Tensor) -> None:
         peak = float(output.max())
         if not math.isfinite(peak):  # max() below would drop a NaN

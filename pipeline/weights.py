@@ -337,7 +337,7 @@ def calibrate(source: str, destination: str, images: str, max_images: int) -> We
     file = load_weights(source)
     file.check_is_trained()
     listed = list_source(InputConfig(url=images), file.info.labels, LimitsConfig())
-    info = measure_int8_ranges(file, _images(listed, max_images))
+    info = measure_int8_ranges(file, calibration_images(listed, max_images))
     is_half = {tensor.dtype for tensor in file.tensors.values()} == {"F16"}
     data = save_weights(file.load(), info, half=is_half)
     written = WeightsFile(data, f"weights {destination}")
@@ -346,7 +346,7 @@ def calibrate(source: str, destination: str, images: str, max_images: int) -> We
     return written
 
 
-def _images(source: TrainingSource, max_images: int) -> Iterator[NDArray[np.uint8]]:
+def calibration_images(source: TrainingSource, max_images: int) -> Iterator[NDArray[np.uint8]]:
     """Yield the valid images among the first ones of evenly spread shards."""
     count = max(1, min(max_images, len(source.shards)))
     shards = [source.shards[place * len(source.shards) // count] for place in range(count)]

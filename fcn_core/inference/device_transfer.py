@@ -60,7 +60,7 @@ class CudaTransfer(DeviceTransfer):
 
     def stack(self, arrays: Sequence[NDArray[Any]], slots: int) -> Tensor:
         """Stack arrays on the device; the allocator keeps pinned memory until the copy is done."""
-        pinned = _filled(_pinned, arrays, slots)
+        pinned = _filled(pinned_tensor, arrays, slots)
         with torch.cuda.stream(self._upload):
             uploaded = torch.empty_like(pinned, device=self._device)
             queue_copy(pinned, uploaded)
@@ -73,7 +73,7 @@ class CudaTransfer(DeviceTransfer):
         """Start copying tensors to the host; the returned function waits for the copies."""
         self._download.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._download):
-            pinned = [_pinned(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
+            pinned = [pinned_tensor(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
             for tensor, target in zip(tensors, pinned, strict=True):
                 queue_copy(tensor, target)
                 keep_until_done(tensor, self._download)
@@ -97,7 +97,8 @@ def keep_until_done(tensor: Tensor, stream: torch.cuda.Stream) -> None:
     tensor.record_stream(stream)
 
 
-def _pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def pinned_tensor(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor in page-locked memory of the host."""
     return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
 
 

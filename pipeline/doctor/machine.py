@@ -113,7 +113,7 @@ def examine_device(wanted: str) -> Iterator[Finding]:
     cores = (
         f"{len(os.sched_getaffinity(0))} CPU cores and no CUDA device; torch {torch.__version__}"
     )
-    driver = _driver()
+    driver = nvidia_driver()
     if wanted == "cuda":
         yield problem("device", f"{cores}; {driver or 'no NVIDIA driver'}",
                       "Remove compute.device=cuda, or run on a machine with a GPU.")  # fmt: skip
@@ -125,7 +125,7 @@ def examine_device(wanted: str) -> Iterator[Finding]:
         yield fine("device", cores)
 
 
-def _driver() -> str | None:
+def nvidia_driver() -> str | None:
     """Return GPUs and their driver version from nvidia-smi; None if it does not work."""
     if shutil.which("nvidia-smi") is None:
         return None

@@ -83,7 +83,7 @@ def run_ray(
         plan = _plan_replicas(spec)
         hooks.on_replicas(plan.initial)
         with watch_nodes(spec.config.compute, plan):
-            for row in _rows(_dataset(spec, weights_ref, shards, plan)):
+            for row in _rows(make_dataset(spec, weights_ref, shards, plan)):
                 item = pickle.loads(row["item"])
                 if isinstance(item, FcnError):
                     raise item
@@ -119,7 +119,10 @@ def _plan_replicas(spec: RunSpec) -> ReplicaPlan:
     return plan
 
 
-def _dataset(spec: RunSpec, weights_ref: Any, shards: Sequence[Shard], plan: ReplicaPlan) -> Any:
+def make_dataset(
+    spec: RunSpec, weights_ref: Any, shards: Sequence[Shard], plan: ReplicaPlan
+) -> Any:
+    """Return the Ray dataset that reads, segments and writes shards: one row per chunk."""
     # Ray logs every start and end of a plan, and warns that its progress bars are off. Ray sets its
     # own level late, so this line must come here.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -167,7 +170,7 @@ def _set_context(plan: ReplicaPlan) -> None:
 _PASSED_ON = (ShardFailure, FcnError)
 
 
-def _configure_logs(spec: RunSpec) -> None:
+def configure_logs(spec: RunSpec) -> None:
     """Let a Ray worker log as the run does (run name, format), to Ray's files `worker-….err`."""
     logs.set_run(spec.run)
     if spec.config.monitoring.log_format == "json" and not logs.is_json():
@@ -181,7 +184,7 @@ class _Read:
         self.spec = spec
 
     def __call__(self, row: Row) -> Iterator[Row]:
-        _configure_logs(self.spec)
+        configure_logs(self.spec)
         shards: Sequence[Shard] = pickle.loads(row["item"])
         for shard in shards:
             try:
@@ -197,7 +200,7 @@ class _SegmentActor:
     """An actor that owns a worker process with the network: segments chunks."""
 
     def __init__(self, spec: RunSpec, weights: Any, most: int | None) -> None:
-        _configure_logs(spec)
+        configure_logs(spec)
         self.segmenter = IsolatedSegmenter(
             spec, SharedWeights(ray.get(weights)), _memory_share(most, spec.config.limits.memory)
         )
@@ -240,7 +243,7 @@ class _Write:
         self.spec = spec
 
     def __call__(self, row: Row) -> Row:
-        _configure_logs(self.spec)
+        configure_logs(self.spec)
         item = pickle.loads(row["item"])
         if isinstance(item, _PASSED_ON):
             return row

@@ -74,7 +74,7 @@ class Cvat:
     def _image(self, image: ExportImage) -> str:
         height, width = image.mask.shape
         masks = "".join(
-            f"<mask label={quoteattr(self.subject.labels.classes[k])} {_box(pixels)}"
+            f"<mask label={quoteattr(self.subject.labels.classes[k])} {mask_attributes(pixels)}"
             ' source="auto" occluded="0" z_order="0"></mask>'
             for k, pixels in image.classes(self._kept)
         )
@@ -83,7 +83,7 @@ class Cvat:
         return f'<image id="{number}" name={name} width="{width}" height="{height}">{masks}</image>'
 
 
-def _box(pixels: NDArray[np.bool_]) -> str:
+def mask_attributes(pixels: NDArray[np.bool_]) -> str:
     """Return the XML attributes of a mask: its box, and the run lengths inside the box.
 
     Runs alternate between unset and set pixels, row by row, and begin with unset pixels.

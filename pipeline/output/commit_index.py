@@ -409,7 +409,7 @@ class TableIndex:
         return places, (self.keys[places] == keys) & (self.commits[places] == tags)
 
 
-_ROWS = 1024
+SPILL_ROWS = 1024
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
@@ -441,7 +441,7 @@ class SpilledRows:
         ):
             self._flush()
         self._unwritten.append(entry)
-        if len(self._unwritten) == _ROWS:
+        if len(self._unwritten) == SPILL_ROWS:
             self._flush()
 
     def batches(self) -> Iterator[pa.RecordBatch]:

@@ -28,7 +28,7 @@ from pipeline.storage.store import Store
 RECORD_FORMAT = 1
 
 
-_NAME = re.compile(rf"{RUNS}/(\d{{8}}T\d{{6}}Z-[0-9a-f]{{8}})\.json")
+RECORD_NAME = re.compile(rf"{RUNS}/(\d{{8}}T\d{{6}}Z-[0-9a-f]{{8}})\.json")
 
 _PACKAGES = ("fcn-pipeline", "torch", "ray", "prefect")
 
@@ -142,7 +142,7 @@ class RunRecord:
 
 def list_runs(output: Store) -> list[str]:
     """Return the names of all finished runs, oldest first."""
-    matches = (_NAME.fullmatch(info.path) for info in output.listing(RUNS))
+    matches = (RECORD_NAME.fullmatch(info.path) for info in output.listing(RUNS))
     return sorted(match.group(1) for match in matches if match)
 
 
@@ -205,7 +205,7 @@ def opened_run(output: Store) -> str | None:
         return None
     except (ValueError, KeyError, TypeError):
         return None  # damaged: the next run replaces it
-    if not _NAME.fullmatch(record_path(run)) or _exists(output, record_path(run)):
+    if not RECORD_NAME.fullmatch(record_path(run)) or _exists(output, record_path(run)):
         return None
     return run
 

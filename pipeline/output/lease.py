@@ -65,7 +65,7 @@ class Holder:
             host=socket.gethostname(),
             boot=_boot_id(),
             pid=os.getpid(),
-            started=_start_time(os.getpid()) or 0.0,
+            started=process_start_time(os.getpid()) or 0.0,
             expires=now + SECONDS,
             since=now,
         )
@@ -74,7 +74,7 @@ class Holder:
         """Return whether the process ran on this host, boot and container, and has ended."""
         if not self.boot or (self.host, self.boot) != (socket.gethostname(), _boot_id()):
             return False
-        return _start_time(self.pid) != self.started
+        return process_start_time(self.pid) != self.started
 
     def is_in_force(self) -> bool:
         """Return whether the lease is valid: not expired, and not held by a dead process."""
@@ -102,7 +102,7 @@ class Lease:
         self.output = Store(output.url, options)
         self.holder = Holder.this_process(time.time())
         self._tag = ""
-        self._valid_until = 0.0  # in seconds of `_clock`
+        self._valid_until = 0.0  # in seconds of `lease_clock`
         self._stop = threading.Event()
         self._lost = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -110,7 +110,7 @@ class Lease:
     @property
     def is_lost(self) -> bool:
         """Return whether another driver took over, or the lease was not renewed in time."""
-        return self._lost.is_set() or _clock() > self._valid_until
+        return self._lost.is_set() or lease_clock() > self._valid_until
 
     def check(self) -> None:
         """Refuse to continue without the lease.
@@ -127,7 +127,7 @@ class Lease:
             )
 
     def __enter__(self) -> Lease:
-        asked, now = _clock(), time.time()
+        asked, now = lease_clock(), time.time()
         self.holder = replace(self.holder, since=now, expires=now + SECONDS)
         tag = self.output.create(LEASE, self._data())
         if tag is None:
@@ -195,7 +195,7 @@ class Lease:
 
     def _renew(self) -> bool:
         """Renew the lease, and return whether this driver still holds it."""
-        asked = _clock()
+        asked = lease_clock()
         renewed = replace(self.holder, expires=time.time() + SECONDS)
         data = json.dumps(asdict(renewed)).encode()
         tag = self.output.replace(LEASE, data, self._tag)
@@ -228,7 +228,7 @@ def _read(output: Store) -> tuple[Holder | None, str]:
         return None, tag
 
 
-def _clock() -> float:
+def lease_clock() -> float:
     """Return monotonic seconds, including the time that the machine sleeps where possible."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
@@ -242,7 +242,7 @@ def _boot_id() -> str:
         return ""
 
 
-def _start_time(pid: int) -> float | None:
+def process_start_time(pid: int) -> float | None:
     """Return the start of a process in clock ticks since boot; None if it is unknown or gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()

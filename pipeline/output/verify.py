@@ -34,9 +34,9 @@ MAX_PROBLEMS = 10_000
 
 _THREADS = 32
 
-_BLOCK = 8 * 2**20
+BLOCK_BYTES = 8 * 2**20
 
-_GIVE_UP = 3 * _THREADS
+MAX_STORE_FAILURES = 3 * _THREADS
 """Read failures in a row after which the store, not an object, is reported as the cause."""
 
 
@@ -91,7 +91,7 @@ def verify(output: Store, *, deep: bool = False, listen: Listener | None = None)
         if file is not None:
             wrong.extend((file.path, problem) for problem in checked.problems)
             failing = failing + 1 if checked.failure else 0
-            if checked.failure and failing == _GIVE_UP:
+            if checked.failure and failing == MAX_STORE_FAILURES:
                 raise checked.failure
             shard.add(checked)
             continue
@@ -222,14 +222,14 @@ class _Shard:
 
     def _compare(self, file: FileRecord) -> tuple[str, bytes]:
         """Return the problem ("" without one), and the bytes for `deep` checks."""
-        if self.deep or file.size <= _BLOCK:
+        if self.deep or file.size <= BLOCK_BYTES:
             data = self.output.read(file.path)
             size, digest = len(data), hashlib.sha256(data)
         else:  # in blocks: whole objects in many threads would fill the memory
             data = b""
             size, digest = self.output.stat(file.path).size, hashlib.sha256()
-            for start in range(0, size if size == file.size else 0, _BLOCK):
-                digest.update(self.output.read(file.path, start, min(start + _BLOCK, size)))
+            for start in range(0, size if size == file.size else 0, BLOCK_BYTES):
+                digest.update(self.output.read(file.path, start, min(start + BLOCK_BYTES, size)))
         if size != file.size:
             return f"{size} bytes, its commit says {file.size}", data
         if digest.hexdigest() != file.sha256:

@@ -199,7 +199,7 @@ def stop(address: str | None, submission_id: str, wait: float = 150.0) -> Stoppe
         if job.status.is_terminal():
             output = _OutputReader(job)
             output.read()
-            code, _ = _outcome(job, output.holder)
+            code, _ = describe_end(job, output.holder)
             return StoppedJob(job.status.value, code, output.holder)
         # Ray cannot stop a job that it still prepares: `jobs.stop` returns False, so ask again.
         is_asked = is_asked or jobs.stop(submission_id)
@@ -246,7 +246,7 @@ class _Follower:
         self.output = self.output or _OutputReader(job)
         run = self.output.read()
         if job.status.is_terminal():
-            return self._end(self.status, *_outcome(job, self.output.holder))
+            return self._end(self.status, *describe_end(job, self.output.holder))
         if self._is_lost(run, now):
             return self._end(
                 LOST, 1, "Ray reports RUNNING, but its driver no longer holds the lease"
@@ -306,7 +306,7 @@ class _OutputReader:
             return None
 
 
-def _outcome(job: JobDetails, holder: Holder | None) -> tuple[int, str]:
+def describe_end(job: JobDetails, holder: Holder | None) -> tuple[int, str]:
     """Return the exit code and the reason, in one line, of a job that is over."""
     if job.status.value == "STOPPED":
         # Ray keeps no exit code of a stopped job. A driver that ended by SIGTERM has released its

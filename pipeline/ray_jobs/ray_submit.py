@@ -118,7 +118,7 @@ def submit_or_attach(
             is_started = jobs.submit(
                 submission_id,
                 entrypoint=make_entrypoint(config, options.python),
-                runtime_env=_runtime_env(options),
+                runtime_env=make_runtime_env(options),
                 metadata={**metadata, **options.metadata},
             )
         except UnreachableError as unreachable:  # the job may have started: look again
@@ -232,7 +232,8 @@ def _first_difference(job: JobDetails, metadata: Mapping[str, str]) -> Differenc
     return first_difference(existing, requested)
 
 
-def _runtime_env(options: JobOptions) -> dict[str, Any]:
+def make_runtime_env(options: JobOptions) -> dict[str, Any]:
+    """Return Ray's runtime environment of a job: the given one, with what the driver needs."""
     # Ray reads this variable in the process that starts the driver. That process has the
     # environment of the job.
     own = {"RAY_JOB_STOP_WAIT_TIME_S": str(options.stop_seconds)}

@@ -35,7 +35,7 @@ Announce = Callable[[Sequence[int]], None]
 """Called with the positions of all samples that are now being decoded or predicted."""
 
 
-_WINDOW_BYTES = 256 * 2**20
+WINDOW_BYTES = 256 * 2**20
 """Most bytes of decoded images held at once: 64 MiB of PNGs may decode to gigabytes."""
 
 
@@ -160,7 +160,7 @@ class Segmenter:
                 decoded = self._decode(item[1])
             return decoded if isinstance(decoded, Failure) else (item[0], decoded)
 
-        most = min(_WINDOW_BYTES, self.settings.memory // _WINDOW_SHARE)
+        most = min(WINDOW_BYTES, self.settings.memory // _WINDOW_SHARE)
         if not self.decoders:
             yield from _group_windows(map(decode, enumerate(samples)), failures, most)
             return

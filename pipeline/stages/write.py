@@ -110,7 +110,7 @@ def _objects(
             yield from mask_format.objects(segmented, pngs, spec.labels)
     if segmented.previews:
         name = chunk_name(segmented.shard, segmented.seq, segmented.count)
-        yield preview_path(name), _preview_table(segmented, spec.labels)
+        yield preview_path(name), encode_previews(segmented, spec.labels)
 
 
 def _candidates(segmented: SegmentedChunk) -> tuple[Candidate, ...]:
@@ -128,7 +128,8 @@ def _candidates(segmented: SegmentedChunk) -> tuple[Candidate, ...]:
     )
 
 
-def _preview_table(segmented: SegmentedChunk, labels: LabelSet) -> bytes:
+def encode_previews(segmented: SegmentedChunk, labels: LabelSet) -> bytes:
+    """Return the bytes of the table of previews of a chunk."""
     results = {result.key: result for result in segmented.images}
     rows = []
     for preview in segmented.previews:

@@ -29,7 +29,7 @@ class ForkServer:
         self.lock = threading.Lock()
         self.log = tempfile.TemporaryFile("a+b")
         environment = {
-            **_wait_policy(),
+            **wait_policy(),
             **os.environ,
             # The full search path of this process; `-P` adds no directory in front of it.
             "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
@@ -103,7 +103,7 @@ class ForkServer:
         self.log.close()
 
 
-def _wait_policy() -> dict[str, str]:
+def wait_policy() -> dict[str, str]:
     """Return the OpenMP variables that say how idle threads of a layer wait for the slowest one.
 
     By default they spin for a while before they sleep. On idle cores, spinning made a bf16 network
@@ -111,11 +111,11 @@ def _wait_policy() -> dict[str, str]:
     threads sleep at once ("passive") where at least half of the cores are busy. OMP_WAIT_POLICY in
     the environment overrides this.
     """
-    is_idle = _count_busy_threads() < (os.cpu_count() or 1) / 2
+    is_idle = count_busy_threads() < (os.cpu_count() or 1) / 2
     return {} if is_idle else {"OMP_WAIT_POLICY": "passive"}
 
 
-def _count_busy_threads() -> float:
+def count_busy_threads() -> float:
     """Return how many other threads of this machine run or wait for a core at this moment."""
     try:
         with open("/proc/loadavg") as file:

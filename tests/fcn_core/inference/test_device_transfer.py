@@ -93,7 +93,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
     monkeypatch.setattr(device_transfer.torch, "cuda", found)
     monkeypatch.setattr(device_transfer, "queue_copy", found.copy)
     monkeypatch.setattr(device_transfer, "keep_until_done", found.keep)
-    monkeypatch.setattr(device_transfer, "_pinned", found.pin)
+    monkeypatch.setattr(device_transfer, "pinned_tensor", found.pin)
     return found
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
-from fcn_core.calibration import _record_peak, measure_int8_ranges
+from fcn_core.calibration import measure_int8_ranges, record_peak
 from fcn_core.datasets.scenes import render_scene
 from fcn_core.errors import FcnError, ImageError, WeightsError
 from fcn_core.inference.int8 import Int8Layers, Int8Ranges, has_int8
@@ -219,7 +219,7 @@ def test_features_that_are_not_finite_have_no_range(random_fcn, layer):
 
 
 def test_nan_is_not_lost_in_a_maximum():
-    look = _record_peak("fc6", {"fc6": 2.0}, "here")
+    look = record_peak("fc6", {"fc6": 2.0}, "here")
     with pytest.raises(WeightsError, match="fc6 reaches nan"):
         look(nn.Identity(), None, torch.tensor([1.0, torch.nan]))
 

@@ -126,7 +126,7 @@ def test_a_missing_device_is_told(
     wanted: str, driver: str | None, level: str, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(doctor_machine, "_driver", lambda: driver)
+    monkeypatch.setattr(doctor_machine, "nvidia_driver", lambda: driver)
     (found,) = examine_device(wanted)
     assert (found.level, word in str(found)) == (level, True)
 

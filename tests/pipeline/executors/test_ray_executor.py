@@ -149,7 +149,7 @@ def test_rays_own_exporter_has_the_metrics_of_a_run(
 def test_workers_of_ray_configure_logs_the_run_does(cluster: None, tmp_path: Path) -> None:
     import ray
 
-    from pipeline.executors.ray_executor import _configure_logs
+    from pipeline.executors.ray_executor import configure_logs
     from pipeline.resolve import resolve_run
 
     source = world.write_shards(tmp_path / "in", shards=1)
@@ -163,7 +163,7 @@ def test_workers_of_ray_configure_logs_the_run_does(cluster: None, tmp_path: Pat
         import logging
 
         with contextlib.redirect_stderr(io.StringIO()) as stderr:
-            _configure_logs(spec)
+            configure_logs(spec)
             logging.getLogger("fcnseg").info("x")
         return stderr.getvalue()
 
@@ -181,13 +181,13 @@ def test_many_shards_are_read_in_waves_and_by_several(
     monkeypatch.setattr(run_module, "WAVE", 5)
     monkeypatch.setattr(ray_executor, "MAX_READ_TASKS", 2)
     sizes: list[int] = []
-    dataset = ray_executor._dataset
+    dataset = ray_executor.make_dataset
 
     def counted(spec: Any, weights_ref: Any, shards: Sequence[Any], plan: Any) -> Any:
         sizes.append(len(shards))
         return dataset(spec, weights_ref, shards, plan)
 
-    monkeypatch.setattr(ray_executor, "_dataset", counted)
+    monkeypatch.setattr(ray_executor, "make_dataset", counted)
     for name in ("local", "ray"):
         assert run(world.config(source, tmp_path / name, weights, compute__executor=name)).shards
     assert sizes == [5, 2]

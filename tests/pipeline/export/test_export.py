@@ -15,7 +15,7 @@ from fcn_core.labels import LabelSet
 from pipeline.driver import run
 from pipeline.errors import ConfigError, InputError, OutputError, VerifyError
 from pipeline.export.coco import segment_ids
-from pipeline.export.cvat import _box
+from pipeline.export.cvat import mask_attributes
 from pipeline.export.export import FORMATS
 from pipeline.export.export import export as export_output
 from pipeline.export.format import ExportOptions
@@ -69,7 +69,7 @@ def test_brush_run_lengths_decode_to_the_mask(shape: tuple[int, int], share: flo
 @pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
 def test_cvat_run_lengths_decode_to_the_mask(share: float) -> None:
     pixels = np.random.default_rng(2).random((19, 31)) < share
-    assert np.array_equal(obvious_cvat(_box(pixels), pixels.shape), pixels)
+    assert np.array_equal(obvious_cvat(mask_attributes(pixels), pixels.shape), pixels)
 
 
 @pytest.mark.parametrize("form", FORMATS)

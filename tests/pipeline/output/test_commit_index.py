@@ -363,7 +363,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of two rows, so that a few shards are many batches."""
     for module in (shard_table, commit_index_module):
         monkeypatch.setattr(module, "ROWS", 2)
-    monkeypatch.setattr(spill, "_ROWS", 2)
+    monkeypatch.setattr(spill, "SPILL_ROWS", 2)
 
 
 def do(output: Store, step: str, name: str, seed: int, table: bytes) -> None:

@@ -28,7 +28,7 @@ from pipeline.errors import ConfigError, OutputError
 from pipeline.formats import add_to_tar
 from pipeline.output.commit_index import read_commits
 from pipeline.output.gc import find_garbage
-from pipeline.output.history import _NAME, RunRecord, begin_run, list_runs, read_history
+from pipeline.output.history import RECORD_NAME, RunRecord, begin_run, list_runs, read_history
 from pipeline.output.quarantine import find_retry_list, quarantined
 from pipeline.output.review import read_review
 from pipeline.output.status import read_status
@@ -319,7 +319,7 @@ def test_runs_that_begin_within_a_second_sort_by_time(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     names = [begin_run(store) for _ in range(50)]
     assert names == sorted(names) and len(set(names)) == 50
-    assert all(_NAME.fullmatch(record_path(name)) for name in names)
+    assert all(RECORD_NAME.fullmatch(record_path(name)) for name in names)
 
 
 def test_gc_keeps_the_review_queues_of_runs_that_are_recorded(

@@ -115,12 +115,12 @@ def test_a_killed_driver_is_taken_over_from_at_once(output: Store) -> None:
 
 def test_a_zombie_is_dead(output: Store) -> None:
     child = subprocess.Popen(["sleep", "600"])
-    started = lease_module._start_time(child.pid)
+    started = lease_module.process_start_time(child.pid)
     put(output, this_process(pid=child.pid, started=started))
     refused = not is_free(output)
     child.kill()
     assert refused
-    wait_until(lambda: lease_module._start_time(child.pid) is None)
+    wait_until(lambda: lease_module.process_start_time(child.pid) is None)
     assert Path(f"/proc/{child.pid}").exists()  # nobody has asked for its exit code yet
     assert is_free(output)
     child.wait()
@@ -265,8 +265,8 @@ def test_a_store_that_fails_until_the_lease_runs_out_loses_it(
     def failing(*_: object) -> None:
         raise StoreError("x", "the store failed", "a working store")
 
-    clock, ahead = lease_module._clock, 0.0
-    monkeypatch.setattr(lease_module, "_clock", lambda: clock() + ahead)
+    clock, ahead = lease_module.lease_clock, 0.0
+    monkeypatch.setattr(lease_module, "lease_clock", lambda: clock() + ahead)
     monkeypatch.setattr(lease_module, "RENEW_SECONDS", 0.02)
     with monkeypatch.context() as patch:
         patch.setattr(Store, "replace", failing)

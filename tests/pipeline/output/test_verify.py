@@ -268,7 +268,7 @@ def test_a_wrong_quarantine_table_is_found(output: Store) -> None:
 def test_large_objects_are_compared_by_pieces(
     output: Store, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_module, "_BLOCK", 100)
+    monkeypatch.setattr(verify_module, "BLOCK_BYTES", 100)
     assert problems(output) == []
     data = bytearray(output.read(path))
     data[-1] ^= 1
@@ -296,7 +296,7 @@ def test_an_object_that_cannot_be_read_is_a_problem_but_a_store_that_is_gone_is_
         ("png/s0/img1.png", "cannot be read: permission denied; permission for this operation")
     ]
     refused.update(info.path for info in output.objects() if info.path[0] != "_")
-    monkeypatch.setattr(verify_module, "_GIVE_UP", 5)
+    monkeypatch.setattr(verify_module, "MAX_STORE_FAILURES", 5)
     with pytest.raises(StoreError, match="permission denied"):
         verify(output)
 

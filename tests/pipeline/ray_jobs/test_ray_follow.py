@@ -24,8 +24,8 @@ from pipeline.ray_jobs.job_metadata import (
     parse_metadata,
 )
 from pipeline.ray_jobs.ray_client import UnreachableError
-from pipeline.ray_jobs.ray_follow import MEANINGS, LogTail, _outcome
-from pipeline.ray_jobs.ray_submit import JobOptions, _runtime_env
+from pipeline.ray_jobs.ray_follow import MEANINGS, LogTail, describe_end
+from pipeline.ray_jobs.ray_submit import JobOptions, make_runtime_env
 from pipeline.training.config import load_train_config
 from tests.documentation.test_docs import DOCS
 from tests.support import world
@@ -109,9 +109,9 @@ def test_a_training_configuration_arrives_unchanged() -> None:
 
 def test_the_time_to_stop_is_set_unless_it_is_given() -> None:
     name = "RAY_JOB_STOP_WAIT_TIME_S"
-    assert _runtime_env(JobOptions()) == {"env_vars": {name: "60"}}
+    assert make_runtime_env(JobOptions()) == {"env_vars": {name: "60"}}
     given_one = {"env_vars": {name: "5", "A": "b"}, "working_dir": "."}
-    assert _runtime_env(JobOptions(runtime_env=given_one)) == given_one
+    assert make_runtime_env(JobOptions(runtime_env=given_one)) == given_one
 
 
 def test_a_cluster_that_has_answered_may_be_unreachable_for_a_moment(
@@ -173,12 +173,12 @@ LOG = "Job entrypoint command failed with exit code {}, last available logs:\nse
     ],
 )  # fmt: skip
 def test_an_end_has_an_exit_code_and_a_reason(job: Any, expected: tuple[int, str]) -> None:
-    assert _outcome(job, None) == expected
+    assert describe_end(job, None) == expected
 
 
 def test_a_stopped_driver_that_kept_its_lease_was_killed() -> None:
     holder = Holder("o", "h", "b", 1, 1.0, 1.0)
-    assert _outcome(ended("STOPPED", None), holder) == (137, MEANINGS[137])
+    assert describe_end(ended("STOPPED", None), holder) == (137, MEANINGS[137])
 
 
 @pytest.mark.parametrize("code", MEANINGS)

@@ -41,7 +41,7 @@ from pipeline.report.build import write_report
 from pipeline.report.gallery import MAX_IMAGES
 from pipeline.report.page import CHARTS, LICENSES, SCRIPTS, UNPACKER, asset, json_block, percent
 from pipeline.stages.records import ImageResult, Preview, SegmentedChunk, record
-from pipeline.stages.write import _preview_table
+from pipeline.stages.write import encode_previews
 from pipeline.storage.store import Store
 from tests.support import world
 
@@ -135,7 +135,7 @@ def add_shard(
     for seq, chunk in enumerate(previews or []):
         images = tuple(result_of(shown) for shown in chunk)
         found = SegmentedChunk(shard, seq, 1, images, (), tuple(chunk), ConfusionMatrix(4), {})
-        data = _preview_table(found, LABELS)
+        data = encode_previews(found, LABELS)
         files.append(record(f"_previews/{shard}-{seq}.parquet", data))
         output.write(files[-1].path, data)
     counts = np.array(matrix) if matrix else np.zeros((4, 4), int)

@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.inputs.shard import Shard
 from pipeline.stages.read import Chunk
 from pipeline.training.source import TrainingSource, list_source
-from pipeline.weights import _images, calibrate
+from pipeline.weights import calibrate, calibration_images
 from tests.support import world
 
 Fcnseg = Callable[..., tuple[int, str, str]]
@@ -77,7 +77,7 @@ def test_shards_are_spread_over_the_whole_input(
             read.append(shard.id)
             return super().chunks(shard)
 
-    pictures = list(_images(Watched(**vars(found)), most))
+    pictures = list(calibration_images(Watched(**vars(found)), most))
     ids = [shard.id for shard in found.shards]
     places = [ids.index(name) for name in read]
     assert len(places) == len(pictures) == min(most, shards_count)

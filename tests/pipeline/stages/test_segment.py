@@ -66,7 +66,7 @@ def test_decoders_and_windows_change_no_result(
         patch.setattr(segmenter, "decoders", 0)
         expected = segmenter(samples)
         patch.setattr(segmenter, "decoders", decoders)
-        patch.setattr(segment, "_WINDOW_BYTES", window)
+        patch.setattr(segment, "WINDOW_BYTES", window)
         assert content(segmenter(samples)) == content(expected)
     assert len(expected.images) + len(expected.failures) == len(samples)
 
@@ -92,7 +92,7 @@ def test_while_the_network_computes_the_next_pictures_are_decoded(
     monkeypatch.setattr(segment, "decode_sample", watched)
     monkeypatch.setattr(segmenter.predictor, "predict", waiting)
     monkeypatch.setattr(segmenter, "decoders", 1)
-    monkeypatch.setattr(segment, "_WINDOW_BYTES", 1)
+    monkeypatch.setattr(segment, "WINDOW_BYTES", 1)
     assert [image.key for image in segmenter(samples).images] == ["k0", "k1", "k2", "k3"]
 
 

@@ -249,8 +249,8 @@ def _busy(out: Path) -> bool:
 def test_waiting_threads_sleep_on_a_busy_machine(
     monkeypatch: pytest.MonkeyPatch, at_work: int, policy: str | None
 ) -> None:
-    monkeypatch.setattr(fork_server_module, "_count_busy_threads", lambda: at_work)
-    assert fork_server_module._wait_policy().get("OMP_WAIT_POLICY") == policy
+    monkeypatch.setattr(fork_server_module, "count_busy_threads", lambda: at_work)
+    assert fork_server_module.wait_policy().get("OMP_WAIT_POLICY") == policy
 
 
 def test_busy_threads_are_counted() -> None:
@@ -258,7 +258,7 @@ def test_busy_threads_are_counted() -> None:
     busy = [subprocess.Popen(command) for command in commands]
     try:
         time.sleep(0.5)
-        assert max(fork_server_module._count_busy_threads() for _ in range(20)) >= len(busy) / 2
+        assert max(fork_server_module.count_busy_threads() for _ in range(20)) >= len(busy) / 2
     finally:
         for process in busy:
             process.kill()
