@@ -155,7 +155,7 @@ GIVEN = {
     "GPUs": Given(1000, "the task"),
     "images a shard": Given(512, "the default chunk, one chunk a shard"),
     "images a second and GPU": Given(
-        200, "assumed: 193 GFLOP a picture of 375x500 (docs/forward.md) are 39 TFLOP/s"
+        200, "assumed: 193 GFLOP an image of 375x500 (docs/forward.md) are 39 TFLOP/s"
     ),
     "shards an executor gets at once": Given(WAVE, "pipeline/driver.py"),
     "seconds until a wave works": Given(
@@ -211,7 +211,7 @@ def whole_run(pieces: Pieces, how: Driver, given: dict[str, float]) -> dict[str,
         "minutes of planning":
             (pages * given["seconds of a page of 1000 names"]
              + shards * given["seconds of planning a shard"]) / 60,
-        "minutes of labelling, without starts": 60 * hours,
+        "minutes of segmenting, without starts": 60 * hours,
         "minutes of starting waves":
             math.ceil(shards / given["shards an executor gets at once"])
             * given["seconds until a wave works"] / 60,
@@ -223,7 +223,7 @@ def whole_run(pieces: Pieces, how: Driver, given: dict[str, float]) -> dict[str,
             ((puts + pages) * given["dollars a 1000 puts"]
              + gets * given["dollars a 1000 gets"]) / 1000,
         "GPUs that fail": failures,
-        "images labelled twice":
+        "images segmented twice":
             failures * given["chunks in flight a GPU"] * given["images a shard"],
     }  # fmt: skip
 

@@ -49,13 +49,13 @@ def test_a_whole_run_by_hand() -> None:
     }  # fmt: skip
     found = whole_run(PIECES, TWO_REQUESTS, given)
     assert found["shards"] == 1000 and found["shards a second that the GPUs make"] == 1
-    assert found["minutes of labelling, without starts"] == pytest.approx(1000 / 60)
+    assert found["minutes of segmenting, without starts"] == pytest.approx(1000 / 60)
     assert found["minutes of starting waves"] == 0.5
     # 3 puts, 6 gets and a deletion for each shard, and one page.
     assert found["million requests"] == pytest.approx(0.010001)
     assert found["dollars for requests"] == pytest.approx(3001 * 5e-6 + 6000 * 4e-7)
     assert found["GPUs that fail"] == pytest.approx(1)
-    assert found["images labelled twice"] == pytest.approx(1024)
+    assert found["images segmented twice"] == pytest.approx(1024)
 
 
 def test_the_document_has_the_tables_that_the_model_prints() -> None:
