@@ -18,7 +18,7 @@ from pipeline import logs
 from pipeline.errors import StoreError
 from pipeline.inputs.sample import Failure
 from pipeline.inputs.shard import Shard
-from pipeline.limits import is_over, suggest_remedy
+from pipeline.limits import describe_excess, is_over, suggest_remedy
 from pipeline.output.commits import build_commit, with_file, write_commit
 from pipeline.output.quarantine import write_quarantine
 from pipeline.output.shard_table import Entry
@@ -234,9 +234,9 @@ def _log_chunk(receipt: Receipt) -> None:
 
 def _over_limit(shard: Shard, bad: Sequence[Failure], total: int, fraction: float) -> ShardFailure:
     first = min(bad, key=lambda failure: (failure.location, failure.key))
+    excess = describe_excess(len(bad), total, fraction, "limits.max_bad_fraction_per_shard")
     reason = (
-        f"shard {shard.id}: {len(bad)} of {total} images are bad; at most {fraction:.0%} may be "
-        f"(limits.max_bad_fraction_per_shard). First: {first.location}: {first.reason}. "
+        f"shard {shard.id}: {excess}. First: {first.location}: {first.reason}. "
         f"Not committed. {suggest_remedy(bad)}; then run again."
     )
     return ShardFailure(shard.id, reason, "LimitsError")

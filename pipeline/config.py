@@ -311,7 +311,15 @@ def validate_as(kind: type[Config], tree: Mapping[str, Any]) -> Config:
                 expected=f"known here: {', '.join(known)}",
                 remedy="Correct the spelling or remove it.",
             ) from None
-        found = "nothing" if first["type"] == "missing" else masked(repr(first["input"]))
+        if first["type"] == "missing":
+            name = _first_required(kind, first["loc"])
+            raise ConfigError(
+                where=f"config {name}",
+                found="no value",
+                expected="this field is required",
+                remedy=f"Set it in the configuration, or with --set {name}=VALUE.",
+            ) from None
+        found = masked(repr(first["input"]))
         expected = first["msg"].removeprefix("Value error, ").rstrip(".")
         raise ConfigError(
             where=f"config {name}", found=found, expected=expected, remedy="Correct this value."
@@ -320,11 +328,30 @@ def validate_as(kind: type[Config], tree: Mapping[str, Any]) -> Config:
 
 def _field_names(model: type[BaseModel], sections: Iterable[int | str]) -> list[str]:
     for name in sections:
-        inner = model.model_fields[str(name)].annotation
-        for choice in (inner, *get_args(inner)):  # an optional section is a union with None
-            if isinstance(choice, type) and issubclass(choice, BaseModel):
-                model = choice
+        model = _section(model, name) or model
     return list(model.model_fields)
+
+
+def _section(model: type[BaseModel], name: int | str) -> type[BaseModel] | None:
+    """Return the class of a section, None for a field with a value."""
+    annotation = model.model_fields[str(name)].annotation
+    for choice in (annotation, *get_args(annotation)):  # an optional section is a union with None
+        if isinstance(choice, type) and issubclass(choice, BaseModel):
+            return choice
+    return None
+
+
+def _first_required(model: type[BaseModel], missing: tuple[int | str, ...]) -> str:
+    """Return the dotted name of a missing field; of a missing section, its first required field."""
+    names = [str(name) for name in missing]
+    section: type[BaseModel] | None = model
+    for name in names:
+        section = _section(section, name) if section else None
+    while section is not None:
+        name = next(name for name, field in section.model_fields.items() if field.is_required())
+        names.append(name)
+        section = _section(section, name)
+    return ".".join(names)
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:

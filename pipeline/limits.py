@@ -20,6 +20,16 @@ def is_over(bad: int, total: int, fraction: float) -> bool:
     return bad >= MIN_BAD_IMAGES and bad > fraction * total
 
 
+def describe_excess(bad: int, total: int, fraction: float, option: str) -> str:
+    """Return what exceeds a limit, for a message.
+
+    >>> describe_excess(7, 17, 0.05, "limits.max_bad_fraction_per_shard")
+    '7 of 17 images (41%) are bad; the limit is 5% (limits.max_bad_fraction_per_shard)'
+    """
+    share = f"{bad} of {total} images ({bad / total:.0%})"
+    return f"{share} are bad; the limit is {fraction:.0%} ({option})"
+
+
 def suggest_remedy(bad: Sequence[Failure]) -> str:
     """Return what to do about too many bad images, as a sentence for a message.
 

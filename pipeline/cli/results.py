@@ -37,9 +37,11 @@ def _print_outcome(result: RunResult) -> None:
         if result.committed < result.shards:
             line = f"nothing done: {result.committed} of {result.shards} shards are done"
     else:
+        failed = f"{plural(len(result.failed), 'shard')} failed, " if result.failed else ""
         line = (
             f"{plural(result.done_now, 'shard')} done now, "
-            f"{result.committed} of {result.shards} in all, {plural(result.images, 'image')}, "
+            f"{result.committed} of {result.shards} in all, {failed}"
+            f"{plural(result.images, 'image')}, "
             f"{result.failures} quarantined, {result.seconds:.1f} s"
         )
     console.out.print(line)

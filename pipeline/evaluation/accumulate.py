@@ -15,7 +15,7 @@ from pipeline.config import LimitsConfig
 from pipeline.errors import InputError
 from pipeline.evaluation.result import Evaluation, EvaluationRequest, ShardCounts
 from pipeline.inputs.sample import Failure
-from pipeline.limits import is_over, suggest_remedy
+from pipeline.limits import describe_excess, is_over, suggest_remedy
 from pipeline.monitoring.progress import Progress
 from pipeline.plan import Plan
 from pipeline.stages.spec import ShardFailure
@@ -143,10 +143,12 @@ class EvaluationAccumulator:
         bad = len(partial.failures)
         fraction = self.limits.max_bad_fraction_per_shard
         if is_over(bad, partial.images + bad, fraction):
+            excess = describe_excess(
+                bad, partial.images + bad, fraction, "limits.max_bad_fraction_per_shard"
+            )
             reason = (
-                f"shard {shard}: {bad} of {partial.images + bad} images are bad; at most "
-                f"{fraction:.0%} may be bad (limits.max_bad_fraction_per_shard). The shard is not "
-                f"part of the scores. {suggest_remedy(partial.failures)}."
+                f"shard {shard}: {excess}. The shard is not part of the scores. "
+                f"{suggest_remedy(partial.failures)}."
             )
             self.failed[shard] = ShardFailure(shard, reason, "LimitsError")
             return

@@ -113,7 +113,10 @@ def test_scores_equal_those_that_a_run_commits_for_each_shard(
         }
     assert evaluation.exit_code == result.exit_code == 4
     assert sorted(report["failed_shards"]) == [failure.shard for failure in result.failed]
-    assert "3 of 5 images are bad" in report["failed_shards"]["s2"]
+    assert (
+        "3 of 5 images (60%) are bad; the limit is 5% (limits.max_bad_fraction_per_shard)"
+        in report["failed_shards"]["s2"]
+    )
 
 
 @pytest.mark.parametrize(("shard", "exit_code"), [("s0", 0), ("s1", 3), ("s2", 4), ("s3", 4)])

@@ -159,7 +159,7 @@ def test_shard_over_its_limit_is_listed_and_not_committed(
     out = tmp_path / "out"
     code, _, stderr = fcnseg("run", shards, out, "--weights", weights)
     assert code == 4
-    assert "shard s0: 3 of 7 images are bad" in stderr and "s0.tar#bad0.jpg" in stderr
+    assert "shard s0: 3 of 7 images (43%) are bad" in stderr and "s0.tar#bad0.jpg" in stderr
     assert not (out / "_commits/s0.json").exists() and (out / "_commits/s1.json").exists()
     assert len(quarantine(out)) == 3
 

@@ -90,9 +90,9 @@ def test_unknown_section_names_the_known_ones() -> None:
 
 
 def test_urls_are_required() -> None:
-    with pytest.raises(ConfigError, match=r"config input.url: nothing; Field required"):
+    with pytest.raises(ConfigError, match=r"config input.url: no value; this field is required"):
         load_config("input: {shard_size: 3}", [], {"output.url": "out"})
-    with pytest.raises(ConfigError, match="config input: nothing"):
+    with pytest.raises(ConfigError, match=r"config input.url: no value; .*--set input.url=VALUE"):
         load_config(None, [], {"output.url": "out"})
 
 
