@@ -34,7 +34,7 @@ from typing import Any
 from unittest import mock
 
 import s3fs
-from committerions.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks import bookkeeping, scale_model
 from benchmarks.bookkeeping import LABELS, a_commit, a_spec, name
