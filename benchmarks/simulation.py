@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -34,7 +35,6 @@ from typing import Any
 from unittest import mock
 
 import s3fs
-from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks import bookkeeping, scale_model
 from benchmarks.bookkeeping import LABELS, a_commit, a_spec, name
