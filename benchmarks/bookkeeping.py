@@ -1,13 +1,13 @@
-"""What planning, resuming and finishing cost when there are very many shards.
+"""Measure the time and memory of planning, resuming and finishing with very many shards.
 
-Makes N stubs of tars and N commits of realistic size (21 classes, counts of 256 pictures), then
-measures each step in a process of its own: wall time, and peak memory less that of the imports.
-Nothing is decoded and no network runs; new shards are committed by the real collector from receipts
-that are made up.
+The benchmark makes N stub tars and N commits of realistic size (21 classes, counts of 256 images).
+It then measures each step in a separate process: wall time, and peak memory less that of the
+imports. It decodes nothing and runs no network. The real committer commits new shards from
+simulated receipts.
 
-The S3 column is an extrapolation: the requests of the step, at the rates given, plus the time the
-step took here. Listings are one page after the other, 1000 objects each; gets and puts go 16 at a
-time. With --store, the rates are measured there first (the prefix must be empty).
+The S3 column is an extrapolation: the time that the step took here, plus the time of its requests
+at the given rates. Listings run one page after the other, with 1000 objects each; gets and puts run
+16 at a time. With --store, the benchmark first measures the rates there (the prefix must be empty).
 
 Usage: python -m benchmarks.bookkeeping [--shards N ...] [--new K] [--store URL] [--json FILE]
 """

@@ -1,10 +1,10 @@
-"""The authors' own network files, run by OpenCV, beside ours on converted weights.
+"""Compare the authors' own network files, run by OpenCV, with our networks on converted weights.
 
-Every released net is read from its prototxt in a checkout of shelhamer/fcn.berkeleyvision.org, its
-trunk is narrowed to a sixteenth, random weights are written with Caffe's own caffe.proto, OpenCV's
-Caffe importer computes the scores of a random picture, and `fcn_core.weights.convert` reads the
-same caffemodel. The two computations share nothing. It needs two checkouts and two packages that
-the project does not:
+The benchmark reads each released net from its prototxt in a checkout of
+shelhamer/fcn.berkeleyvision.org, reduces the width of its trunk to a sixteenth, and writes random
+weights with Caffe's own caffe.proto. OpenCV's Caffe importer computes the scores of a random image,
+and `fcn_core.weights.convert` reads the same caffemodel. The two computations share no code. The
+benchmark needs two checkouts and two packages that the project does not need:
 
     git clone https://github.com/shelhamer/fcn.berkeleyvision.org fcn
     git clone https://github.com/BVLC/caffe

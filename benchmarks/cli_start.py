@@ -1,14 +1,14 @@
-"""How long `fcnseg --help` takes: this build against another one, alternating.
+"""Measure how long `fcnseg --help` takes, in this build and in another one.
 
 Usage: python -m benchmarks.cli_start [OTHER_PYTHON] [--rounds N] [--json FILE]
 
-OTHER_PYTHON is the interpreter of another build's virtual environment, into which that build is
-installed: `../old/.venv/bin/python`. Without it only this build is measured. Each round starts
-every command in one build and then in the other, so that other work slows both alike.
-What counts is the median over all rounds of a whole process, from the start of the interpreter to
-its end: wall-clock seconds, and CPU seconds (user and system), which other work changes less. One
-more round comes first and does not count: it fills the disk cache and compiles modules. `python` is
-the interpreter alone, the part that no build can avoid.
+OTHER_PYTHON is the interpreter of a virtual environment in which the other build is installed:
+`../old/.venv/bin/python`. Without it, only this build is measured. Each round starts every command
+in one build and then in the other, so that other programs slow both builds in the same way.
+The result is the median over all rounds of the time of a whole process, from the start of the
+interpreter to its end: wall-clock seconds, and CPU seconds (user and system), which other programs
+change less. One more round runs first and does not count: it fills the disk cache and compiles
+modules. `python` is the interpreter alone, which every build needs.
 """
 
 from __future__ import annotations

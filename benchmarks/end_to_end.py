@@ -1,7 +1,7 @@
-"""Images per second of a whole run against the loop people write by hand.
+"""Compare the images per second of a whole run with those of a loop written by hand.
 
-Both label the same rendered scenes of mixed sizes with the demo weights, on the same threads, in
-one process, one after the other, alternating; the best of three rounds counts.
+Both segment the same rendered scenes of mixed sizes with the demo weights, on the same threads, in
+one process, in alternation. The best of three rounds counts.
 
 Usage: python -m benchmarks.end_to_end [--images N] [--json FILE]
 """

@@ -1,14 +1,14 @@
-"""Our forward pass against the plain one of FCN-8s: the same weights, pictures and threads.
+"""Compare our forward pass with the plain one of FCN-8s: the same weights, images and threads.
 
 Usage: python -m benchmarks.forward [--threads N] [--rounds N] [--sizes HxW …] [--json FILE]
 
-The network is FCN-8s at full width with random weights, which take as long as any. Both passes see
-the same preprocessed picture in channels-last memory and take turns; the best round counts, on the
-wall clock and in CPU seconds, as does the median. The machine's matrix rate is that of a product of
-two 2048 x 2048 matrices in the same run; a pass's share of it counts the multiplications and
-additions that it really does. Where others use the cores, take one thread and look at CPU seconds,
-because two threads wait for each other. bf16 is measured only where a convolution takes at most
-three times as long as in fp32.
+The network is FCN-8s at full width with random weights, which take as long as trained ones. Both
+passes get the same preprocessed image in channels-last memory and run in alternation. Results are
+the best round and the median, in wall-clock seconds and in CPU seconds. The machine's matrix rate
+is that of a product of two 2048 x 2048 matrices in the same run. A pass's share of this rate counts
+the multiplications and additions that the pass really does. If other programs use the cores, take
+one thread and read the CPU seconds, because two threads wait for each other. bf16 is measured only
+if a convolution in bf16 takes at most three times as long as in fp32.
 """
 
 from __future__ import annotations

@@ -1,23 +1,26 @@
-"""The forward pass and the pipeline on a CUDA machine, in one go.
+"""Measure the forward pass and the pipeline on a CUDA machine, in one command.
 
 Usage: python -m benchmarks.gpu [--device cuda] [--seconds S] [--json FILE]
 
-The first part needs torch, numpy, pillow and this checkout, nothing more: FCN-8s at full width,
-random weights, batches of 8 pictures of one size. `plain` computes the whole padded canvas, in the
-same precision and channels-last; `ours` is what inference uses; they take turns, the median counts.
-The matrix rate is that of a product of two square matrices in the same precision; the share of it
-counts the multiplications and additions that a pass really does. `apart` is the share of pixels
-whose class differs between the two. `graph` is ours, captured once as a CUDA graph and replayed,
-or why that cannot be: it decides whether graphs are worth having.
+The first part needs only torch, numpy, pillow and this checkout. It runs FCN-8s at full width with
+random weights, on batches of 8 images of one size. `plain` computes the whole padded canvas, in the
+same precision and channels-last; `ours` is the pass that inference uses. They run in alternation,
+and the median counts. The matrix rate is that of a product of two square matrices in the same
+precision; the share of it counts the multiplications and additions that a pass really does. `apart`
+is the share of pixels whose class differs between the two. `graph` is our pass, captured once as a
+CUDA graph and replayed, or the reason why it cannot be captured. It shows whether CUDA graphs save
+time.
 
-Then the predictor on pictures in the host's memory: with copies beside the computing, as inference
-does it, and `one after the other`; and that their results are equal, bit for bit, counts included.
+The first part then measures the predictor on images in the host's memory: with copies during the
+computation, as in inference, and `one after the other`. It checks that both results are equal, bit
+for bit, counts included.
 
-The second part is left out, and says so, where the packages of the pipeline are missing. It is
-`benchmarks.pipeline` with the network on the device: `fcnseg run` on JPEG shards, beside the
-network alone on decoded arrays, with none and with several decoders.
+The second part needs the packages of the pipeline; without them it is left out with a message. It
+is `benchmarks.pipeline` with the network on the device: `fcnseg run` on JPEG shards, compared with
+the network alone on decoded arrays, without decoder threads and with several.
 
-With `--device cpu` it runs everywhere, slowly; the figures are of no use, but the script is tried.
+With `--device cpu` it runs on every machine, slowly. These figures have no meaning, but they test
+the script.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""int8 on a CPU against bf16 and fp32: what it costs in mean IU, and what it saves in time.
+"""Compare int8 on a CPU with bf16 and fp32: the loss of mean IoU, and the time saved.
 
 Usage: python -m benchmarks.int8 [--threads N] [--rounds N] [--sizes HxW …] [--json FILE]
 
-- Mean IU: the demo weights on rendered scenes that they have not seen, calibrated on 64 others, and
-  the share of pixels whose class is another than in fp32. On a data set with labels the commands do
-  the same: `fcnseg weights calibrate`, then `fcnseg evaluate --precision`.
-- Time: our forward pass of FCN-8s at full width with random weights, in the three precisions by
-  turns; the best round counts, on the wall clock and in CPU seconds.
+- Mean IoU: the demo weights on rendered scenes that were not used for training, calibrated on 64
+  other scenes, and the share of pixels whose class differs from that in fp32. For a data set with
+  labels, two commands do the same: `fcnseg weights calibrate`, then `fcnseg evaluate --precision`.
+- Time: our forward pass of FCN-8s at full width with random weights, in the three precisions in
+  turn. The best round counts, in wall-clock seconds and in CPU seconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A network that costs nothing, for the worker processes of a run: what is left is the pipeline.
+"""Replace the network in the worker processes of a run, so that only the pipeline takes time.
 
-`in_worker_processes()` replaces `Predictor.predict` in them: a picture's mask is a chequered one of
-its size.
+`in_worker_processes()` replaces `Predictor.predict` in the worker processes of a run. The mask of
+an image is a chequered one of the same size.
 """
 
 from __future__ import annotations

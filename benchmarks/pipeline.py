@@ -1,23 +1,24 @@
-"""Does the network ever wait? A run's images/s beside those of the network alone, and of nothing.
+"""Compare a run's images/s with those of the network alone, and of a run without a network.
 
 Usage: python -m benchmarks.pipeline [--rounds N] [--precision auto|fp32|bf16] [--without ray]
                                      [--only real|null] [--json FILE]
 
-The pictures: eight photographs of CamVid's val split, 480x360, where `../shared/data/camvid` lies
-beside the checkout, and sixteen rendered scenes of 96 to 224 px a side, the same in every shard.
-The network: FCN-8s at full width, random weights. Masks go to Parquet and PNG, labels are scored.
+The images are eight photographs of CamVid's val split, 480x360, if `../shared/data/camvid` is
+beside the checkout, and sixteen rendered scenes of 96 to 224 px a side; all shards have the same
+images. The network is FCN-8s at full width with random weights. Masks are written to Parquet and
+PNG, and labels are scored.
 
-- `local`, `ray`: `fcnseg run` with one copy on two threads. Steady state: from the second finished
-  shard to the last, so that neither the start nor the first sight of a size counts. `share` is of
-  the network alone on decoded arrays, in a process of its own on the same threads, after a warm-up,
-  measured just before and just after the run. `busy` is the share of the time in which the network
-  was at work, by the commits' own seconds.
-- `… null`: the same without a network, on shards of 480 pictures, with a copy for each core: what
-  is left uses one thread of a copy. `share` is of the codec limit: what the cores could do if they
-  did nothing but decode every picture and label and encode every mask, one after the other in a
-  process for each core, measured just before and just after the run.
+- `local`, `ray`: `fcnseg run` with one replica on two threads. Images/s are those of the steady
+  state, from the second finished shard to the last: the start and the first image of each size do
+  not count. `share` compares them with the network alone on decoded arrays, in a separate process
+  on the same threads, after a warm-up, measured immediately before and after the run. `busy` is the
+  share of the time in which the network computes, from the seconds that the commits contain.
+- `… null`: the same without a network, on shards of 480 images, with a replica for each core,
+  because the remaining work uses one thread of a replica. `share` compares it with the codec limit:
+  the speed of the cores if they only decode every image and label and encode every mask, one after
+  the other in one process per core, measured immediately before and after the run.
 
-Of several rounds the one of median share counts, and all are told.
+If there are several rounds, the round with the median share counts, and all shares are printed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How many pixels of a mask the precision and the fast forward pass change, on real pictures.
+"""Count the pixels of a mask that the precision and the fast forward pass change, on real images.
 
 Usage: python -m benchmarks.precision --images DIR [--count N] [--full-width N] [--json FILE]
 
-Against the plain fp32 forward pass of the same weights: the share of pixels whose class is another,
-over all pictures, the worst picture, and the CPU seconds of a picture. Networks: the demo weights,
-on rendered scenes (which they know) and on the pictures (which they do not: many near ties); and
-FCN-8s at full width with random weights on the first few pictures, in fp32 only where the CPU has
-no bf16 arithmetic.
+The reference is the plain fp32 forward pass with the same weights. Results are the share of pixels
+with another class over all images, the same share of the worst image, and the CPU seconds per
+image. The networks are the demo weights, on rendered scenes (like those of their training) and on
+the given images (unlike them: many near ties), and FCN-8s at full width with random weights on the
+first few images, only in fp32 if the CPU has no bf16 arithmetic.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""A run of 1, 10 and 100 times as many images: memory, images/s, the driver's time per chunk.
+"""Measure runs of 1, 10 and 100 times as many images: memory, images/s, driver time per chunk.
 
 Usage: python -m benchmarks.scale [--images N] [--only growth|workers] [--json FILE]
 
-- `1x`, `10x`, `100x`: `fcnseg run` with the local executor and no network, on shards of 24 pictures
-  (see `benchmarks.pipeline`), labels scored, masks to Parquet. Each run is a process of its own.
-  Memory is the peak, over the run, of what all its processes together hold in RAM (PSS: shared
-  pages are counted once), looked at twice a second. `driver_ms_per_chunk` is the CPU time of the
-  thread that plans, collects and commits, less that of a run of a single shard; of such, which
-  are what a start costs, the best of three counts.
-- `workers`: one and two copies of FCN-8s at full width, one thread each, images/s in steady state.
+- `1x`, `10x`, `100x`: `fcnseg run` with the local executor and no network, on shards of 24 images
+  (see `benchmarks.pipeline`). Labels are scored, and masks are written to Parquet. Each run is a
+  separate process. Memory is the peak over the run of the RAM of all its processes together (PSS:
+  shared pages count once), read twice a second. `driver_ms_per_chunk` is the CPU time of the thread
+  that plans, collects and commits, less that of a run with a single shard, per chunk. The time of
+  the single shard is the cost of a start, and is the best of three runs.
+- `workers`: one and two replicas of FCN-8s at full width, one thread each, images/s in steady
+  state.
 """
 
 from __future__ import annotations

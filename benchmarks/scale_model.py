@@ -1,7 +1,7 @@
-"""A run of any size on paper: arithmetic alone, from inputs that say where they come from.
+"""Predict a run of any size by arithmetic, from inputs that name their sources.
 
-`driver` predicts what `benchmarks.simulation` measures, from pieces that were measured on their
-own. `whole_run` goes on to a run over 10^9 images on 1,000 GPUs. `python -m benchmarks.scale_model`
+`driver` predicts what `benchmarks.simulation` measures, from parts that were measured separately.
+`whole_run` extends this to a run over 10^9 images on 1,000 GPUs. `python -m benchmarks.scale_model`
 prints the tables of docs/simulation.md from `benchmarks/simulation.json`.
 """
 

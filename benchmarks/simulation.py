@@ -1,15 +1,16 @@
-"""The real driver, fed with made-up receipts at the rate of a thousand GPUs.
+"""Run the real driver with simulated receipts, at the rate of a thousand GPUs.
 
-`pipeline.driver.run` plans, leases, committers, commits and finishes as ever; only its executor is
-another one, which decodes nothing and hands over receipts (pickled, as Ray does) at a fixed rate.
-INPUT is a folder of stubs. OUTPUT is a local folder, or `benchmarks.stand_in`, reached by the real
-S3 client, which answers after 30 to 50 ms. Each case runs in a process of its own; what it measures
-is set beside what `benchmarks.scale_model` predicts from pieces that are measured on their own.
+`pipeline.driver.run` plans, takes the lease, commits and finishes as usual. Only its executor is
+replaced: it decodes nothing and delivers receipts (pickled, as Ray does) at a fixed rate. INPUT is
+a folder of stubs. OUTPUT is a local folder, or `benchmarks.stand_in`, an S3 server that the real S3
+client uses and that answers after 30 to 50 ms. Each case runs in a separate process. Its results
+are printed beside the predictions of `benchmarks.scale_model`, from parts that were measured
+separately.
 
 Usage: python -m benchmarks.simulation [--seconds S] [--rates R ...] [--stores local s3]
            [--cap WRITES READS] [--json FILE]
 
-A rate is in shards a second; 0 is as fast as the driver takes them.
+A rate is in shards per second; 0 means as fast as the driver accepts them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -33,7 +35,6 @@ from typing import Any
 from unittest import mock
 
 import s3fs
-from committerions.abc import Callable, Iterator, Sequence
 
 from benchmarks import bookkeeping, scale_model
 from benchmarks.bookkeeping import LABELS, a_commit, a_spec, name

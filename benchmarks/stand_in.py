@@ -1,9 +1,9 @@
-"""A stand-in for S3: the few verbs of a driver, each answered after as long as S3 takes.
+"""Replace S3 with a server for the few requests of a driver, each answered as slowly as by S3.
 
-It keeps objects in memory, counts requests by verb and folder, and, asked to, answers 503 SlowDown
-to what exceeds a number of writes or reads a second in one folder, as S3 does for a prefix that it
-has not split. It checks no signature. A process of its own, so that its CPU time is not counted
-with the driver's:
+The server keeps objects in memory and counts requests by verb and folder. With a cap, it answers
+503 SlowDown to all requests above a number of writes or reads per second in one folder, as S3 does
+for a prefix that it has not split. It checks no signature. It is a separate process, so that its
+CPU time is not counted with the driver's:
 
     with StandIn.started(latency=(0.03, 0.05), cap=(3500, 5500)) as server: server.url, server.env
 """

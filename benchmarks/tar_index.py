@@ -1,11 +1,11 @@
-"""What indexing a large tar costs on a store where every request takes a while.
+"""Measure the cost of indexing a large tar on a store with slow requests.
 
     python -m benchmarks.tar_index [--latency 0.03] [--rate 100e6] [--json FILE]
 
-For members of several sizes: requests, bytes and seconds of indexing by jumping from header to
-header, by reading on, and as `pipeline.inputs.range_reader` decides. The store is a file whose
-reads wait: the latency, and the bytes at the rate of one stream. A request per member is what plain
-tarfile needs.
+For members of several sizes, the benchmark measures requests, bytes and seconds of three methods:
+jumping from header to header, reading on, and the choice of `pipeline.inputs.range_reader`. The
+store is a file whose reads wait for the latency, and for the bytes at the rate of one stream. Plain
+tarfile needs one request per member.
 """
 
 from __future__ import annotations

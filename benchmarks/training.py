@@ -1,14 +1,14 @@
-"""Step time of `fcnseg train` against a loop written by hand, and 32s against 16s against 8s.
+"""Compare the step time of `fcnseg train` with a loop written by hand, and 32s with 16s and 8s.
 
 python -m benchmarks.training step [--steps N] [--json FILE]
-    Both train the same network on the same rendered scenes with the same recipe and threads, one
-    after the other, alternating; the best of eight rounds counts, because other guests of the
-    machine only ever add. Checkpoints and the first steps are left out on both sides.
+    Both train the same network on the same rendered scenes with the same recipe and threads, in
+    alternation. The best of eight rounds counts, because other guests of the machine can only
+    increase the time. Checkpoints and the first steps are left out on both sides.
 
 python -m benchmarks.training variants TRAIN VAL OUTPUT --label-set camvid --minutes 60
-    Trains FCN-32s, FCN-16s and FCN-8s from nothing for equally many steps, as many as fit into the
-    time, and writes OUTPUT/table.md: the four scores and the IU per class by evaluation. Running it
-    again resumes; the number of steps is kept in OUTPUT/budget.json.
+    Trains FCN-32s, FCN-16s and FCN-8s from random weights for the same number of steps, as many as
+    fit into the time. Writes OUTPUT/table.md: the four scores and the IoU per class, by evaluation.
+    Running it again resumes; the number of steps is kept in OUTPUT/budget.json.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""CPU milliseconds of one bilinear deconvolution in its three forms on one thread.
+"""Measure the CPU milliseconds of one bilinear deconvolution in three forms on one thread.
 
 Usage: python -m benchmarks.upsampling [--classes K] [--json FILE]
 
-Score maps are those of a 375x500 picture; the best of `ROUNDS` counts, forms taking turns. "apart"
-is the largest difference from the dense form, relative to its largest value.
+Score maps are those of a 375x500 image. The forms run in alternation, and the best of `ROUNDS`
+counts. "apart" is the largest difference from the dense form, relative to its largest value.
 """
 
 from __future__ import annotations

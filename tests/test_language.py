@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     path for room in ("fcn_core", "pipeline", "flows") for path in (ROOT / room).rglob("*.py")
 )
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 # Each pattern, and the words to write in its place.
 BANNED = {
