@@ -199,7 +199,7 @@ def test_the_hook_of_a_worker_stops_the_job_of_that_night_and_no_other(
         return JOB if config.compute.workers == 1 else None
 
     monkeypatch.setattr(ray_submit, "find_job", find_job)
-    monkeypatch.setattr(work, "_is_flow_process", False)
+    monkeypatch.setattr(work, "is_flow_process", False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     night = SimpleNamespace(expected_start_time=datetime(2026, 11, 23, 2, tzinfo=UTC))
 

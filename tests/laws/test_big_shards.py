@@ -121,7 +121,7 @@ def obvious(data: bytes) -> tuple[list, set]:
 
 @contextmanager
 def tiny_ranges(hop: int, ahead: int, gap: int, span: int) -> Iterator[None]:
-    sizes = {"HOP": hop, "AHEAD": ahead, "BREAK_EVEN": 2 * hop, "_GAP": gap, "_SPAN": span}
+    sizes = {"HOP": hop, "AHEAD": ahead, "BREAK_EVEN": 2 * hop, "GAP": gap, "SPAN": span}
     with mock.patch.multiple(ranged, **sizes):
         yield
 

@@ -55,13 +55,16 @@ class Event:
 class Streams:
     """In the place of `torch.cuda`; what computes, computes at once."""
 
-    Stream = Stream
-
     def __init__(self) -> None:
+        self.created: list[Stream] = []  # of a transfer: up, then back
         self.computing = Stream()
         self.current = self.computing
         self.pinned: list[torch.Tensor] = []
         self.kept: list[torch.Tensor] = []
+
+    def Stream(self, _: object) -> Stream:  # noqa: N802  # the name in `torch.cuda`
+        self.created.append(Stream())
+        return self.created[-1]
 
     def current_stream(self, _: object) -> Stream:
         return self.current
@@ -121,7 +124,7 @@ def test_nothing_is_read_before_it_is_there(
     streams, predictors, chosen, size, confidence, labelled
 ):
     plain, carried = predictors[size]
-    carried._transfer = CudaTransfer(torch.device("cpu"))
+    carried.transfer = CudaTransfer(torch.device("cpu"))
     carried.device = torch.device("meta")  # no CPU: counts there
     pictures = [PICTURES[index] for index in chosen]
     labels = [picture[..., 0] if n % 2 else None for n, picture in enumerate(pictures)]
@@ -142,8 +145,8 @@ def test_a_copy_that_nobody_waits_for_is_seen(streams, predictors, monkeypatch):
     """Of the stand-in: each of the waits is needed."""
     for name in ("computing", "back"):
         carried = predictors[1][1]
-        carried._transfer = CudaTransfer(torch.device("cpu"))
-        deaf = streams.computing if name == "computing" else carried._transfer._download
+        carried.transfer = CudaTransfer(torch.device("cpu"))
+        deaf = streams.computing if name == "computing" else streams.created[-1]
         with monkeypatch.context() as patch:
             patch.setattr(deaf, "wait_stream", lambda other: None)
             found = carried.predict([PICTURES[0]])[0]
@@ -152,7 +155,7 @@ def test_a_copy_that_nobody_waits_for_is_seen(streams, predictors, monkeypatch):
 
 def test_memory_is_kept_for_the_streams_that_use_it(streams, predictors):
     carried = predictors[1][1]
-    carried._transfer = CudaTransfer(torch.device("cpu"))
+    carried.transfer = CudaTransfer(torch.device("cpu"))
     carried.predict([PICTURES[0]])
     height, width = PICTURES[0].shape[:2]
     shapes = [tuple(tensor.shape) for tensor in streams.kept]

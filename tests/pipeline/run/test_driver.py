@@ -69,13 +69,13 @@ def test_rows_of_the_mask_table_agree_with_the_masks(
 def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths of the shards that are read from now on."""
     seen: list[str] = []
-    original = chunks._index
+    original = chunks.TarIndex
 
-    def spy(shard, *args):  # type: ignore[no-untyped-def]
+    def spy(shard, *args, **options):  # type: ignore[no-untyped-def]
         seen.append(shard.id)
-        return original(shard, *args)
+        return original(shard, *args, **options)
 
-    monkeypatch.setattr(chunks, "_index", spy)
+    monkeypatch.setattr(chunks, "TarIndex", spy)
     return seen
 
 
