@@ -253,7 +253,7 @@ def test_crash_at_every_write_and_rerun_gives_the_undisturbed_tree(
 def test_input_of_another_layout_is_refused(weights: Path, tmp_path: Path) -> None:
     source = tmp_path / "in"
     for top, data in (
-        ("images", world.jpeg(world.picture(1))),
+        ("images", world.jpeg(world.image(1))),
         ("labels", world.png(world.label(1))),
     ):
         (source / top).mkdir(parents=True)

@@ -27,7 +27,7 @@ KINDS = ("plain", "labelled", "no image", "no class", "other size")
 
 def sample(number: int, kind: str) -> Sample:
     size = world.SIZES[number % 4]
-    image = b"no image" if kind == "no image" else world.jpeg(world.picture(number, size))
+    image = b"no image" if kind == "no image" else world.jpeg(world.image(number, size))
     truth = {
         "labelled": world.label(number, size),
         "no class": np.full(size, 7, np.uint8),
@@ -71,7 +71,7 @@ def test_decoders_and_windows_change_no_result(
     assert len(expected.images) + len(expected.failures) == len(samples)
 
 
-def test_while_the_network_computes_the_next_pictures_are_decoded(
+def test_while_the_network_computes_the_next_images_are_decoded(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = [sample(number, "plain") for number in range(4)]

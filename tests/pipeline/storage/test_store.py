@@ -384,7 +384,7 @@ def test_one_place_has_one_url(url: str, where: str) -> None:
     assert Store(url).url == where
 
 
-def test_protocols_nobody_knows_are_refused_at_once() -> None:
+def test_unknown_protocols_are_refused_at_once() -> None:
     with pytest.raises(ConfigError, match=r"ftpx://a/b: protocol 'ftpx'; file, s3, gs"):
         Store("ftpx://a/b")
 
