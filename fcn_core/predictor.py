@@ -71,6 +71,7 @@ class Predictor:
         head: Name of the head that predicts, or None for the first.
         logits: Function from preprocessed images and a head name to logits: `FastForward` or the
             model itself.
+        transfer: Copies of arrays to and from the device.
 
     Examples:
         >>> predictor = Predictor.load("demo")
@@ -139,7 +140,7 @@ class Predictor:
             with self._cudnn_settings():  # the constructor computes features of blank canvases
                 self.logits = FastForward(self.model, int8=ranges)
         pre = info.preprocessing
-        self._transfer = (CudaTransfer if self.device.type == "cuda" else DeviceTransfer)(
+        self.transfer = (CudaTransfer if self.device.type == "cuda" else DeviceTransfer)(
             self.device
         )
         self._mean = torch.tensor(pre.mean, device=self.device).view(1, -1, 1, 1)
@@ -203,7 +204,7 @@ class Predictor:
                 on_batch([*(index for earlier, _ in waiting for index in earlier), *batch])
             truth = None if labels is None else [labels[index] for index in batch]
             waiting.append((batch, self._start([images[i] for i in batch], confidence, truth)))
-            if len(waiting) > self._transfer.ahead:
+            if len(waiting) > self.transfer.ahead:
                 earlier, results_of = waiting.popleft()
                 results.update(zip(earlier, results_of(), strict=True))
         for earlier, results_of in waiting:
@@ -228,7 +229,7 @@ class Predictor:
         """Start a forward pass; the returned function waits for it and returns the predictions."""
         count = len(images)
         with self._cudnn_settings():
-            stack_BHWC = self._transfer.stack(images, self.batch_size)
+            stack_BHWC = self.transfer.stack(images, self.batch_size)
             logits_BKHW = self.logits(self._preprocess(stack_BHWC), self.head)[:count].float()
         # Among equal logits torch.max guarantees the first class.
         peak_B1HW, mask_B1HW = logits_BKHW.max(dim=1, keepdim=True)
@@ -244,7 +245,7 @@ class Predictor:
             all_void = np.full(mask_BHW.shape[1:], VOID, np.uint8)
             truth = [all_void if label is None else label for label in labels]
             outputs.append(self._pairs(outputs[0], truth))
-        wait = self._transfer.fetch(outputs)
+        wait = self.transfer.fetch(outputs)
         return lambda: _predictions(wait(), with_maps)
 
     def _pairs(self, mask_BHW: Tensor, labels: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -254,7 +255,7 @@ class Predictor:
             masks = mask_BHW.numpy()
             counts = [count_pairs(*both, classes) for both in zip(masks, labels, strict=True)]
             return torch.from_numpy(np.stack(counts))
-        return count_pairs_on_device(mask_BHW, self._transfer.stack(labels, len(labels)), classes)
+        return count_pairs_on_device(mask_BHW, self.transfer.stack(labels, len(labels)), classes)
 
     def _cudnn_settings(self) -> AbstractContextManager[None]:
         """Fix cuDNN's settings, so that its choice of kernels is the same in every run."""

@@ -50,14 +50,14 @@ _TIMER_SECONDS = 5.0
 """Longest time by which Prefect's timer may have started before the task itself."""
 
 
-_is_flow_process = False
+is_flow_process = False
 """Whether this process runs the flow: then the flow itself has stopped or kept its job."""
 
 
 def mark_flow_process() -> None:
     """Record that this process runs the flow, so that the hooks leave its job alone."""
-    global _is_flow_process
-    _is_flow_process = True
+    global is_flow_process
+    is_flow_process = True
 
 
 def segment(config: RunConfig, series: str) -> tuple[FlowEnding, list[tuple[str, str]]]:
@@ -288,7 +288,7 @@ def stop_job_of(config: JobConfig, address: str | None) -> None:
         config: configuration of the run or training.
         address: address of the cluster; None if the run had no job.
     """
-    if _is_flow_process or address is None:
+    if is_flow_process or address is None:
         return
     from pipeline.ray_jobs.ray_follow import stop
     from pipeline.ray_jobs.ray_submit import find_job

@@ -78,7 +78,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Three tars of four labelled pictures of mixed sizes."""
+    """Three tars of four labeled images of mixed sizes."""
     return world.write_shards(tmp_path / "in")
 
 

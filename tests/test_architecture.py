@@ -185,7 +185,7 @@ ENDINGS = ("", "s", "es", "ed", "er", "ers", "ing", "ings", "ion", "ions", "ment
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
 def test_no_module_has_a_twin(folder: Path) -> None:
-    """`store` beside `stores/`, `train` beside `training/`: nobody can tell which holds what."""
+    """`store` beside `stores/`, `train` beside `training/`: no reader can tell which holds what."""
     names = [path.stem for path in folder.glob("*.py")]
     packages = [path.name for path in folder.iterdir() if (path / "__init__.py").exists()]
     twins = [

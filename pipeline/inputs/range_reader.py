@@ -41,10 +41,10 @@ MIN_JUMPS = 4
 """Jumps before sequential reading can begin."""
 
 
-_GAP = 256 * 2**10
+GAP = 256 * 2**10
 """Largest gap in bytes between two ranges of one request."""
 
-_SPAN = 16 * 2**20
+SPAN = 16 * 2**20
 """Largest request in bytes for several ranges."""
 
 
@@ -210,7 +210,7 @@ def _spans(ranges: Sequence[tuple[int, int]]) -> list[list[int]]:
     wanted = [index for index, (_, size) in enumerate(ranges) if size]
     for index in sorted(wanted, key=lambda index: ranges[index]):
         offset, size = ranges[index]
-        if spans and offset - end <= _GAP and max(end, offset + size) - start <= _SPAN:
+        if spans and offset - end <= GAP and max(end, offset + size) - start <= SPAN:
             spans[-1].append(index)
             end = max(end, offset + size)
         else:

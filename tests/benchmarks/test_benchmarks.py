@@ -56,13 +56,13 @@ def test_the_null_network_is_in_the_worker_processes_and_nowhere_else(
 def test_a_steady_run_is_measured(tmp_path: Path) -> None:
     make_folder(tmp_path / "folder", 0, 2)
     make_weights(tmp_path / "w.safetensors", 1 / 64)
-    pictures = pipeline.encoded(tmp_path / "folder")
-    pipeline.write_shards(tmp_path / "shards", pictures, 4)
+    images = pipeline.encoded(tmp_path / "folder")
+    pipeline.write_shards(tmp_path / "shards", images, 4)
     how = pipeline.How("fp32", threads=1)
     found = pipeline.steady(tmp_path / "shards", tmp_path / "out", tmp_path / "w.safetensors", how)
     assert found["images_per_second"] > 0 and found["busy"] > 0
     assert 0 < found["forward_seconds"] <= found["seconds"] + 0.05  # one worker; rounded
-    costs = pipeline.codec_seconds(pictures)
+    costs = pipeline.codec_seconds(images)
     assert set(costs) == {"decode_image", "decode_label", "encode_mask"} and min(costs.values()) > 0
 
 

@@ -37,7 +37,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.chdir(tmp_path)
     make_scene_shards(Store(str(tmp_path / "shards")), shards=1, images=2)
-    (tmp_path / "photo.jpg").write_bytes(world.jpeg(world.picture(1)))
+    (tmp_path / "photo.jpg").write_bytes(world.jpeg(world.image(1)))
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(examples) == 2
     for example in examples:

@@ -1,4 +1,4 @@
-"""Every kind of picture is read as a viewer shows it; everything else is an ImageError."""
+"""Every kind of image is read as a viewer shows it; everything else is an ImageError."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def near(found, expected, tolerance):
     return np.abs(found.astype(float) - expected).max() <= tolerance
 
 
-# --- Kinds of pictures -------------------------------------------------------------------------
+# --- Kinds of images -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "data", [encoded(RGB), encoded(RGB, "WEBP", lossless=True)], ids=["PNG", "WebP"]
 )
 def test_lossless_colours_are_read_exactly(data):
-    picture = decode_image(data)
-    assert (picture.dtype, picture.flags.c_contiguous) == (np.uint8, True)
-    assert np.array_equal(picture, RGB)
+    image = decode_image(data)
+    assert (image.dtype, image.flags.c_contiguous) == (np.uint8, True)
+    assert np.array_equal(image, RGB)
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
@@ -71,9 +71,9 @@ def test_lossy_colours_are_read_closely(file_format):
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
 def test_grey_becomes_three_equal_channels(file_format):
-    picture = decode_image(encoded(SMOOTH[..., 0], file_format, quality=100))
-    assert near(picture, SMOOTH[..., [0, 0, 0]], 2)
-    assert (picture == picture[..., :1]).all()
+    image = decode_image(encoded(SMOOTH[..., 0], file_format, quality=100))
+    assert near(image, SMOOTH[..., [0, 0, 0]], 2)
+    assert (image == image[..., :1]).all()
 
 
 def test_palette_colours_are_looked_up():
@@ -100,24 +100,24 @@ def test_rgba_is_laid_over_white(file_format, options):
 
 
 def test_grey_with_alpha_is_laid_over_white():
-    picture = decode_image(encoded(np.dstack([GREY, ALPHA])))
-    assert near(picture, over_white(GREY[..., None].repeat(3, 2), ALPHA), 1)
+    image = decode_image(encoded(np.dstack([GREY, ALPHA])))
+    assert near(image, over_white(GREY[..., None].repeat(3, 2), ALPHA), 1)
 
 
 def test_cmyk_is_converted_without_a_profile():
     cyan_to_red = np.zeros((16, 16, 4), np.uint8)
     cyan_to_red[:, :8, 0] = 255
     cyan_to_red[:, 8:, 1:3] = 255
-    picture = decode_image(encoded(Image.fromarray(cyan_to_red, "CMYK"), "JPEG", quality=100))
-    assert near(picture[:, 2], [0, 255, 255], 3)
-    assert near(picture[:, -2], [255, 0, 0], 3)
+    image = decode_image(encoded(Image.fromarray(cyan_to_red, "CMYK"), "JPEG", quality=100))
+    assert near(image[:, 2], [0, 255, 255], 3)
+    assert near(image[:, -2], [255, 0, 0], 3)
 
 
 def test_black_ink_darkens_every_colour():
     ink = np.zeros((8, 8, 4), np.uint8)
     ink[..., 3] = 155
-    picture = decode_image(encoded(Image.fromarray(ink, "CMYK"), "JPEG", quality=100))
-    assert near(picture, 100, 3)
+    image = decode_image(encoded(Image.fromarray(ink, "CMYK"), "JPEG", quality=100))
+    assert near(image, 100, 3)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_of_an_animation_the_first_frame_counts(file_format):
 
 # --- Orientation -------------------------------------------------------------------------------
 
-# EXIF 2.3, tag 0x0112: the side of the upright picture at which row 0 and column 0 are stored.
+# EXIF 2.3, tag 0x0112: the side of the upright image at which row 0 and column 0 are stored.
 SIDES = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -205,7 +205,7 @@ def test_an_impossible_orientation_is_no_orientation(orientation):
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
-def test_unreadable_exif_does_not_cost_the_picture(file_format):
+def test_unreadable_exif_does_not_cost_the_image(file_format):
     data = encoded(RGB, file_format, exif=b"Exif\0\0no TIFF header")
     assert decode_image(data).shape == RGB.shape
 
@@ -222,7 +222,7 @@ def test_labels_are_taken_as_they_are_stored():
     assert np.array_equal(decode_label(encoded(GREY, exif=exif(6))), GREY)
 
 
-# --- No pictures -------------------------------------------------------------------------------
+# --- No images -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,13 +238,13 @@ def test_labels_are_taken_as_they_are_stored():
     ids=["empty", "zeros", "text", "GIF", "BMP", "TIFF"],
 )
 @pytest.mark.parametrize("decode", [decode_image, decode_label])
-def test_what_is_no_picture_is_refused(data, found, decode):
+def test_what_is_no_image_is_refused(data, found, decode):
     with pytest.raises(ImageError, match=rf"^sample 3: .*({found})"):
         decode(data, "sample 3")
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
-def test_a_truncated_picture_is_refused_or_whole(file_format):
+def test_a_truncated_image_is_refused_or_whole(file_format):
     data = encoded(RGB, file_format)
     whole, refused = decode_image(data), 0
     for length in range(len(data)):
@@ -257,7 +257,7 @@ def test_a_truncated_picture_is_refused_or_whole(file_format):
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 @given(st.data())
-def test_a_damaged_picture_is_refused_or_read_but_never_another_error(file_format, data):
+def test_a_damaged_image_is_refused_or_read_but_never_another_error(file_format, data):
     damaged = bytearray(encoded(SMOOTH, file_format, exif=exif(6)))
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -268,7 +268,7 @@ def test_a_damaged_picture_is_refused_or_read_but_never_another_error(file_forma
             continue
 
 
-def test_a_picture_over_the_limit_is_refused():
+def test_an_image_over_the_limit_is_refused():
     data = encoded(RGB)
     assert decode_image(data, max_pixels=17 * 23).shape == RGB.shape
     for decode in (decode_image, decode_label):
@@ -277,7 +277,7 @@ def test_a_picture_over_the_limit_is_refused():
 
 
 @pytest.mark.parametrize("limit", [100_000_000, 10**9])
-def test_a_picture_that_only_claims_to_be_huge_is_refused_as_too_large(limit):
+def test_an_image_that_only_claims_to_be_huge_is_refused_as_too_large(limit):
     with pytest.raises(ImageError, match=r"more pixels than Pillow|20000x20000 pixels"):
         decode_image(png(20_000, 20_000, 8, 0, []), max_pixels=limit)
 
@@ -350,12 +350,12 @@ def test_a_mask_shows_the_palette_and_the_void_of_voc():
 
 def test_an_overlay_paints_only_classes():
     mask = np.array([[0, 1, VOID]], np.uint8)
-    picture = np.full((1, 3, 3), 100, np.uint8)
-    painted = overlay(picture, mask, [(9, 9, 9), (200, 0, 100)], opacity=0.5)
+    image = np.full((1, 3, 3), 100, np.uint8)
+    painted = overlay(image, mask, [(9, 9, 9), (200, 0, 100)], opacity=0.5)
     assert painted.tolist() == [[[100] * 3, [150, 50, 100], [100] * 3]]
 
 
 @pytest.mark.parametrize(("opacity", "expected"), [(0, RGB), (1, np.array(voc_palette())[GREY])])
-def test_opacity_runs_from_the_picture_to_the_colours(opacity, expected):
+def test_opacity_runs_from_the_image_to_the_colours(opacity, expected):
     inner = (GREY != 0) & (GREY != VOID)
     assert np.array_equal(overlay(RGB, GREY, VOC.palette, opacity)[inner], expected[inner])

@@ -1,4 +1,4 @@
-"""Arrays in, masks out, and no picture's answer depends on its neighbours."""
+"""Arrays in, masks out, and no image's answer depends on its neighbours."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def noise(height, width):
     return np.kron(patches, np.ones((8, 8, 1), np.uint8))[:height, :width].copy()
 
 
-PICTURES = [noise(*size) for size in SIZES]
+IMAGES = [noise(*size) for size in SIZES]
 LARGE = noise(90, 130)
 
 
@@ -43,7 +43,7 @@ def info(preprocessing=CENTRED_RGB):
     return WeightsInfo(Architecture("fcn8s", LABELS.num_classes, 1 / 16), LABELS, preprocessing)
 
 
-def test_blank_canvases_are_computed_as_pictures_are(random_fcn, monkeypatch):
+def test_blank_canvases_are_computed_as_images_are(random_fcn, monkeypatch):
     """On CUDA, with the same products; there is none here: whatever computes stands in it."""
     inside = []
 
@@ -58,7 +58,7 @@ def test_blank_canvases_are_computed_as_pictures_are(random_fcn, monkeypatch):
     monkeypatch.setattr(
         BlankFeatures, "_features", lambda *args: seen.append(list(inside)) or features(*args)
     )
-    Predictor(random_fcn(), info()).predict([PICTURES[0]])
+    Predictor(random_fcn(), info()).predict([IMAGES[0]])
     assert len(seen) >= 2 and all(found == [True] for found in seen)
 
 
@@ -73,9 +73,9 @@ def same(first, second):
     )
 
 
-def logits(model, picture, preprocessing=CENTRED_RGB):
+def logits(model, image, preprocessing=CENTRED_RGB):
     """(K, H, W), from the formula of the preprocessing pixel by pixel."""
-    colours = picture if preprocessing.channels == "RGB" else picture[..., ::-1]
+    colours = image if preprocessing.channels == "RGB" else image[..., ::-1]
     pixels = (colours - np.array(preprocessing.mean)) / np.array(preprocessing.std)
     planes = torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float()
     with torch.inference_mode():
@@ -86,17 +86,17 @@ def logits(model, picture, preprocessing=CENTRED_RGB):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_batch_is_its_pictures_one_by_one_bit_for_bit(random_fcn, batch_size):
+def test_a_batch_is_its_images_one_by_one_bit_for_bit(random_fcn, batch_size):
     predictor = Predictor(random_fcn(), info(), batch_size=batch_size)
-    together = predictor.predict(PICTURES)
-    alone = [predictor.predict([picture])[0] for picture in PICTURES]
+    together = predictor.predict(IMAGES)
+    alone = [predictor.predict([image])[0] for image in IMAGES]
     assert all(map(same, together, alone))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_order_is_kept_among_mixed_sizes(random_fcn, batch_size):
     predictor = Predictor(random_fcn(), info(), batch_size=batch_size)
-    forth, back = predictor.predict(PICTURES), predictor.predict(PICTURES[::-1])
+    forth, back = predictor.predict(IMAGES), predictor.predict(IMAGES[::-1])
     assert [prediction.mask.shape for prediction in forth] == SIZES
     assert all(map(same, forth, back[::-1]))
 
@@ -108,17 +108,17 @@ def test_batch_sizes_agree_on_the_masks(random_fcn, predictor):
     assert batched.mean_confidence == pytest.approx(alone.mean_confidence, abs=1e-5)
 
 
-def test_no_pictures_are_no_predictions(predictor):
+def test_no_images_are_no_predictions(predictor):
     assert predictor.predict([]) == []
 
 
-def test_pictures_are_left_alone(predictor):
-    picture = LARGE.copy()
-    predictor.predict([picture])
-    assert np.array_equal(picture, LARGE)
+def test_images_are_left_alone(predictor):
+    image = LARGE.copy()
+    predictor.predict([image])
+    assert np.array_equal(image, LARGE)
 
 
-def test_views_of_arrays_are_pictures(predictor):
+def test_views_of_arrays_are_images(predictor):
     mirrored = LARGE[:, ::-1]
     assert same(predictor.predict([mirrored])[0], predictor.predict([mirrored.copy()])[0])
 
@@ -154,7 +154,7 @@ def test_preprocessing_is_the_formula(random_fcn, preprocessing):
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_bgr_network_sees_what_an_rgb_network_sees_of_the_swapped_picture(random_fcn):
+def test_a_bgr_network_sees_what_an_rgb_network_sees_of_the_swapped_image(random_fcn):
     rgb = Preprocessing("RGB", (10, 20, 30), (40, 50, 60))
     bgr = Preprocessing("BGR", (10, 20, 30), (40, 50, 60))
     swapped = Predictor(random_fcn(), info(rgb)).predict([LARGE[..., ::-1]])[0]
@@ -176,10 +176,10 @@ def test_bf16_agrees_with_fp32_on_most_pixels(random_fcn, predictor):
 FUSION = {"fcn32s-color-d": CAFFE_NYUD_COLOR_D, "fcn32s-color-hha": CAFFE_NYUD_COLOR_HHA}
 
 
-def fused_logits(model, picture, preprocessing):
+def fused_logits(model, image, preprocessing):
     """(K, H, W), channel by channel; only the three colours are turned round."""
-    order = [2, 1, 0, *range(3, picture.shape[2])]
-    planes = [picture[..., c].astype(float) for c in order]
+    order = [2, 1, 0, *range(3, image.shape[2])]
+    planes = [image[..., c].astype(float) for c in order]
     planes = [plane - mean for plane, mean in zip(planes, preprocessing.mean, strict=True)]
     with torch.inference_mode():
         return model(torch.from_numpy(np.stack(planes)[None]).float())[0].numpy()
@@ -190,10 +190,10 @@ def fused_logits(model, picture, preprocessing):
 def test_fusion_nets_take_all_their_channels(random_fcn, variant, dtype):
     model, preprocessing = random_fcn(variant), FUSION[variant]
     channels = model.architecture.input_channels
-    picture = np.random.default_rng(1).integers(0, 256, (30, 41, channels)).astype(dtype)
+    image = np.random.default_rng(1).integers(0, 256, (30, 41, channels)).astype(dtype)
     predictor = Predictor(model, WeightsInfo(model.architecture, LABELS, preprocessing))
-    (found,) = predictor.predict([picture])
-    expected = fused_logits(model, picture, preprocessing)
+    (found,) = predictor.predict([image])
+    expected = fused_logits(model, image, preprocessing)
     assert np.mean(found.mask == expected.argmax(axis=0)) > 0.999
     peak = oracles.softmax_peak(expected).mean()
     assert found.mean_confidence == pytest.approx(peak, abs=1e-5)
@@ -241,7 +241,7 @@ def test_the_description_of_other_heads_is_refused(random_fcn):
 
 
 @pytest.mark.parametrize(
-    ("picture", "found"),
+    ("image", "found"),
     [
         (np.zeros((4, 4, 3), np.uint8), r"uint8 \(4, 4, 3\); uint8 or float32 \(H, W, 4\)"),
         (np.zeros((4, 4, 4), np.float64), r"float64 \(4, 4, 4\)"),
@@ -249,11 +249,11 @@ def test_the_description_of_other_heads_is_refused(random_fcn):
     ],
     ids=["channels", "dtype", "NaN"],
 )
-def test_what_is_no_picture_with_depth_is_refused(random_fcn, picture, found):
+def test_what_is_no_image_with_depth_is_refused(random_fcn, image, found):
     model = random_fcn("fcn32s-color-d")
     predictor = Predictor(model, WeightsInfo(model.architecture, LABELS, CAFFE_NYUD_COLOR_D))
     with pytest.raises(ImageError, match=f"^image 0: {found}"):
-        predictor.predict([picture])
+        predictor.predict([image])
 
 
 def test_every_channel_has_a_deviation_of_one_unless_told():
@@ -281,7 +281,7 @@ def test_missing_weights_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("picture", "found"),
+    ("image", "found"),
     [
         (np.zeros((4, 4), np.uint8), r"uint8 \(4, 4\)"),
         (np.zeros((4, 4, 4), np.uint8), r"uint8 \(4, 4, 4\)"),
@@ -294,9 +294,9 @@ def test_missing_weights_are_refused(tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_picture_is_refused_by_its_place(predictor, picture, found):
+def test_what_is_no_image_is_refused_by_its_place(predictor, image, found):
     with pytest.raises(ImageError, match=f"^image 1: {found}; "):
-        predictor.predict([LARGE, picture])
+        predictor.predict([LARGE, image])
 
 
 @pytest.mark.parametrize(

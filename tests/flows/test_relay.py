@@ -142,11 +142,11 @@ def following(*looks: JobReading, error: BaseException | None = None) -> Callabl
         (KeyboardInterrupt(), True),
         (TimeoutError(), True),
         (asyncio.CancelledError(), False),  # a slot that was lost while the server is away
-        (SystemExit(1), False),  # a log that nobody reads: the worker is gone
+        (SystemExit(1), False),  # a log that no process reads: the worker is gone
         (RuntimeError("Prefect's own"), False),
     ],
 )
-def test_a_job_is_stopped_by_whoever_wants_its_end_and_outlives_prefect(
+def test_a_job_is_stopped_by_the_process_that_cancels_it_and_outlives_prefect(
     told: Told,
     stopped: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -199,7 +199,7 @@ def test_the_hook_of_a_worker_stops_the_job_of_that_night_and_no_other(
         return JOB if config.compute.workers == 1 else None
 
     monkeypatch.setattr(ray_submit, "find_job", find_job)
-    monkeypatch.setattr(work, "_is_flow_process", False)
+    monkeypatch.setattr(work, "is_flow_process", False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     night = SimpleNamespace(expected_start_time=datetime(2026, 11, 23, 2, tzinfo=UTC))
 

@@ -164,7 +164,7 @@ def test_the_hook_of_a_worker_stops_the_job_of_that_training(
     job = SubmittedJob("fcnseg-1", True, "", "out")
     monkeypatch.setattr(ray_submit, "find_job", lambda config, address: job)
     monkeypatch.setattr(ray_follow, "stop", lambda address, name: stopped.append((address, name)))
-    monkeypatch.setattr(work, "_is_flow_process", False)
+    monkeypatch.setattr(work, "is_flow_process", False)
     for address in (None, "", "http://h:8265"):
         parameters = config(tmp_path, **{"compute.ray_address": address}).model_dump(mode="json")
         run = SimpleNamespace(parameters={"config": parameters})

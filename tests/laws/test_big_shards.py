@@ -121,7 +121,7 @@ def obvious(data: bytes) -> tuple[list, set]:
 
 @contextmanager
 def tiny_ranges(hop: int, ahead: int, gap: int, span: int) -> Iterator[None]:
-    sizes = {"HOP": hop, "AHEAD": ahead, "BREAK_EVEN": 2 * hop, "_GAP": gap, "_SPAN": span}
+    sizes = {"HOP": hop, "AHEAD": ahead, "BREAK_EVEN": 2 * hop, "GAP": gap, "SPAN": span}
     with mock.patch.multiple(ranged, **sizes):
         yield
 
@@ -374,11 +374,11 @@ def test_a_header_of_impossible_length_is_a_damaged_tar() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_twenty_thousand_images_in_one_tar(tmp_path: Path, weights: Path) -> None:
-    """Labelled, committed and verified; the commit stays small."""
+    """Segmented, committed and verified; the commit stays small."""
     from pipeline.driver import run
     from pipeline.output.verify import verify
 
-    image = world.jpeg(world.picture(1, (8, 8)))
+    image = world.jpeg(world.image(1, (8, 8)))
     (tmp_path / "in").mkdir()
     with tarfile.open(tmp_path / "in/s.tar", "w") as tar:
         for number in range(20_000):

@@ -85,7 +85,7 @@ class _Answers:
         pass
 
 
-def test_pressed_before_anything_is_read_nothing_is_labelled(
+def test_pressed_before_anything_is_read_nothing_is_segmented(
     shards: Path, weights: Path, tmp_path: Path
 ) -> None:
     look = pressing(1, lambda p: p.shards_done == 0)
@@ -94,7 +94,7 @@ def test_pressed_before_anything_is_read_nothing_is_labelled(
 
 
 @pytest.mark.parametrize(("times", "graceful"), [(2, True), (1, False)])
-def test_pressed_twice_or_where_nobody_asked_for_grace_it_stops_at_once(
+def test_pressed_twice_or_where_no_grace_was_requested_it_stops_at_once(
     times: int, graceful: bool, shards: Path, weights: Path, tmp_path: Path
 ) -> None:
     config = world.config(shards, tmp_path / "out", weights)

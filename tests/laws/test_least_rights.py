@@ -103,14 +103,14 @@ def test_the_policy_is_enough_for_every_command(fcnseg: Fcnseg, place: Place) ->
     assert (code, "masks/nobody.parquet" in out) == (0, True)
 
 
-# Ceph lets whoever wrote an object read it, whatever the policy of the bucket says.
+# Ceph lets the account that wrote an object read it, whatever the policy of the bucket says.
 UNSEEN = {("WriteOutput", "s3:GetObject")}
 GARBAGE = {("FindOutput", "s3:ListBucketMultipartUploads"),
            ("WriteOutput", "s3:AbortMultipartUpload")}  # fmt: skip
 
 
 @pytest.mark.parametrize(("sid", "action"), [r for r in RIGHTS if r not in UNSEEN | GARBAGE])
-def test_without_any_one_right_nothing_is_labelled(
+def test_without_any_one_right_nothing_is_segmented(
     sid: str, action: str, fcnseg: Fcnseg, place: Place
 ) -> None:
     place.allow(without(sid, action))

@@ -46,22 +46,22 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def fill(root: str, kind: str) -> tuple[set[str], set[tuple[str, str]]]:
-    """An input with one picture per odd key; (shards, (shard, key) of all pictures)."""
+    """An input with one image per odd key; (shards, (shard, key) of all images)."""
     store = Store(f"{root}/in")
-    picture = world.jpeg(world.picture(1, (9, 7)))
+    image = world.jpeg(world.image(1, (9, 7)))
     truth = world.png(world.label(1, (9, 7)))
     if kind == "folder":
         for key in ODD:
-            store.write(f"images/{key}.jpg", picture)
+            store.write(f"images/{key}.jpg", image)
             store.write(f"labels/{key}.png", truth)
         return {"images-000000"}, {("images-000000", key) for key in ODD}
     for name in ODD[::3]:
         if kind == "tar":
-            files = {f"{k}{s}": d for k in ODD for s, d in ((".jpg", picture), (".png", truth))}
+            files = {f"{k}{s}": d for k in ODD for s, d in ((".jpg", image), (".png", truth))}
             store.write(f"{name}/of {name}.tar", world.tar(files))
             continue
         buffer = io.BytesIO()
-        columns = {"key": list(ODD), "image": [picture] * len(ODD), "mask": [truth] * len(ODD)}
+        columns = {"key": list(ODD), "image": [image] * len(ODD), "mask": [truth] * len(ODD)}
         pq.write_table(pa.table(columns), buffer)
         store.write(f"{name}/of {name}.parquet", buffer.getvalue())
     shards = {f"{name}/of {name}" for name in ODD[::3]}
@@ -70,21 +70,21 @@ def fill(root: str, kind: str) -> tuple[set[str], set[tuple[str, str]]]:
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "folder"])
 def test_odd_names_go_in_and_come_out(root: str, kind: str, weights: Path, fcnseg) -> None:
-    shards, pictures = fill(root, kind)
+    shards, images = fill(root, kind)
     config = world.config(f"{root}/in", f"{root}/out", weights)
     result = run(config)
-    assert (result.exit_code, result.failures, result.images) == (0, 0, len(pictures))
-    assert result.scores["labeled_images"] == len(pictures)
+    assert (result.exit_code, result.failures, result.images) == (0, 0, len(images))
+    assert result.scores["labeled_images"] == len(images)
     output = Store(f"{root}/out")
     found = {info.path for info in output.objects()}
     assert {f"_commits/{shard}.json" for shard in shards} == {p for p in found if "_commits" in p}
-    assert {f"png/{s}/{k}.png" for s, k in pictures} == {p for p in found if p[:4] == "png/"}
+    assert {f"png/{s}/{k}.png" for s, k in images} == {p for p in found if p[:4] == "png/"}
     rows = {
         (row["shard"], row["key"])
         for shard in shards
         for row in read_parquet(output.read(f"masks/{shard}.parquet")).to_pylist()
     }
-    assert rows == pictures
+    assert rows == images
     assert verify(output, deep=True).problems == ()
     assert list(find_garbage(output, 0)) == []
     assert len(plan(config).pending) == 0
@@ -108,7 +108,9 @@ def test_garbage_with_odd_names_goes(root: str, weights: Path) -> None:
 
 
 @pytest.mark.s3
-def test_multipart_uploads_that_nobody_ended_are_garbage(s3: str, s3_server, weights: Path) -> None:
+def test_multipart_uploads_that_no_program_ended_are_garbage(
+    s3: str, s3_server, weights: Path
+) -> None:
     bucket = s3.removeprefix("s3://")
     source, output = Store(f"{s3}/in"), Store(f"{s3}/out")
     source.write("s.tar", world.tar(world.samples(0, 1)))

@@ -1,4 +1,4 @@
-"""The masks open in other people's libraries, as the pictures they are."""
+"""The masks open in other people's libraries, as the images they are."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def written(output: Path, shard: str, key: str) -> np.ndarray:
     return decode_label((output / f"png/{shard}/{key}.png").read_bytes())
 
 
-def test_datasets_yields_palette_pictures_with_the_right_values(rows: Any, output: Path) -> None:
+def test_datasets_yields_palette_images_with_the_right_values(rows: Any, output: Path) -> None:
     assert len(rows) == 12
     seen = set()
     for row in rows:
@@ -129,7 +129,7 @@ def test_webdataset_reads_the_tars_back(output: Path) -> None:
             assert sample["png"] == (output / f"png/s{n}/{sample['__key__']}.png").read_bytes()
 
 
-def test_webdataset_decodes_them_to_palette_pictures(output: Path) -> None:
+def test_webdataset_decodes_them_to_palette_images(output: Path) -> None:
     def decode(name: str, data: bytes) -> Image.Image | None:
         return Image.open(io.BytesIO(data)) if name.endswith("png") else None
 
@@ -139,8 +139,8 @@ def test_webdataset_decodes_them_to_palette_pictures(output: Path) -> None:
 
 
 def test_pillow_shows_every_png(output: Path) -> None:
-    pictures = sorted(output.glob("png/**/*.png"))
-    assert len(pictures) == 12
-    for path in pictures:
+    images = sorted(output.glob("png/**/*.png"))
+    assert len(images) == 12
+    for path in images:
         with Image.open(path) as image:
             assert image.mode == "P" and set(np.unique(image)) <= {0, 1, 2}

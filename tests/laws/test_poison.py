@@ -1,4 +1,4 @@
-"""One picture that crashes, hangs or starves its process costs that picture and nothing else."""
+"""One image that crashes, hangs or starves its process costs that image and nothing else."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def label(tmp_path: Path, weights: Path) -> Label:
 
 
 def samples(orders: dict[str, str] | None = None, shard: int = 0) -> dict[str, bytes]:
-    """Six labelled pictures; those with an order are poison."""
+    """Six labeled images; those with an order are poison."""
     members = world.samples(shard, len(KEYS))
     for index, key in enumerate(KEYS):
         if orders and key in orders:
-            members[f"{key}.jpg"] = poison.picture(orders[key], size=world.SIZES[index % 4])
+            members[f"{key}.jpg"] = poison.image(orders[key], size=world.SIZES[index % 4])
     return members
 
 
@@ -115,7 +115,7 @@ def test_poison_is_quarantined_and_the_rest_is_as_without_it(
         assert written(tmp_path / "out") == written(tmp_path / "calm")
 
 
-def test_what_pillow_did_not_foresee_is_the_fault_of_its_picture(
+def test_what_pillow_did_not_foresee_is_the_fault_of_its_image(
     label: Label, tmp_path: Path
 ) -> None:
     label("out", {"a": samples({"img1": "raise"})})

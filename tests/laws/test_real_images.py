@@ -144,7 +144,7 @@ def test_camvid_in_the_folders_of_segnet_and_as_colours(tmp_path: Path) -> None:
     data = folder("camvid/val")
     names = sorted(path.stem for path in (data / "labels").glob("*.png"))[:12]
     originals = {n: np.asarray(Image.open(data / f"labels/{n}.png")) for n in names}
-    colours = np.array([*CAMVID.palette, (0, 0, 0)], np.uint8)  # 11 = unlabelled is black
+    colours = np.array([*CAMVID.palette, (0, 0, 0)], np.uint8)  # 11 = unlabeled is black
     places = {
         "segnet/val": "segnet/valannot",
         "first/701_StillsRaw_full": "first/LabeledApproved_full",

@@ -70,7 +70,7 @@ def test_one_works_and_the_other_takes_over_when_it_is_killed(
     run(world.config(source.url, tmp_path / "calm", weights))
     output = Store(f"{s3}/out" if kind == "s3" else str(tmp_path / "out"))
     with FaultyProxy(s3_server.url) as proxy:
-        # From the third shard on, reading stalls: whoever works stays at work until he is killed.
+        # From the third shard on, reading stalls: the driver works on until it is killed.
         proxy.add(Rule("stall", "GET", "*/in/s[2-9].tar", times=None))
         use_s3(monkeypatch, s3_server.owner.environment(proxy.url))
         drivers = [driver(source.url, output.url, weights) for _ in range(2)]

@@ -1,11 +1,11 @@
-"""The chaos run: everything dies, the store misbehaves, pictures are bad, and the tree is the same.
+"""The chaos run: everything dies, the store misbehaves, images are bad, and the tree is the same.
 
     python -m tests.support.chaos --images 2000 --shards 40
 
 A real S3 server on this machine, behind a proxy that spoils a share of the responses; one Ray node;
 random SIGKILLs of segment actors, of the workers that read and write, and of the driver, which is
-started again until it ends by itself. Twelve bad pictures of different kinds and one that kills
-whoever decodes it. The result must be the tree of an undisturbed local run.
+started again until it ends by itself. Twelve bad images of different kinds and one that kills
+the process that decodes it. The result must be the tree of an undisturbed local run.
 """
 
 from __future__ import annotations
@@ -69,17 +69,17 @@ class Figures:
 
 def bad_samples() -> dict[str, tuple[dict[str, bytes], str]]:
     """Twelve kinds of bad sample and the poison: key -> (members, expected error class)."""
-    good = world.jpeg(world.picture(1))
-    picture = world.png(world.picture(2))
+    good = world.jpeg(world.image(1))
+    image = world.png(world.image(2))
     return {
         "empty": ({"empty.jpg": b""}, "ImageError"),
         "text": ({"text.jpg": b"<html>404 Not Found</html>"}, "ImageError"),
         "cut": ({"cut.jpg": good[: len(good) // 3]}, "ImageError"),
-        "cutpng": ({"cutpng.png": picture[: len(picture) // 2]}, "ImageError"),
+        "cutpng": ({"cutpng.png": image[: len(image) // 2]}, "ImageError"),
         "zeros": ({"zeros.jpg": bytes(len(good))}, "ImageError"),
         "header": ({"header.jpg": good[:20]}, "ImageError"),
         "gif": ({"gif.png": b"GIF89a" + bytes(40)}, "ImageError"),
-        "bomb": ({"bomb.png": _huge_png(picture)}, "ImageError"),
+        "bomb": ({"bomb.png": _huge_png(image)}, "ImageError"),
         "size": (
             {"size.jpg": good, "size.seg.png": world.png(world.label(1, (5, 5)))},
             "LabelError",
@@ -90,21 +90,21 @@ def bad_samples() -> dict[str, tuple[dict[str, bytes], str]]:
         ),
         "nolabel": ({"nolabel.jpg": good, "nolabel.seg.png": b"no picture"}, "ImageError"),
         "orphan": ({"orphan.seg.png": world.png(world.label(1))}, "SampleError"),
-        "poison": ({"poison.jpg": poison.picture("segv")}, "PoisonError"),
+        "poison": ({"poison.jpg": poison.image("segv")}, "PoisonError"),
     }
 
 
-def _huge_png(picture: bytes) -> bytes:
-    """A picture whose header promises 100,000 x 100,000 pixels."""
+def _huge_png(image: bytes) -> bytes:
+    """An image whose header promises 100,000 x 100,000 pixels."""
     import struct
     import zlib
 
     header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    return picture[:12] + header + struct.pack(">I", zlib.crc32(header)) + picture[33:]
+    return image[:12] + header + struct.pack(">I", zlib.crc32(header)) + image[33:]
 
 
 def write_input(source: Store, setting: Setting) -> dict[str, str]:
-    """Labelled pictures in tars, the bad ones spread over them; error class by key."""
+    """Labeled images in tars, the bad ones spread over them; error class by key."""
     chance = random.Random(setting.seed)
     bad = bad_samples()
     homes = dict(zip(bad, chance.sample(range(setting.shards), len(bad)), strict=True))
@@ -246,7 +246,7 @@ def chaos(setting: Setting, weights: Path, server: S3Server, site: Path) -> Figu
     """One chaos run on a server, held against an undisturbed run on the same server.
 
     The environment of this process is that of the server's owner.
-    `site` is the folder of `tests.support.poison` that makes the poisonous picture poisonous.
+    `site` is the folder of `tests.support.poison` that makes the poisonous image poisonous.
     """
     figures = Figures()
     bucket = f"s3://{server.new_bucket()}"

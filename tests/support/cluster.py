@@ -144,7 +144,7 @@ class Cluster:
         ])  # fmt: skip
 
     def join(self, name: str, *, cpus: int = 1, gpus: int = 1) -> None:
-        """A worker node, labelled with its name; returns when Ray knows it."""
+        """A worker node with its name as a label; returns when Ray knows it."""
         self._start(name, [
             f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}",
             f"--labels=kind={'gpu' if gpus else 'cpu'},name={name}",

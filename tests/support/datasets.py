@@ -46,10 +46,10 @@ def voc(ids: tuple[str, ...] = ("2007_000032", "2007_000033", "2008_000007")) ->
     for n, name in enumerate((*ids, "2008_000001")):
         label = values(n, 0, 20)
         label[0] = 255
-        files[f"JPEGImages/{name}.jpg"] = world.jpeg(world.picture(n))
+        files[f"JPEGImages/{name}.jpg"] = world.jpeg(world.image(n))
         files[f"SegmentationClass/{name}.png"] = encode_mask(label, voc_palette(21))
         files[f"SegmentationObject/{name}.png"] = encode_mask(label, voc_palette(21))
-    files["JPEGImages/2008_000002.jpg"] = world.jpeg(world.picture(9))
+    files["JPEGImages/2008_000002.jpg"] = world.jpeg(world.image(9))
     files["ImageSets/Main/cat_val.txt"] = b"2007_000032 -1\n"
     files["ImageSets/Segmentation/train.txt"] = lines("2008_000001")
     files["ImageSets/Segmentation/val.txt"] = lines(*ids)
@@ -70,7 +70,7 @@ def sbd() -> tuple[Files, dict[str, np.ndarray]]:
             "Segmentation": label,
             "CategoriesPresent": np.unique(label[label > 0])[:, None],
         }
-        files[f"img/{name}.jpg"] = world.jpeg(world.picture(n))
+        files[f"img/{name}.jpg"] = world.jpeg(world.image(n))
         files[f"cls/{name}.mat"] = mat(GTcls=struct)
         files[f"inst/{name}.mat"] = mat(GTinst=struct)
     files["train.txt"] = lines("2008_000002", "2008_000007")
@@ -87,7 +87,7 @@ def siftflow() -> tuple[Files, dict[str, np.ndarray], dict[str, np.ndarray]]:
         geometric[name] = values(n + 9, 0, 4).astype(np.int16) - 1
         geometric[name][geometric[name] == 0] = -1
         names = np.array([[np.array(["sky"])]], object)
-        files[f"Images/{SIFTFLOW}/{name}.jpg"] = world.jpeg(world.picture(n))
+        files[f"Images/{SIFTFLOW}/{name}.jpg"] = world.jpeg(world.image(n))
         files[f"SemanticLabels/{SIFTFLOW}/{name}.mat"] = mat(S=semantic[name], names=names)
         files[f"GeoLabels/{SIFTFLOW}/{name}.mat"] = mat(S=geometric[name], names=names)
     files["trainval.txt"] = lines("highway_bost181", "street_urb506")
@@ -101,8 +101,8 @@ def nyudv2_folder() -> tuple[Files, dict[str, np.ndarray]]:
     truth = {}
     for n, number in enumerate((5001, 5002, 5003)):
         truth[f"img_{number}"] = label = values(n, 0, 40)
-        files[f"data/images/img_{number}.png"] = world.png(world.picture(n))
-        files[f"data/hha/img_{number}.png"] = world.png(world.picture(n + 50))
+        files[f"data/images/img_{number}.png"] = world.png(world.image(n))
+        files[f"data/hha/img_{number}.png"] = world.png(world.image(n + 50))
         files[f"segmentation/img_{number}.mat"] = mat(segmentation=label)
     files["test.txt"] = lines("5001", "5003")
     files["trainval.txt"] = lines("5002")
@@ -111,7 +111,7 @@ def nyudv2_folder() -> tuple[Files, dict[str, np.ndarray]]:
 
 def nyudv2_file(count: int = 4) -> tuple[Files, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """nyu_depth_v2_labeled.mat with the mapping and the splits; images and truth of each id."""
-    images = [world.picture(n) for n in range(count)]
+    images = [world.image(n) for n in range(count)]
     raw = [
         np.random.default_rng(n).integers(0, 895, (17, 23)).astype(np.uint16) for n in range(count)
     ]
@@ -149,7 +149,7 @@ def camvid_segnet() -> tuple[Files, dict[str, np.ndarray]]:
         (("train", "0001TP_006690"), ("train", "0001TP_006720"), ("val", "0016E5_07959"))
     ):
         truth[name] = values(n, 0, 11)
-        files[f"{split}/{name}.png"] = world.png(world.picture(n))
+        files[f"{split}/{name}.png"] = world.png(world.image(n))
         files[f"{split}annot/{name}.png"] = world.png(truth[name])
     for split in ("train", "val"):
         names = sorted(path for path in files if path.startswith(f"{split}/"))
@@ -168,7 +168,7 @@ def camvid_original() -> tuple[Files, dict[str, np.ndarray]]:
     rgb = {}
     for n, name in enumerate(("0001TP_006690", "Seq05VD_f00000")):
         rgb[name] = colours[np.random.default_rng(n).integers(0, 6, (17, 23))]
-        files[f"701_StillsRaw_full/{name}.png"] = world.png(world.picture(n))
+        files[f"701_StillsRaw_full/{name}.png"] = world.png(world.image(n))
         files[f"LabeledApproved_full/{name}_L.png"] = world.png(rgb[name])
     return files, rgb
 

@@ -1,8 +1,8 @@
 """Network namespaces: machines of their own, as far as the network goes, on this one.
 
 A bridge and every machine lie in namespaces, so that this machine's own network is left alone.
-Namespaces bear the pid of whoever made them: those that a killed process left are removed by the
-next `Network`.
+Namespaces bear the pid of the process that made them: those that a killed process left are
+removed by the next `Network`.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def sums(documents: Mapping[str, Any], classes: int) -> tuple[list[list[int]], l
 
 
 def ranked(documents: Mapping[str, Any]) -> list[tuple[float, str]]:
-    """(score, shard): by mean IU, then those without labelled pixels by mean confidence."""
+    """(score, shard): by mean IoU, then those without labeled pixels by mean confidence."""
     keyed = []
     for shard, document in documents.items():
         iou = scores(document["confusion"])["mean_iou"]
@@ -245,7 +245,7 @@ def crop(finer: Tensor, offset: int, *, like: Tensor) -> Tensor:
 
 
 Map = tuple[Fraction, Fraction]
-"""Where cell x of a layer lies in the picture: scale * x + shift."""
+"""Where cell x of a layer lies in the image: scale * x + shift."""
 
 
 def crop_offsets() -> dict[str, Fraction]:

@@ -1,6 +1,6 @@
-"""Pictures that kill whatever decodes them, without any help from the product.
+"""Images that kill whatever decodes them, without any help from the product.
 
-Pillow's decoder in worker processes is made to obey the JPEG comment of a picture. Pictures without
+Pillow's decoder in worker processes is made to obey the JPEG comment of an image. Images without
 such a comment decode as ever.
 """
 
@@ -19,9 +19,10 @@ def install(folder: Path) -> Path:
     return child_patches.install(folder, {"PIL.ImageFile": "tests.support.patches.poison:patch"})
 
 
-def picture(order: str, seed: int = 77, size: tuple[int, int] = world.SIZES[0]) -> bytes:
+def image(order: str, seed: int = 77, size: tuple[int, int] = world.SIZES[0]) -> bytes:
     """A JPEG that the patched decoder obeys."""
     buffer = io.BytesIO()
-    image = Image.fromarray(world.picture(seed, size))
-    image.save(buffer, "JPEG", quality=95, comment=f"poison: {order}".encode())
+    Image.fromarray(world.image(seed, size)).save(
+        buffer, "JPEG", quality=95, comment=f"poison: {order}".encode()
+    )
     return buffer.getvalue()

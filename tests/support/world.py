@@ -1,4 +1,4 @@
-"""A tiny seeded world: pictures, labels, shards, weights and runs, in a temporary place."""
+"""A tiny seeded world: images, labels, shards, weights and runs, in a temporary place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY = LabelSet("tiny", ("ground", "thing", "stuff"))
 SIZES = ((17, 23), (23, 17), (9, 31), (17, 23))
 
 
-def picture(seed: int, size: tuple[int, int] = SIZES[0]) -> np.ndarray:
+def image(seed: int, size: tuple[int, int] = SIZES[0]) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
@@ -65,7 +65,7 @@ def samples(shard: int, images: int = 4) -> dict[str, bytes]:
     members = {}
     for index in range(images):
         seed, size = shard * 100 + index, SIZES[index % len(SIZES)]
-        members[f"img{index}.jpg"] = jpeg(picture(seed, size))
+        members[f"img{index}.jpg"] = jpeg(image(seed, size))
         members[f"img{index}.png"] = png(label(seed, size))
     return members
 

@@ -77,7 +77,7 @@ def test_the_void_border_is_thin(scenes):
     assert np.mean([(scene.label == VOID).mean() for scene in scenes]) < 0.1
 
 
-def test_the_picture_changes_where_the_label_says_an_outline_is(scenes):
+def test_the_image_changes_where_the_label_says_an_outline_is(scenes):
     change = {True: [], False: []}
     for scene in scenes:
         steps = np.abs(np.diff(scene.image.astype(int), axis=1)).sum(axis=2)

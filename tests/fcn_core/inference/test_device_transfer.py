@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from fcn_core.inference import device_transfer
 from fcn_core.inference.device_transfer import CudaTransfer
 from fcn_core.predictor import Predictor
-from tests.fcn_core.test_predictor import PICTURES, info, same
+from tests.fcn_core.test_predictor import IMAGES, info, same
 
 RUBBISH = 77
 
@@ -55,13 +55,16 @@ class Event:
 class Streams:
     """In the place of `torch.cuda`; what computes, computes at once."""
 
-    Stream = Stream
-
     def __init__(self) -> None:
+        self.created: list[Stream] = []  # of a transfer: up, then back
         self.computing = Stream()
         self.current = self.computing
         self.pinned: list[torch.Tensor] = []
         self.kept: list[torch.Tensor] = []
+
+    def Stream(self, _: object) -> Stream:  # noqa: N802  # the name in `torch.cuda`
+        self.created.append(Stream())
+        return self.created[-1]
 
     def current_stream(self, _: object) -> Stream:
         return self.current
@@ -112,23 +115,21 @@ def predictors(random_fcn):
     suppress_health_check=list(HealthCheck),
 )
 @given(
-    chosen=st.lists(st.integers(0, len(PICTURES) - 1), max_size=9),
+    chosen=st.lists(st.integers(0, len(IMAGES) - 1), max_size=9),
     size=st.sampled_from([1, 3]),
     confidence=st.booleans(),
-    labelled=st.booleans(),
+    labeled=st.booleans(),
 )
-def test_nothing_is_read_before_it_is_there(
-    streams, predictors, chosen, size, confidence, labelled
-):
+def test_nothing_is_read_before_it_is_there(streams, predictors, chosen, size, confidence, labeled):
     plain, carried = predictors[size]
-    carried._transfer = CudaTransfer(torch.device("cpu"))
+    carried.transfer = CudaTransfer(torch.device("cpu"))
     carried.device = torch.device("meta")  # no CPU: counts there
-    pictures = [PICTURES[index] for index in chosen]
-    labels = [picture[..., 0] if n % 2 else None for n, picture in enumerate(pictures)]
-    options = {"confidence": confidence, "labels": labels if labelled else None}
+    images = [IMAGES[index] for index in chosen]
+    labels = [image[..., 0] if n % 2 else None for n, image in enumerate(images)]
+    options = {"confidence": confidence, "labels": labels if labeled else None}
     told: list[list[int]] = []
-    expected = plain.predict(pictures, **options)
-    found = carried.predict(pictures, lambda batch: told.append(list(batch)), **options)
+    expected = plain.predict(images, **options)
+    found = carried.predict(images, lambda batch: told.append(list(batch)), **options)
     for one, other in zip(found, expected, strict=True):
         assert same(one, other)
         for name in ("confidence", "pairs"):
@@ -138,22 +139,22 @@ def test_nothing_is_read_before_it_is_there(
     assert all(set(a) & set(b) for a, b in pairwise(told))
 
 
-def test_a_copy_that_nobody_waits_for_is_seen(streams, predictors, monkeypatch):
+def test_a_copy_without_a_wait_is_seen(streams, predictors, monkeypatch):
     """Of the stand-in: each of the waits is needed."""
     for name in ("computing", "back"):
         carried = predictors[1][1]
-        carried._transfer = CudaTransfer(torch.device("cpu"))
-        deaf = streams.computing if name == "computing" else carried._transfer._download
+        carried.transfer = CudaTransfer(torch.device("cpu"))
+        deaf = streams.computing if name == "computing" else streams.created[-1]
         with monkeypatch.context() as patch:
             patch.setattr(deaf, "wait_stream", lambda other: None)
-            found = carried.predict([PICTURES[0]])[0]
-        assert not same(found, predictors[1][0].predict([PICTURES[0]])[0]), name
+            found = carried.predict([IMAGES[0]])[0]
+        assert not same(found, predictors[1][0].predict([IMAGES[0]])[0]), name
 
 
 def test_memory_is_kept_for_the_streams_that_use_it(streams, predictors):
     carried = predictors[1][1]
-    carried._transfer = CudaTransfer(torch.device("cpu"))
-    carried.predict([PICTURES[0]])
-    height, width = PICTURES[0].shape[:2]
+    carried.transfer = CudaTransfer(torch.device("cpu"))
+    carried.predict([IMAGES[0]])
+    height, width = IMAGES[0].shape[:2]
     shapes = [tuple(tensor.shape) for tensor in streams.kept]
     assert shapes == [(1, height, width, 3), (1, height, width), (1,)]

@@ -38,7 +38,7 @@ NETWORKS = [
 TRUNKS = ["fcn32s", "fcn-alexnet", "fcn-googlenet32s"]
 
 
-def picture(model, height, width, count=1, seed=0):
+def random_image(model, height, width, count=1, seed=0):
     generator = torch.Generator().manual_seed(seed)
     size = (count, model.architecture.input_channels, height, width)
     return torch.randn(*size, generator=generator, dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_logits_are_those_of_the_plain_forward(random_fcn, variant, options):
     @settings(max_examples=5, deadline=None, derandomize=True)
     @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 2), st.sampled_from(heads))
     def check(height, width, count, head):
-        image_BCHW = picture(model, height, width, count, seed=height)
+        image_BCHW = random_image(model, height, width, count, seed=height)
         with torch.inference_mode():
             expected = model(image_BCHW, head)
         assert relative_error(fast(image_BCHW, head), expected) < 1e-12
@@ -77,7 +77,7 @@ def test_logits_are_those_of_the_plain_forward(random_fcn, variant, options):
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(0, 1000))
 def test_so_they_are_for_all_weights_and_sizes(random_fcn, height, width, seed):
     model = exact(random_fcn, "fcn8s", seed=seed)
-    image_BCHW = picture(model, height, width, seed=seed)
+    image_BCHW = random_image(model, height, width, seed=seed)
     with torch.inference_mode():
         expected = model(image_BCHW)
     assert relative_error(FastForward(model)(image_BCHW), expected) < 1e-12
@@ -86,7 +86,7 @@ def test_so_they_are_for_all_weights_and_sizes(random_fcn, height, width, seed):
 @pytest.mark.parametrize("size", [(1, 1), (33, 64), (90, 131)], ids=str)
 def test_in_single_precision_masks_differ_where_logits_tie_only(random_fcn, size):
     model = random_fcn(biases=0.3).to(memory_format=torch.channels_last)
-    image_BCHW = picture(model, *size).float()
+    image_BCHW = random_image(model, *size).float()
     with torch.inference_mode():
         plain = model(image_BCHW)
     fast = FastForward(model)(image_BCHW)
@@ -99,7 +99,7 @@ def test_in_single_precision_masks_differ_where_logits_tie_only(random_fcn, size
 
 def test_fc6_in_pieces_is_fc6(random_fcn, monkeypatch):
     model = exact(random_fcn, "fcn32s")
-    image_BCHW = picture(model, 150, 40)
+    image_BCHW = random_image(model, 150, 40)
     whole = FastForward(model)(image_BCHW)
     monkeypatch.setattr(arithmetic, "PATCH_BYTES", 1)  # a row at a time
     assert relative_error(FastForward(model)(image_BCHW), whole) < 1e-12
@@ -108,20 +108,20 @@ def test_fc6_in_pieces_is_fc6(random_fcn, monkeypatch):
 # --- The same bits -----------------------------------------------------------------------------
 
 
-def test_no_bit_depends_on_the_pictures_before(random_fcn):
+def test_no_bit_depends_on_the_images_before(random_fcn):
     model = random_fcn(biases=0.3).to(memory_format=torch.channels_last)
-    pictures = [picture(model, *size).float() for size in [(5, 8), (40, 33), (17, 64), (5, 8)]]
+    images = [random_image(model, *size).float() for size in [(5, 8), (40, 33), (17, 64), (5, 8)]]
     forth, back, forgetful = FastForward(model), FastForward(model), FastForward(model, 0)
-    expected = [forth(image) for image in pictures]
-    for one, two in zip(expected, [back(image) for image in pictures[::-1]][::-1], strict=True):
+    expected = [forth(image) for image in images]
+    for one, two in zip(expected, [back(image) for image in images[::-1]][::-1], strict=True):
         assert torch.equal(one, two)
-    for one, image in zip(expected, pictures, strict=True):
+    for one, image in zip(expected, images, strict=True):
         assert torch.equal(one, forgetful(image))
 
 
 def test_no_bit_depends_on_the_place_in_a_batch(random_fcn):
     model = random_fcn(biases=0.3).to(memory_format=torch.channels_last)
-    first, second = (picture(model, 30, 41, seed=seed).float() for seed in (1, 2))
+    first, second = (random_image(model, 30, 41, seed=seed).float() for seed in (1, 2))
     fast = FastForward(model)
     forth, back = fast(torch.cat([first, second])), fast(torch.cat([second, first]))
     assert torch.equal(forth, back.flip(0))
@@ -132,7 +132,7 @@ def test_no_bit_depends_on_the_place_in_a_batch(random_fcn):
 
 @torch.inference_mode()
 def layer_by_layer(model, image_BCHW):
-    """A picture on its canvas, and what each windowed layer makes of the whole of it."""
+    """An image on its canvas, and what each windowed layer makes of the whole of it."""
     pad = model.layers[0].pad
     x_BCHW = F.pad(image_BCHW, (pad,) * 4)
     found = [x_BCHW]
@@ -146,12 +146,12 @@ def layer_by_layer(model, image_BCHW):
 
 @pytest.mark.parametrize("size", [(1, 47), (19, 8)], ids=str)
 @pytest.mark.parametrize("variant", TRUNKS)
-def test_a_picture_changes_the_cells_it_reaches_and_no_other(random_fcn, variant, size):
+def test_an_image_changes_the_cells_it_reaches_and_no_other(random_fcn, variant, size):
     model = exact(random_fcn, variant, width=1 / 8)  # so that not all ReLUs are shut
     near = model.layers[: windowed_layers(model.layers)]
     rows, columns = (axes(near, canvas(near, side)) for side in size)
-    seen = layer_by_layer(model, 100 * picture(model, *size))
-    blank = layer_by_layer(model, torch.zeros_like(picture(model, *size)))
+    seen = layer_by_layer(model, 100 * random_image(model, *size))
+    blank = layer_by_layer(model, torch.zeros_like(random_image(model, *size)))
     for one, none, row, column in zip(seen, blank, rows, columns, strict=True):
         assert one.shape[-2:] == (row.size, column.size)
         changed = ((one - none).abs().amax(dim=(0, 1)) > 1e-9).nonzero()
@@ -168,7 +168,7 @@ def test_a_blank_canvas_is_even_between_its_edges(random_fcn, variant, side):
     near = model.layers[: windowed_layers(model.layers)]
     even = FastForward(model).trunks[0].blanks.even
     line = axes(near, canvas(near, side))
-    blank = layer_by_layer(model, torch.zeros_like(picture(model, side, side)))
+    blank = layer_by_layer(model, torch.zeros_like(random_image(model, side, side)))
     for x_BCHW, axis, even_C in zip(blank, line, even, strict=True):
         inside = slice(axis.even.start, axis.even.end)
         expected = even_C[:, None, None].expand_as(x_BCHW[0, :, inside, inside])
@@ -201,7 +201,7 @@ def operations(call, image_BCHW):
 )
 def test_fewer_operations_are_done(random_fcn, variant, share):
     model = random_fcn(variant, width=1 / 32).to(memory_format=torch.channels_last)
-    fast, image_BCHW = FastForward(model), picture(model, 180, 240).float()
+    fast, image_BCHW = FastForward(model), random_image(model, 180, 240).float()
     fast(image_BCHW)  # makes the blank
     assert operations(fast, image_BCHW) < share * operations(model, image_BCHW)
 

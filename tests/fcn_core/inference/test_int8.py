@@ -32,7 +32,7 @@ LABELS = LabelSet("four", ("a", "b", "c", "d"))
 needs_units = pytest.mark.skipif(not has_int8(), reason="this CPU has no VNNI and no AMX")
 
 
-def pictures(*sizes, seed=0):
+def random_images(*sizes, seed=0):
     generator = np.random.default_rng(seed)
     return [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
 
@@ -51,7 +51,7 @@ def with_ranges(file, seen):
 @pytest.fixture(scope="module")
 def small(random_fcn):
     """A network of 1/32 of the width, with ranges."""
-    return with_ranges(weights_file(random_fcn), pictures((40, 57), (64, 64)))
+    return with_ranges(weights_file(random_fcn), random_images((40, 57), (64, 64)))
 
 
 # --- The arithmetic ----------------------------------------------------------------------------
@@ -96,9 +96,9 @@ def slowly(file, image):
 )
 def test_layers_are_sums_of_integers(random_fcn, preprocessing, variant, options):
     file = weights_file(random_fcn, variant, preprocessing, **options)
-    file = with_ranges(file, pictures((40, 57)))
+    file = with_ranges(file, random_images((40, 57)))
     model = file.load()
-    image = torch.from_numpy(pictures((30, 41), seed=1)[0]).permute(2, 0, 1)[None].float()
+    image = torch.from_numpy(random_images((30, 41), seed=1)[0]).permute(2, 0, 1)[None].float()
     pre = file.info.preprocessing
     mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (pre.mean, pre.std))
     image = (image - mean) / std
@@ -133,7 +133,7 @@ def _scale(file, layers, wanted):
 @settings(max_examples=25)
 @given(st.integers(1, 150), st.integers(1, 150), st.integers(0, 99), st.sampled_from(INT8_VARIANTS))
 def test_windows_change_no_bit(random_fcn, height, width, seed, variant):
-    file = with_ranges(weights_file(random_fcn, variant, seed=seed), pictures((40, 57)))
+    file = with_ranges(weights_file(random_fcn, variant, seed=seed), random_images((40, 57)))
     fast = Predictor.load(file, precision="int8")
     ranges = Int8Ranges.of(file.info.preprocessing, file.info.int8_peaks)
     whole = Int8Layers(fast.model.layers, fast.model.get_submodule, ranges)
@@ -148,7 +148,7 @@ def test_windows_change_no_bit(random_fcn, height, width, seed, variant):
 
 @needs_units
 def test_masks_depend_neither_on_batches_nor_on_threads(small):
-    images = pictures((40, 57), (40, 57), (40, 57), (33, 20), seed=3)
+    images = random_images((40, 57), (40, 57), (40, 57), (33, 20), seed=3)
     info = small.info
 
     def masks(threads, batch):
@@ -169,7 +169,7 @@ def test_masks_depend_neither_on_batches_nor_on_threads(small):
 
 @needs_units
 def test_the_shipped_network_hardly_changes():
-    """Mean IU within half a point: docs/forward.md has it for more scenes."""
+    """Mean IoU within half a point: docs/forward.md has it for more scenes."""
     scenes = [render_scene(seed) for seed in range(9_000_000, 9_000_012)]
     file = with_ranges(
         read_weights("demo"), [render_scene(seed).image for seed in range(3_500_000, 3_500_008)]
@@ -189,10 +189,10 @@ def test_the_shipped_network_hardly_changes():
 
 def test_ranges_are_the_greatest_outputs(random_fcn):
     file = weights_file(random_fcn)
-    seen = pictures((40, 57), (20, 30))
+    seen = random_images((40, 57), (20, 30))
     found = measure_int8_ranges(file, seen)
     model = file.load()
-    one = [measure_int8_ranges(file, [picture]).int8_peaks for picture in seen]
+    one = [measure_int8_ranges(file, [image]).int8_peaks for image in seen]
     assert found.int8_peaks == {name: max(peaks[name] for peaks in one) for name in one[0]}
     assert list(found.int8_peaks) == [layer.name for layer in model.layers if layer.kind == "conv"]
     assert found.origin["int8_pictures"] == 2
@@ -215,7 +215,7 @@ def test_features_that_are_not_finite_have_no_range(random_fcn, layer):
     weight[0, 0], weight[0, 1] = 3e38, -3e38
     damaged = WeightsFile(save_weights(model, file.info), "damaged")
     with pytest.raises(WeightsError, match=rf"{layer} reaches (inf|nan)"):
-        measure_int8_ranges(damaged, pictures((40, 57), (20, 30)))
+        measure_int8_ranges(damaged, random_images((40, 57), (20, 30)))
 
 
 def test_nan_is_not_lost_in_a_maximum():
@@ -265,7 +265,7 @@ def test_what_cannot_be_int8_says_why(random_fcn, small, monkeypatch):
     with pytest.raises(WeightsError, match="fcn-alexnet"):
         Predictor.load(alexnet, precision="int8")
     with pytest.raises(WeightsError, match="fcn-alexnet"):
-        measure_int8_ranges(alexnet, pictures((20, 20)))
+        measure_int8_ranges(alexnet, random_images((20, 20)))
     with pytest.raises(WeightsError, match="no readable images"):
         measure_int8_ranges(without, [])
     with pytest.raises(ImageError):

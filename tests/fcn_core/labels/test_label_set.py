@@ -262,7 +262,7 @@ def test_the_32_colours_of_camvid_group_as_segnet_does():
     assert groups[VOID] == 1
 
 
-def test_values_of_palette_pictures_count_and_not_their_colours():
+def test_values_of_palette_images_count_and_not_their_colours():
     mask = np.array([[0, 7, 20, 255]], np.uint8)
     swapped = encode_mask(mask, voc_palette()[::-1][:21])
     assert VOC.encode(decode_label(swapped, colours=True)).tolist() == mask.tolist()
@@ -288,7 +288,7 @@ def test_an_unknown_colour_is_named_with_its_place():
         (png(np.zeros((2, 2, 2), np.uint8)), True, "a LA PNG"),
     ],
 )
-def test_other_pictures_are_no_rgb_labels(data, colours, message):
+def test_other_images_are_no_rgb_labels(data, colours, message):
     with pytest.raises(LabelError, match=message):
         decode_label(data, colours=colours)
 

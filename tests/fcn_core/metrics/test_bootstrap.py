@@ -20,7 +20,7 @@ SCALARS = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_io
 
 
 def images(number: int, seed: int = 0) -> list[tuple[str, np.ndarray]]:
-    """(name, (2, K, K)) of pictures that differ much: some easy, some hard."""
+    """(name, (2, K, K)) of images that differ much: some easy, some hard."""
     random = np.random.default_rng(seed)
     skill = random.uniform(0, 60, (number, 1, 1, 1)) * np.eye(K, dtype=np.int64)
     matrices = random.poisson(4 + skill, (number, *SHAPE, K))
@@ -42,7 +42,7 @@ def assert_same(a: ScoreAccumulator, b: ScoreAccumulator) -> None:
 
 
 def plain_bootstrap(matrices: np.ndarray, replicates: int, seed: int) -> dict[str, np.ndarray]:
-    """The textbook: draw N of N pictures with replacement, sum, take the ratios, sort."""
+    """The textbook: draw N of N images with replacement, sum, take the ratios, sort."""
     random = np.random.default_rng(seed)
     values: dict[str, list[float]] = {name: [] for name in SCALARS}
     for _ in range(replicates):
@@ -64,7 +64,7 @@ def test_intervals_agree_with_the_plain_bootstrap():
 
 
 def test_intervals_hold_the_truth_about_95_times_of_100():
-    """Pictures drawn from one distribution, whose true pixel accuracy is known."""
+    """Images drawn from one distribution, whose true pixel accuracy is known."""
     random = np.random.default_rng(7)
     held, experiments = 0, 200
     for experiment in range(experiments):

@@ -44,14 +44,14 @@ def test_bands_equal_the_loop_over_all_pairs_of_pixels(world):
 
 
 @given(pairs())
-def test_a_wider_band_holds_the_narrower_and_the_picture_holds_all(world):
+def test_a_wider_band_holds_the_narrower_and_the_image_holds_all(world):
     whole, *bands = band_confusions(*world, K, WIDTHS)
     for inner, outer in zip(bands, [*bands[1:], whole], strict=True):
         assert (inner <= outer).all()
 
 
 @given(pairs())
-def test_a_huge_width_is_the_whole_picture_if_it_has_a_boundary(world):
+def test_a_huge_width_is_the_whole_image_if_it_has_a_boundary(world):
     label, mask = world
     whole, band = band_confusions(label, mask, K, (1000,))
     assert np.array_equal(band, whole if boundary(label).any() else np.zeros_like(whole))
@@ -82,13 +82,13 @@ def test_a_ring_of_void_is_a_boundary_and_the_frame_is_none():
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (1, 1)])
-def test_tiny_pictures_have_no_boundary(shape):
+def test_tiny_images_have_no_boundary(shape):
     empty = np.zeros(shape, np.uint8)
     found = band_confusions(empty, empty, 2, (1, 2))
     assert found[0].sum() == empty.size and found[1:].sum() == 0
 
 
-def test_without_widths_there_is_the_picture_alone():
+def test_without_widths_there_is_the_image_alone():
     label, mask = np.array([[0, 1]], np.uint8), np.array([[1, 1]], np.uint8)
     (only,) = band_confusions(label, mask, 2, ())
     assert np.array_equal(only, ConfusionMatrix(2).update(label, mask).matrix)

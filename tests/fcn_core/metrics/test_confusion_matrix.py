@@ -137,7 +137,7 @@ def test_scores_of_merged_counts_are_the_scores_of_all_pixels(worlds, policy):
     assert repr(merged.scores(policy)) == repr(counted((labels, masks)).scores(policy))
 
 
-def test_mean_iou_is_not_the_mean_of_the_pictures():
+def test_mean_iou_is_not_the_mean_of_the_images():
     good = (np.zeros((10, 10), int), np.zeros((10, 10), int))
     bad = (np.array([[0, 0]]), np.array([[1, 1]]))
     assert counted(good, bad).scores().iou[0] == pytest.approx(100 / 102)

@@ -61,7 +61,7 @@ def test_void_takes_no_part(label, factor, shift):
     assert np.array_equal(found, alone)
 
 
-def test_a_factor_over_the_picture_gives_its_most_frequent_class():
+def test_a_factor_over_the_image_gives_its_most_frequent_class():
     label = np.array([[0, 1, 1], [1, 2, VOID]], np.uint8)
     assert (coarsen_label(label, 128) == 1).all()
 

@@ -79,7 +79,7 @@ MAKERS = {
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", MAKERS)
-def test_on_a_picture_of_its_size_it_is_the_classifier(name):
+def test_on_an_image_of_its_size_it_is_the_classifier(name):
     classifier = MAKERS[name]()
     image_BCHW = noise(SIDE, count=2)
     found, expected = convolutionalize(classifier)(image_BCHW), classifier(image_BCHW)
@@ -90,14 +90,14 @@ def test_on_a_picture_of_its_size_it_is_the_classifier(name):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["alexnet", "vggA", "googlenet"])
-def test_a_larger_picture_gives_a_grid(name):
+def test_a_larger_image_gives_a_grid(name):
     net = convolutionalize(MAKERS[name]())
     image_BCHW = noise(SIDE + 32, SIDE + 64)
     assert net(image_BCHW).shape == (1, CLASSES, 2, 3)
 
 
 # With kernels that read nothing from the right or from below, the first window sees the same
-# whatever lies beyond it: elsewhere padding tells a lone window from one within a picture.
+# whatever lies beyond it: elsewhere padding tells a lone window from one within an image.
 @torch.inference_mode()
 def test_the_first_cell_of_the_grid_is_the_classifier_on_the_first_window():
     classifier = vgg("A", False)

@@ -83,7 +83,7 @@ def test_layers_that_do_not_meet_are_refused():
 
 
 def cells(layers, side):
-    """Cells of score_fr on a picture of that side, from the formulas of Caffe's layers."""
+    """Cells of score_fr on an image of that side, from the formulas of Caffe's layers."""
     for layer in layers:
         reach = layer.dilation * (layer.kernel - 1) + 1
         if layer.kind == "conv":
@@ -99,7 +99,7 @@ def chain(variant, pad):
     return (replace(first, pad=pad), *rest)
 
 
-# Why 100: the round number above what the smallest picture needs.
+# Why 100: the round number above what the smallest image needs.
 @pytest.mark.parametrize(
     ("variant", "least"), [("fcn32s", 97), ("fcn-alexnet", 99), ("fcn-googlenet32s", 18)]
 )

@@ -13,13 +13,13 @@ from fcn_core.networks.architecture import Architecture
 from fcn_core.predictor import Predictor
 from fcn_core.preprocessing import CENTRED_RGB
 from fcn_core.weights.weights_info import WeightsInfo
-from tests.fcn_core.networks.test_model import cases, picture, picture_for, relative_error
+from tests.fcn_core.networks.test_model import cases, image, image_for, relative_error
 from tests.support import oracle_networks
 
 WIDTH = 1 / 64
 BORDER = 102
 """Half of the receptive field, 202 px, less the pad of 100: cells at least that far inside see
-nothing of the border of the padded picture."""
+nothing of the border of the padded image."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def fcn(random_fcn):
 @pytest.mark.parametrize(("stride", "size"), cases([16, 8], always=()))
 def test_dilated_logits_are_those_of_rarefied_filters(random_fcn, stride, size):
     model = random_fcn("fcn32s", output_stride=stride, biases=0.1)
-    image_BCHW = picture(*size).float()
+    image_BCHW = image(*size).float()
     expected = oracle_networks.dilated_logits(model.state_dict(), image_BCHW, stride)
     assert relative_error(model(image_BCHW), expected) < 1e-4
 
@@ -46,7 +46,7 @@ def test_dilated_logits_are_those_of_rarefied_filters(random_fcn, stride, size):
 @pytest.mark.parametrize("variant", ["fcn32s", "fcn32s-color-d", "fcn32s-color-hha"])
 def test_every_cell_of_the_coarse_net_is_one_of_the_dilated(fcn, variant, stride, size):
     model = fcn(variant)
-    image_BCHW = picture_for(model, *size)
+    image_BCHW = image_for(model, *size)
     every = 32 // stride
     dense = model.with_output_stride(stride).coarse_score(image_BCHW)
     assert relative_error(dense[..., ::every, ::every], model.coarse_score(image_BCHW)) < 1e-12
@@ -92,7 +92,7 @@ def stitched_and_dilated(model, image_BCHW, stride):
 @pytest.mark.parametrize("stride", [16, 8])
 def test_stitched_scores_are_the_dilated_ones_away_from_the_border(fcn, stride):
     model, (height, width) = fcn("fcn32s"), (240, 257)
-    stitched, dilated = stitched_and_dilated(model, picture(height, width), stride)
+    stitched, dilated = stitched_and_dilated(model, image(height, width), stride)
     rows, columns = (
         [i for i in range(side) if BORDER <= 12.5 + stride * i <= length - 1 - BORDER]
         for side, length in zip(dilated.shape[-2:], (height, width), strict=True)
@@ -110,8 +110,8 @@ def test_stitched_scores_are_the_dilated_ones_away_from_the_border(fcn, stride):
 @pytest.mark.parametrize("stride", [16, 8])
 def test_without_biases_stitched_scores_are_the_dilated_ones_everywhere(fcn, stride, size):
     model = fcn("fcn32s", biases=0)
-    stitched, dilated = stitched_and_dilated(model, picture(*size), stride)
-    full = model.with_output_stride(stride).coarse_score(picture(*size)).shape
+    stitched, dilated = stitched_and_dilated(model, image(*size), stride)
+    full = model.with_output_stride(stride).coarse_score(image(*size)).shape
     assert dilated.shape == full  # the stitched map is at least as large
     assert relative_error(stitched, dilated) < 1e-12
 
@@ -119,7 +119,7 @@ def test_without_biases_stitched_scores_are_the_dilated_ones_everywhere(fcn, str
 @torch.inference_mode()
 @pytest.mark.parametrize("stride", [8])
 def test_stitched_logits_are_the_dilated_ones_away_from_the_border(fcn, stride):
-    model, image_BCHW = fcn("fcn32s"), picture(225, 226)
+    model, image_BCHW = fcn("fcn32s"), image(225, 226)
     stitched = ShiftAndStitch(model, stride)(image_BCHW)
     dilated = model.with_output_stride(stride)(image_BCHW)
     # A pixel takes from cells at less than one stride.
@@ -135,7 +135,7 @@ def test_stitched_logits_are_the_dilated_ones_away_from_the_border(fcn, stride):
     [("fcn32s", 32), ("fcn16s", 16), ("fcn8s", 8), ("fcn-alexnet", 32), ("fcn-googlenet32s", 32)],
 )
 def test_at_its_own_stride_it_is_the_network(fcn, variant, stride):
-    model, image_BCHW = fcn(variant), picture(20, 33)
+    model, image_BCHW = fcn(variant), image(20, 33)
     assert relative_error(ShiftAndStitch(model, stride)(image_BCHW), model(image_BCHW)) < 1e-12
 
 
@@ -152,10 +152,10 @@ def test_at_its_own_stride_it_is_the_network(fcn, variant, stride):
     ],
 )
 def test_any_network_can_be_stitched(fcn, variant, stride):
-    model, image_BCHW = fcn(variant), picture(9, 14)
+    model, image_BCHW = fcn(variant), image(9, 14)
     fine = ShiftAndStitch(model, stride)
     assert fine(image_BCHW).shape == (1, 4, 9, 14)
-    # The scores of every run are among the stitched ones; the picture starts in the last.
+    # The scores of every run are among the stitched ones; the image starts in the last.
     every = model.plan.stride // stride
     room = model.plan.stride - stride
     for behind in {0, every - 1}:
@@ -179,14 +179,14 @@ def test_a_predictor_takes_a_stitched_network(random_fcn):
 @torch.inference_mode()
 @pytest.mark.parametrize("stride", [16, 8])
 @pytest.mark.parametrize("variant", ["fcn32s", "fcn-alexnet", "fcn-googlenet32s"])
-def test_stitched_logits_have_the_size_of_the_picture(random_fcn, variant, stride):
+def test_stitched_logits_have_the_size_of_the_image(random_fcn, variant, stride):
     fine = ShiftAndStitch(random_fcn(variant, num_classes=1, width=WIDTH), stride)
     for side in (1, 6, 27, 33):
-        assert fine(picture(side, 1).float()).shape == (1, 1, side, 1)
+        assert fine(image(side, 1).float()).shape == (1, 1, side, 1)
 
 
 def test_at_stride_1_a_pixel_is_the_mean_of_the_four_scores_around_it(fcn):
-    model, image_BCHW = fcn("fcn8s"), picture(5, 6)
+    model, image_BCHW = fcn("fcn8s"), image(5, 6)
     with torch.inference_mode():
         fine = ShiftAndStitch(model, 1)
         score, found = fine.coarse_score(image_BCHW), fine(image_BCHW)

@@ -1,4 +1,4 @@
-"""The networks compute what the reference networks do, for every size of picture."""
+"""The networks compute what the reference networks do, for every size of image."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def cases(values, always=ALWAYS):
     return params
 
 
-def picture(height, width, count=1, seed=0, channels=3):
+def image(height, width, count=1, seed=0, channels=3):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, channels, height, width, generator=generator, dtype=torch.float64)
 
 
-def picture_for(model, height, width, count=1):
-    return picture(height, width, count, channels=model.architecture.input_channels)
+def image_for(model, height, width, count=1):
+    return image(height, width, count, channels=model.architecture.input_channels)
 
 
 def relative_error(found, expected):
@@ -52,7 +52,7 @@ def relative_error(found, expected):
 @pytest.mark.parametrize(("variant", "size"), cases(VARIANTS))
 def test_logits_equal_the_layer_by_layer_network(random_fcn, variant, size):
     model = random_fcn(variant, biases=0.1)
-    image_BCHW = picture_for(model, *size).float()
+    image_BCHW = image_for(model, *size).float()
     expected = oracle_networks.logits(variant, model.state_dict(), image_BCHW)
     assert relative_error(model(image_BCHW), expected) < 1e-4
 
@@ -62,7 +62,7 @@ def test_logits_equal_the_layer_by_layer_network(random_fcn, variant, size):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_equal_the_layer_by_layer_network_in_float64(random_fcn, variant):
     model = random_fcn(variant, width=1 / 32, biases=0.1).double()
-    image_BCHW = picture_for(model, 4, 9, count=2)
+    image_BCHW = image_for(model, 4, 9, count=2)
     expected = oracle_networks.logits(variant, model.state_dict(), image_BCHW)
     assert relative_error(model(image_BCHW), expected) < 1e-12
 
@@ -71,7 +71,7 @@ def test_logits_equal_the_layer_by_layer_network_in_float64(random_fcn, variant)
 @pytest.mark.parametrize(("variant", "size"), cases(VARIANTS[:4], always=()))
 def test_each_head_is_a_network_of_its_own_on_the_shared_trunk(random_fcn, variant, size):
     model = random_fcn(variant, num_classes=5, heads=(("sem", 5), ("geo", 3)), biases=0.1)
-    image_BCHW, weights = picture(*size).float(), model.state_dict()
+    image_BCHW, weights = image(*size).float(), model.state_dict()
     found = model.forward_heads(image_BCHW)
     assert list(found) == ["sem", "geo"]
     assert torch.equal(model(image_BCHW), found["sem"])
@@ -98,7 +98,7 @@ def stirred(state):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_learned_upsampling_is_the_dense_deconvolution(random_fcn, variant, size):
     model = random_fcn(variant, upsampling="learned")
-    image_BCHW = picture_for(model, *size).float()
+    image_BCHW = image_for(model, *size).float()
     bilinear = oracle_networks.logits(variant, model.state_dict(), image_BCHW)
     assert relative_error(model(image_BCHW), bilinear) < 1e-4
     model.load_state_dict(stirred(model.state_dict()))
@@ -109,7 +109,7 @@ def test_learned_upsampling_is_the_dense_deconvolution(random_fcn, variant, size
 
 @pytest.mark.parametrize("upsampling", ["learned", "fixed"])
 def test_gradients_on_or_off_the_logits_are_the_same(random_fcn, upsampling):
-    model, image_BCHW = random_fcn(upsampling=upsampling), picture(40, 50).float()
+    model, image_BCHW = random_fcn(upsampling=upsampling), image(40, 50).float()
     found = model(image_BCHW).detach()
     with torch.inference_mode():
         assert relative_error(found, model(image_BCHW)) < 1e-5
@@ -123,7 +123,7 @@ def thin(variant):
 @torch.inference_mode()
 @settings(deadline=None)
 @given(st.sampled_from(VARIANTS), st.integers(1, 200), st.integers(1, 200))
-def test_logits_have_the_size_of_the_picture(variant, height, width):
+def test_logits_have_the_size_of_the_image(variant, height, width):
     model = thin(variant)
     logits_BKHW = model(torch.zeros(1, model.architecture.input_channels, height, width))
     assert logits_BKHW.shape == (1, 2, height, width)
@@ -171,8 +171,8 @@ def test_width_scales_every_channel_but_never_to_nothing():
 
 
 @torch.inference_mode()
-def test_a_batch_is_its_pictures_one_by_one(random_fcn):
-    model, batch_BCHW = random_fcn(width=1 / 32).double(), picture(17, 23, count=3)
+def test_a_batch_is_its_images_one_by_one(random_fcn):
+    model, batch_BCHW = random_fcn(width=1 / 32).double(), image(17, 23, count=3)
     alone_BKHW = torch.cat([model(image_CHW[None]) for image_CHW in batch_BCHW])
     assert relative_error(model(batch_BCHW), alone_BKHW) < 1e-12
 
@@ -197,15 +197,15 @@ def test_kernel_is_symmetric_and_sums_to_the_square_of_its_factor(size):
 
 @pytest.mark.parametrize("stride", [2, 8, 16, 32])
 def test_upsampling_is_the_explicit_sum(stride):
-    plane_HW = picture(3, 2)[0, 0]
+    plane_HW = image(3, 2)[0, 0]
     found = Upscore(1, stride).double()(plane_HW[None, None])[0, 0]
     expected = torch.from_numpy(oracles.upsample(plane_HW.numpy(), stride))
     assert relative_error(found, expected) < 1e-12
 
 
 @pytest.mark.parametrize("stride", [2, 8, 16, 32])
-def test_upsampling_is_interpolation_of_the_picture_in_a_ring_of_zeros(stride):
-    score_BKHW = picture(4, 5)
+def test_upsampling_is_interpolation_of_the_image_in_a_ring_of_zeros(stride):
+    score_BKHW = image(4, 5)
     ring = F.interpolate(F.pad(score_BKHW, (1,) * 4), scale_factor=stride, mode="bilinear")
     upsample_scores = Upscore(3, stride).double()(score_BKHW)
     height, width = upsample_scores.shape[-2:]
@@ -247,7 +247,7 @@ def with_zero_skip(random_fcn, finer, coarser, skip):
 )
 def test_a_zero_skip_starts_at_the_coarser_prediction(random_fcn, finer, coarser, skip):
     fine, coarse = with_zero_skip(random_fcn, finer, coarser, skip)
-    image_BCHW = picture(96, 128).float()
+    image_BCHW = image(96, 128).float()
     # Upsampling in two steps rounds the peaks between the cells off, no more.
     assert relative_error(fine(image_BCHW), coarse(image_BCHW)) < 0.25
     same = fine(image_BCHW).argmax(1) == coarse(image_BCHW).argmax(1)
@@ -266,7 +266,7 @@ def test_a_zero_skip_is_the_coarse_score_upsampled_in_two_steps(
     random_fcn, finer, coarser, skip, crop, steps
 ):
     fine, coarse = with_zero_skip(random_fcn, finer, coarser, skip)
-    image_BCHW = picture(20, 30).float()
+    image_BCHW = image(20, 30).float()
     twice = coarse.coarse_score(image_BCHW)[0, 0].numpy()
     for stride in steps:
         twice = oracles.upsample(twice, stride)
@@ -280,7 +280,7 @@ def test_a_zero_skip_is_the_coarse_score_upsampled_in_two_steps(
 def test_a_fresh_network_scores_every_class_zero():
     model = FCN(Architecture("fcn8s", 3, 1 / 64)).eval()
     model.reset_parameters(torch.Generator().manual_seed(0))
-    assert not model(picture(5, 5).float()).any()
+    assert not model(image(5, 5).float()).any()
 
 
 def test_equal_seeds_start_from_equal_weights(random_fcn):

@@ -1,4 +1,4 @@
-"""Views of pictures: label and image stay together, whatever is done to them."""
+"""Views of images: label and image stay together, whatever is done to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcn_core.training.recipes import Augmentation
 
 
 def coded(height, width, block=1):
-    """A picture whose red channel is 80 times its label, in square blocks."""
+    """An image whose red channel is 80 times its label, in square blocks."""
     rng = np.random.default_rng(height * width)
     small = rng.integers(0, 4, (-(-height // block), -(-width // block)), np.uint8)
     label = np.kron(small, np.ones((block, block), np.uint8))[:height, :width]
@@ -45,7 +45,7 @@ def test_an_enlarged_view_is_no_larger_than_the_crop_and_its_label_fits(
     assert np.median(np.abs(pixels[..., 0] - 80.0 * label)) <= 40
 
 
-def test_without_augmentation_a_picture_is_what_it_was():
+def test_without_augmentation_an_image_is_what_it_was():
     image, label = coded(13, 9)
     pixels, same = augment((image, label), Augmentation(), np.random.default_rng(0))
     assert np.array_equal(pixels, image) and np.array_equal(same, label)
@@ -67,7 +67,7 @@ def test_a_view_depends_on_its_random_numbers_alone():
     assert first[0].shape != other[0].shape or not np.array_equal(first[0], other[0])
 
 
-def test_crops_go_together_and_whole_pictures_one_by_one():
+def test_crops_go_together_and_whole_images_one_by_one():
     views = [augment(coded(5, 6), Augmentation(), np.random.default_rng(0)) for _ in range(2)]
     together = stack(views, [4, 5], Augmentation(crop=8), CENTRED_RGB)
     assert [b.slots for b in together] == [(4, 5)] and together[0].image.shape == (2, 3, 8, 8)
@@ -76,7 +76,7 @@ def test_crops_go_together_and_whole_pictures_one_by_one():
     assert alone[0].labeled_pixels == 30 and together[0].labeled_pixels == 60
 
 
-def test_small_pictures_are_filled_up_with_the_mean_colour_and_void():
+def test_small_images_are_filled_up_with_the_mean_colour_and_void():
     view = augment(coded(5, 6), Augmentation(crop=8), np.random.default_rng(0))
     values = Preprocessing("BGR", (10.0, 20.0, 30.0), (2.0, 4.0, 5.0))
     (batch,) = stack([view], [0], Augmentation(crop=8), values)

@@ -16,7 +16,7 @@ from tests.support.networks import random_fcn
 OLD = LabelSet("old", ("a", "b", "c"))
 MORE = LabelSet("more", ("a", "b", "c", "d", "e"))
 OTHER = LabelSet("other", ("b", "a", "c"))
-PICTURE = torch.randn(1, 3, 40, 50, generator=torch.Generator().manual_seed(1))
+IMAGE = torch.randn(1, 3, 40, 50, generator=torch.Generator().manual_seed(1))
 WIDTH = 1 / 32
 
 
@@ -30,7 +30,7 @@ def moved(variant, to, labels=OLD, **options):
 
 @torch.no_grad()
 def coarse(model):
-    return model.coarse_score(PICTURE)
+    return model.coarse_score(IMAGE)
 
 
 @pytest.mark.parametrize(("variant", "to"), [("fcn32s", "fcn16s"), ("fcn16s", "fcn8s")])
@@ -46,7 +46,7 @@ def test_a_new_skip_adds_nothing_at_first(variant, to):
 def test_stages_follow_one_another():
     _, _, new = moved("fcn32s", "fcn8s")
     with torch.no_grad():
-        assert new(PICTURE).shape == (1, 3, 40, 50)
+        assert new(IMAGE).shape == (1, 3, 40, 50)
 
 
 @pytest.mark.parametrize("upsampling", ["fixed", "learned"])
@@ -54,7 +54,7 @@ def test_classes_can_be_added(upsampling):
     old, start, new = moved("fcn16s", "fcn16s", MORE, upsampling=upsampling)
     assert {"score_fr", "score_pool4"} <= set(start.extended)
     with torch.no_grad():
-        before, after = old(PICTURE), new(PICTURE)
+        before, after = old(IMAGE), new(IMAGE)
     assert torch.allclose(after[:, :3], before, rtol=1e-4, atol=1e-5)
     assert not after[:, 3:].any()
 

@@ -25,7 +25,7 @@ WHOLE = Augmentation()
 PLAIN = replace(HEAVY, dropout=0.0, learning_rate=1e-4, stage_rates={})
 
 
-def picture(seed, size=(12, 16)):
+def image(seed, size=(12, 16)):
     rng = np.random.default_rng(seed)
     label = rng.integers(0, CLASSES, size).astype(np.uint8)
     label[0, :3] = VOID
@@ -33,7 +33,7 @@ def picture(seed, size=(12, 16)):
 
 
 def patches(seed, side=24):
-    """A picture of three colours, by rectangles, and the number of the colour of each pixel."""
+    """An image of three colours, by rectangles, and the number of the colour of each pixel."""
     rng = np.random.default_rng(seed)
     label = np.zeros((side, side), np.uint8)
     for value in (1, 2):
@@ -44,7 +44,7 @@ def patches(seed, side=24):
 
 
 def batches(*seeds, how=WHOLE):
-    return stack([picture(seed) for seed in seeds], range(len(seeds)), how, CENTRED_RGB)
+    return stack([image(seed) for seed in seeds], range(len(seeds)), how, CENTRED_RGB)
 
 
 def network(**options):
@@ -120,7 +120,7 @@ def test_updates_are_those_of_caffe():
         assert torch.allclose(p, dict(slow.named_parameters())[name], rtol=1e-4, atol=1e-6), name
 
 
-def test_the_gradients_of_several_pictures_are_averaged():
+def test_the_gradients_of_several_images_are_averaged():
     recipe = replace(PLAIN, batch_size=3, momentum=0.0, weight_decay=0.0, bias_rate=1.0)
     taught, before = learner(recipe), network()
     taught.learn(1, batches(1, 2, 3))
@@ -130,13 +130,13 @@ def test_the_gradients_of_several_pictures_are_averaged():
         assert torch.allclose(p, moved, rtol=1e-4, atol=1e-7), name
 
 
-def test_a_mean_loss_is_over_the_labelled_pixels_of_the_batch():
+def test_a_mean_loss_is_over_the_labeled_pixels_of_the_batch():
     recipe = replace(PLAIN, loss="mean", batch_size=2, momentum=0.0, weight_decay=0.0)
     taught, before = learner(replace(recipe, bias_rate=1.0)), network()
     lesson = taught.learn(1, batches(1, 2))
-    labelled = 2 * (12 * 16 - 3)
-    assert lesson.labeled_pixels == labelled
-    expected = gradients(before, 1, 2, scale=1 / labelled)
+    labeled = 2 * (12 * 16 - 3)
+    assert lesson.labeled_pixels == labeled
+    expected = gradients(before, 1, 2, scale=1 / labeled)
     for name, p in parameters(taught).items():
         moved = dict(before.named_parameters())[name].detach() - 1e-4 * expected[name]
         assert torch.allclose(p, moved, rtol=1e-4, atol=1e-7), name
@@ -153,7 +153,7 @@ def test_a_tiny_world_is_learnt_from_nothing():
 
 
 @pytest.mark.parametrize("recipe", [PLAIN, replace(MODERN, dropout=0.0)])
-def test_the_loss_that_is_told_is_per_labelled_pixel(recipe):
+def test_the_loss_that_is_told_is_per_labeled_pixel(recipe):
     start = initialize_network(Architecture("fcn32s", CLASSES, 1 / 32), seed=0)
     lesson = learner(recipe, start).learn(1, batches(1, 2))
     assert lesson.loss == pytest.approx(math.log(CLASSES), rel=1e-5)  # scores start at zero
@@ -180,7 +180,7 @@ def test_fixed_upsampling_stays_bilinear_and_learned_does_not():
             assert not torch.equal(model.state_dict()["upscore.weight"], before)
 
 
-def test_dropout_is_elementwise_scaled_and_of_each_picture_alone():
+def test_dropout_is_elementwise_scaled_and_of_each_image_alone():
     layer = SampleDropout(0.5).train()
     x = torch.ones(3, 4, 8, 8).to(memory_format=torch.channels_last)
     layer.begin([7, 8, 7], x.device)

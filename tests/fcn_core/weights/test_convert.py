@@ -29,7 +29,7 @@ WIDTH = 1 / 32
 LABELS = LabelSet("four", ("a", "b", "c", "d"))
 GEO = LabelSet("geo", ("sky", "wall", "ground"))
 STAGED = ("fcn32s", "fcn16s", "fcn8s", "fcn8s-atonce")
-PICTURE = np.random.default_rng(5).integers(0, 256, (37, 51, 3), np.uint8)
+IMAGE = np.random.default_rng(5).integers(0, 256, (37, 51, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ WRITERS = {
 def test_masks_of_the_written_file_are_the_networks(make, writer) -> None:
     """The whole way: BGR, the VOC mean, the file, the predictor."""
     model = make()
-    bgr = PICTURE[..., ::-1].astype(np.float32) - np.float32(CAFFE_VOC.mean)
+    bgr = IMAGE[..., ::-1].astype(np.float32) - np.float32(CAFFE_VOC.mean)
     image = torch.from_numpy(bgr.transpose(2, 0, 1).copy())[None]
     with torch.no_grad():  # no class leads everywhere
         model.score_pool3.bias -= model(image).mean(dim=(0, 2, 3))
@@ -137,7 +137,7 @@ def test_masks_of_the_written_file_are_the_networks(make, writer) -> None:
     form, write = WRITERS[writer]
     found = convert(write(model), request(form=form), "the file")
     predictor = Predictor.load(WeightsFile(save_weights(found.model, found.info), "w"))
-    mask = predictor.predict([PICTURE])[0].mask
+    mask = predictor.predict([IMAGE])[0].mask
     np.testing.assert_array_equal(mask, logits[0].argmax(0).numpy())
     assert len(np.unique(mask)) > 1
 

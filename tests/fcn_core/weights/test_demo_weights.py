@@ -33,12 +33,12 @@ def test_they_know_scenes_they_have_never_seen() -> None:
 def test_the_number_of_threads_changes_no_mask() -> None:
     """Sums may be taken in another order, which is rounding; no pixel of these is that close."""
     predictor = Predictor.load("demo")
-    pictures = [render_scene(seed).image for seed in UNSEEN[:8]]
+    images = [render_scene(seed).image for seed in UNSEEN[:8]]
     before, found = torch.get_num_threads(), {}
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found[threads] = predictor.predict(pictures)
+            found[threads] = predictor.predict(images)
     finally:
         torch.set_num_threads(before)
     for one, *others in zip(*found.values(), strict=True):

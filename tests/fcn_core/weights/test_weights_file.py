@@ -69,8 +69,8 @@ def test_a_network_survives_its_file(random_fcn, variant):
     loaded = WeightsFile(data, "w").load()
     assert loaded.architecture == model.architecture
     assert not loaded.training
-    picture = torch.ones(1, model.architecture.input_channels, 9, 5)
-    assert torch.equal(loaded(picture), model(picture))
+    image = torch.ones(1, model.architecture.input_channels, 9, 5)
+    assert torch.equal(loaded(image), model(image))
 
 
 def test_what_a_file_says_of_itself_survives(saved):

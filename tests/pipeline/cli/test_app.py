@@ -29,7 +29,7 @@ def test_the_version_is_that_of_the_package(fcnseg: Fcnseg) -> None:
 
 
 @pytest.mark.parametrize("places", [("in/{date}", "out"), ("in", "out/{yesterday:%Y}")])
-def test_a_date_that_nobody_fills_in_is_refused(places: tuple[str, str], fcnseg: Fcnseg) -> None:
+def test_a_date_without_a_value_is_refused(places: tuple[str, str], fcnseg: Fcnseg) -> None:
     code, _, stderr = fcnseg("plan", *places)
     assert code == 2 and "$(date +%F)" in stderr
 
@@ -120,7 +120,7 @@ def test_no_output_of_a_run_is_said(command: str, tmp_path: Path, fcnseg: Fcnseg
 def test_shard_then_run(weights: Path, tmp_path: Path, fcnseg: Fcnseg) -> None:
     for index in range(5):
         for top, data in (
-            ("images", world.jpeg(world.picture(index))),
+            ("images", world.jpeg(world.image(index))),
             ("labels", world.png(world.label(index))),
         ):
             (tmp_path / top).mkdir(exist_ok=True)
@@ -140,20 +140,20 @@ def test_shard_then_run(weights: Path, tmp_path: Path, fcnseg: Fcnseg) -> None:
 def test_predict_writes_mask_and_overlay_and_names_the_bad_one(
     weights: Path, tmp_path: Path, fcnseg: Fcnseg
 ) -> None:
-    (tmp_path / "good.jpg").write_bytes(world.jpeg(world.picture(1)))
+    (tmp_path / "good.jpg").write_bytes(world.jpeg(world.image(1)))
     (tmp_path / "bad.jpg").write_bytes(b"x")
     out = tmp_path / "out"
-    pictures = (tmp_path / "bad.jpg", tmp_path / "good.jpg")
-    code, stdout, err = fcnseg("predict", *pictures, "--output", out, "--weights", weights)
+    images = (tmp_path / "bad.jpg", tmp_path / "good.jpg")
+    code, stdout, err = fcnseg("predict", *images, "--output", out, "--weights", weights)
     assert code == 1 and "good.jpg: " in stdout and "bad.jpg" in err
     with Image.open(out / "good-mask.png") as mask, Image.open(out / "good-overlay.png") as overlay:
         assert mask.mode == "P" and overlay.mode == "RGB"
         assert mask.size == overlay.size == (23, 17)
 
 
-def test_predict_overwrites_no_picture(weights: Path, tmp_path: Path, fcnseg: Fcnseg) -> None:
+def test_predict_overwrites_no_image(weights: Path, tmp_path: Path, fcnseg: Fcnseg) -> None:
     for name in ("a.png", "a-mask.png"):
-        (tmp_path / name).write_bytes(world.png(world.picture(len(name))))
+        (tmp_path / name).write_bytes(world.png(world.image(len(name))))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     code, _, stderr = fcnseg(
         "predict", tmp_path / "a.png", tmp_path / "a-mask.png",
@@ -163,7 +163,7 @@ def test_predict_overwrites_no_picture(weights: Path, tmp_path: Path, fcnseg: Fc
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_predict_refuses_two_pictures_of_one_name(
+def test_predict_refuses_two_images_of_one_name(
     weights: Path, tmp_path: Path, fcnseg: Fcnseg
 ) -> None:
     code, _, err = fcnseg(
@@ -178,7 +178,7 @@ def test_usage_errors_exit_2(arguments: tuple[str, ...], fcnseg: Fcnseg) -> None
 
 
 def test_counts_agree_with_their_nouns(tmp_path: Path, weights: Path, fcnseg: Fcnseg) -> None:
-    """One shard of one picture, looked at by every command that counts; then nothing is left."""
+    """One shard of one image, looked at by every command that counts; then nothing is left."""
     source, out = world.write_shards(tmp_path / "in", 1, 1), tmp_path / "out"
     said = []
     for words in (

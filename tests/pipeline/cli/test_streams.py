@@ -15,7 +15,7 @@ from tests.support import world
 
 
 def leave_at_once(*arguments: object, stderr_too: bool = False) -> tuple[int, bytes]:
-    """(exit code, stderr) of a command whose stdout nobody reads."""
+    """(exit code, stderr) of a command whose stdout no process reads."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -50,7 +50,7 @@ def test_so_does_help() -> None:
     assert leave_at_once("run", "--help") == (0, b"")
 
 
-def test_an_error_keeps_its_code_when_nobody_hears_it(tmp_path: Path) -> None:
+def test_an_error_keeps_its_code_when_no_process_reads_it(tmp_path: Path) -> None:
     assert leave_at_once("report", tmp_path, stderr_too=True)[0] == 2
 
 

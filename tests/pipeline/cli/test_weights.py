@@ -56,16 +56,16 @@ def model(random_fcn: Callable[..., FCN]) -> FCN:
     return random_fcn(num_classes=3, width=1 / 32)
 
 
-def test_a_converted_file_labels_pictures_as_its_source_would(
+def test_a_converted_file_segments_images_as_its_source_would(
     convert: Callable[..., Any], model: FCN, fcnseg: Fcnseg, tmp_path: Path
 ) -> None:
-    picture = world.picture(3)
-    bgr = picture[..., ::-1].astype(np.float32) - np.float32(CAFFE_VOC.mean)
+    image = world.image(3)
+    bgr = image[..., ::-1].astype(np.float32) - np.float32(CAFFE_VOC.mean)
     with torch.inference_mode():
         logits = model(torch.from_numpy(bgr.transpose(2, 0, 1).copy())[None])
     code, out, _, result = convert(caffemodel(model))
     assert code == 0 and "fcn8s, width 0.03125, fixed upsampling" in out
-    (tmp_path / "a.png").write_bytes(world.png(picture))
+    (tmp_path / "a.png").write_bytes(world.png(image))
     assert fcnseg("predict", tmp_path / "a.png", "--output", tmp_path, "--weights", result)[0] == 0
     with Image.open(tmp_path / "a-mask.png") as mask:
         np.testing.assert_array_equal(np.array(mask), logits[0].argmax(0).numpy())

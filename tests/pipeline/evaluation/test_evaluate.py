@@ -49,10 +49,10 @@ def document(evaluation: Evaluation) -> dict[str, Any]:
 def troubled(tmp_path: Path) -> Path:
     """Write four shards: good, bad within the limit, bad over the limit, and a truncated tar."""
     root = world.write_shards(tmp_path / "troubled", shards=1)
-    samples = world.samples(1) | {"bare.jpg": world.jpeg(world.picture(9))}
+    samples = world.samples(1) | {"bare.jpg": world.jpeg(world.image(9))}
     samples |= {"torn.jpg": b"x", "torn.png": world.png(world.label(9))}
     samples |= {
-        "big.jpg": world.jpeg(world.picture(8)),
+        "big.jpg": world.jpeg(world.image(8)),
         "big.png": world.png(world.label(8, (30, 30))),
     }
     (root / "s1.tar").write_bytes(world.tar(samples))
@@ -258,7 +258,7 @@ def test_an_input_without_labels_is_refused(
     weights: Path, tmp_path: Path, work: Callable[..., Evaluation]
 ) -> None:
     (tmp_path / "bare").mkdir()
-    (tmp_path / "bare/a.jpg").write_bytes(world.jpeg(world.picture(1)))
+    (tmp_path / "bare/a.jpg").write_bytes(world.jpeg(world.image(1)))
     with pytest.raises(InputError, match="1 images without a label"):
         work(
             world.config(tmp_path / "bare", tmp_path / "unused", weights),
@@ -394,7 +394,7 @@ def test_labels_of_another_set_are_bad_samples_one_by_one(
 ) -> None:
     (tmp_path / "in").mkdir()
     for index in range(30):
-        Image.fromarray(world.picture(index)).save(tmp_path / f"in/{index}.jpg")
+        Image.fromarray(world.image(index)).save(tmp_path / f"in/{index}.jpg")
     Store(str(tmp_path / "labels")).write("0.png", world.png(np.full((17, 23), 77, np.uint8)))
     Store(str(tmp_path / "labels")).write("1.png", world.png(world.label(1)))
     code, out, err = fcnseg(

@@ -71,7 +71,7 @@ def test_a_ray_that_does_not_start_is_reported_in_one_line(
 def test_local_and_ray_leave_equal_trees(
     cluster: None, shards: Path, weights: Path, tmp_path: Path
 ) -> None:
-    bad = {**world.samples(1), "bad.jpg": b"x", "odd name+%.jpg": world.jpeg(world.picture(3))}
+    bad = {**world.samples(1), "bad.jpg": b"x", "odd name+%.jpg": world.jpeg(world.image(3))}
     (shards / "s1.tar").write_bytes(world.tar(bad))
     (shards / "cut.tar").write_bytes(world.tar(world.samples(5))[:3000])
     flags = {"limits__chunk_images": 3}
@@ -101,7 +101,7 @@ def test_folder_with_labels_gives_equal_trees(cluster: None, weights: Path, tmp_
     for index in range(7):
         size = world.SIZES[index % 4]
         for top, data in (
-            ("images", world.jpeg(world.picture(index, size))),
+            ("images", world.jpeg(world.image(index, size))),
             ("labels", world.png(world.label(index, size))),
         ):
             (tmp_path / "in" / top).mkdir(parents=True, exist_ok=True)

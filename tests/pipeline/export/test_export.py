@@ -163,7 +163,7 @@ def test_images_of_a_folder_keep_their_names_and_shared_names_are_refused(
 ) -> None:
     (tmp_path / "in/sub").mkdir(parents=True)
     for index, name in enumerate(("a.jpg", "sub/a.jpg", "b c.jpeg")):
-        (tmp_path / "in" / name).write_bytes(world.jpeg(world.picture(index)))
+        (tmp_path / "in" / name).write_bytes(world.jpeg(world.image(index)))
     run(world.config(tmp_path / "in", tmp_path / "out", weights))
     export(tmp_path / "out", tmp_path / "coco", "coco")
     assert {p for p in files(tmp_path / "coco") if p.startswith("images/")} == {
@@ -184,8 +184,8 @@ def test_images_with_exif_orientation_are_counted(weights: Path, tmp_path: Path)
     (tmp_path / "in").mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(world.picture(1)).save(tmp_path / "in/a.jpg", exif=exif)
-    (tmp_path / "in/b.png").write_bytes(world.png(world.picture(2)))
+    Image.fromarray(world.image(1)).save(tmp_path / "in/a.jpg", exif=exif)
+    (tmp_path / "in/b.png").write_bytes(world.png(world.image(2)))
     run(world.config(tmp_path / "in", tmp_path / "out", weights))
     assert export(tmp_path / "out", tmp_path / "dest", "coco").turned == 1
 

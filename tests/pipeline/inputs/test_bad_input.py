@@ -30,7 +30,7 @@ def quarantine(output: Path, shard: str = "s0") -> list[dict[str, str]]:
     return pq.ParquetFile(output / f"_quarantine/{shard}.parquet").read().to_pylist()
 
 
-GOOD = world.jpeg(world.picture(5))
+GOOD = world.jpeg(world.image(5))
 BAD_SAMPLES = {
     "truncated JPEG": ({"x.jpg": GOOD[: len(GOOD) * 7 // 8]}, "ImageError", "do not decode"),
     "zero bytes": ({"x.jpg": b""}, "ImageError", "0 bytes"),
@@ -46,7 +46,7 @@ BAD_SAMPLES = {
         "label value 7 in 391 pixels",
     ),
     "label in colours": (
-        {"x.jpg": GOOD, "x.png": world.png(world.picture(5))},
+        {"x.jpg": GOOD, "x.png": world.png(world.image(5))},
         "LabelError",
         "class indices",
     ),
@@ -86,7 +86,7 @@ def test_duplicate_key_keeps_the_first_and_quarantines_the_second(
 ) -> None:
     calm = tmp_path / "calm"
     fcnseg("run", shards, calm, "--weights", weights, "--masks", "png")
-    other = world.jpeg(world.picture(99))
+    other = world.jpeg(world.image(99))
     doubled = [*world.samples(0).items(), ("img0.jpg", other)]
     (shards / "s0.tar").write_bytes(world.tar(doubled))
     out = tmp_path / "out"
@@ -141,7 +141,7 @@ def test_bad_parquet_fails_its_shard(
 ) -> None:
     source = tmp_path / "in"
     source.mkdir()
-    images = [world.jpeg(world.picture(i)) for i in range(3)]
+    images = [world.jpeg(world.image(i)) for i in range(3)]
     pq.write_table(pa.table({"image": images}), source / "good.parquet")
     pq.write_table(pa.table({"text": ["a"]}), source / "bad.parquet")
     if damage == "truncated":
@@ -264,18 +264,18 @@ def test_wrong_weights_file(
 
 
 @pytest.mark.parametrize(("variant", "channels"), [("fcn32s-color-d", 4), ("fcn32s-color-hha", 6)])
-def test_a_network_for_other_than_rgb_pictures_is_refused(
+def test_a_network_for_other_than_rgb_images_is_refused(
     shards: Path, tmp_path: Path, fcnseg: Fcnseg, random_fcn: Callable[..., FCN],
     variant: str, channels: int,
 ) -> None:  # fmt: skip
-    path, picture = tmp_path / "w.safetensors", tmp_path / "p.png"
+    path, image = tmp_path / "w.safetensors", tmp_path / "p.png"
     path.write_bytes(world.weights_bytes(random_fcn(variant, num_classes=3, width=1 / 32)))
-    picture.write_bytes(world.png(world.picture(1)))
+    image.write_bytes(world.png(world.image(1)))
     found = f"weights {path}: {variant} reads {channels} channels; a network for RGB images"
     code, _, stderr = fcnseg("run", shards, tmp_path / "out", "--weights", path)
     assert code == 1 and found in " ".join(stderr.split())
     assert not (tmp_path / "out").exists()
-    code, _, stderr = fcnseg("predict", picture, "--output", tmp_path / "p", "--weights", path)
+    code, _, stderr = fcnseg("predict", image, "--output", tmp_path / "p", "--weights", path)
     assert code == 1 and found in " ".join(stderr.split())
 
 
@@ -387,7 +387,7 @@ def test_config_that_is_no_text(shards: Path, tmp_path: Path, fcnseg: Fcnseg) ->
     assert code == 2 and "not valid UTF-8" in stderr
 
 
-def test_files_that_nobody_looks_at_are_counted(
+def test_ignored_files_are_counted(
     shards: Path, weights: Path, tmp_path: Path, fcnseg: Fcnseg
 ) -> None:
     (shards / "notes.txt").write_text("x")
@@ -408,7 +408,7 @@ def test_an_empty_address_is_not_this_folder(
     assert code == 2 and "an address: an empty string; a path or URL" in stderr
 
 
-def test_a_server_that_nobody_runs_is_no_empty_folder(
+def test_a_server_that_does_not_run_is_no_empty_folder(
     weights: Path, tmp_path: Path, fcnseg: Fcnseg
 ) -> None:
     quick = ("--set", "input.store.attempts=1")
@@ -421,7 +421,7 @@ def test_a_server_that_nobody_runs_is_no_empty_folder(
 def test_packing_never_overwrites_other_shards(tmp_path: Path, fcnseg: Fcnseg) -> None:
     for name, seed in (("a", 1), ("b", 2)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "x.jpg").write_bytes(world.jpeg(world.picture(seed)))
+        (tmp_path / name / "x.jpg").write_bytes(world.jpeg(world.image(seed)))
     assert fcnseg("shard", tmp_path / "a", tmp_path / "tars")[0] == 0
     assert fcnseg("shard", tmp_path / "a", tmp_path / "tars")[0] == 0  # the same again
     before = (tmp_path / "tars/shard-000000.tar").read_bytes()
@@ -460,11 +460,11 @@ def test_scores_that_are_no_numbers_end_a_run_as_bad_input_does(
     rows = quarantine(out)
     assert len(rows) == 4 and all("scores are NaN or infinite" in row["reason"] for row in rows)
     assert not list((out / "png").rglob("*.png"))
-    picture = tmp_path / "p.jpg"
-    picture.write_bytes(GOOD)
-    words = ("predict", picture, "--output", tmp_path / "one", "--weights", overflowing)
+    image = tmp_path / "p.jpg"
+    image.write_bytes(GOOD)
+    words = ("predict", image, "--output", tmp_path / "one", "--weights", overflowing)
     code, _, err = fcnseg(*words)
-    assert code == 1 and f"{picture}: the network's scores are NaN or infinite" in err
+    assert code == 1 and f"{image}: the network's scores are NaN or infinite" in err
     assert not (tmp_path / "one").exists()
 
 
@@ -472,7 +472,7 @@ def test_scores_that_are_no_numbers_end_a_run_as_bad_input_does(
 def test_where_no_label_fits_the_label_set_it_is_asked_about_first(
     others: int, is_asked: bool, tmp_path: Path, weights: Path, fcnseg: Fcnseg
 ) -> None:
-    """Labels 0-20 for a network of three classes: nobody wants to fix or drop all of them."""
+    """Labels 0-20 for a network of three classes: no user wants to fix or drop all of them."""
     members = world.samples(0, 4)
     for place, name in enumerate([name for name in members if name.endswith(".png")]):
         shape = decode_label(members[name]).shape

@@ -39,9 +39,9 @@ def pack(root: Path, layout: str, split: str | None, size: int = 2) -> dict[str,
         for member, data in members:
             key, dot, suffix = member.partition(".")
             found.setdefault(key, {})[dot + suffix] = data
-    labelled = sum(len(members) == 2 for members in found.values())
+    labeled = sum(len(members) == 2 for members in found.values())
     assert (packed.shards, packed.images) == (len(names), len(found))
-    assert (packed.labeled_images, packed.left_out) == (labelled, ())
+    assert (packed.labeled_images, packed.left_out) == (labeled, ())
     return found
 
 

@@ -215,22 +215,22 @@ def test_no_image_ever_moves(
         home, last = found, shards
 
 
-def picture_folder(root: Path, count: int = 6, labelled: tuple[int, ...] = ()) -> Path:
+def image_folder(root: Path, count: int = 6, labeled: tuple[int, ...] = ()) -> Path:
     (root / "images").mkdir(parents=True)
     (root / "labels").mkdir()
     for n in range(count):
-        (root / f"images/{n}.jpg").write_bytes(world.jpeg(world.picture(n)))
-    for n in labelled:
+        (root / f"images/{n}.jpg").write_bytes(world.jpeg(world.image(n)))
+    for n in labeled:
         (root / f"labels/{n}.png").write_bytes(world.png(world.label(n)))
     return root
 
 
 def test_only_what_is_new_or_changed_is_done_again(weights: Path, tmp_path: Path) -> None:
-    source = picture_folder(tmp_path / "in")
+    source = image_folder(tmp_path / "in")
     config = world.config(source, tmp_path / "out", weights, input__shard_size=2)
     assert run(config).done_now == 3
     before = world.tree(tmp_path / "out")
-    (source / "images/00.jpg").write_bytes(world.jpeg(world.picture(50)))
+    (source / "images/00.jpg").write_bytes(world.jpeg(world.image(50)))
     (source / "images/5.jpg").unlink()
     assert [shard.id for shard in plan(config).pending] == ["images-000003"]
     assert run(config).done_now == 1
@@ -239,7 +239,7 @@ def test_only_what_is_new_or_changed_is_done_again(weights: Path, tmp_path: Path
 
 
 def test_a_label_added_later_makes_its_shard_pending(weights: Path, tmp_path: Path) -> None:
-    source = picture_folder(tmp_path / "in", labelled=(0,))
+    source = image_folder(tmp_path / "in", labeled=(0,))
     config = world.config(source, tmp_path / "out", weights, input__shard_size=2)
     assert run(config).scores["labeled_images"] == 1
     (source / "labels/3.png").write_bytes(world.png(world.label(3)))
@@ -249,7 +249,7 @@ def test_a_label_added_later_makes_its_shard_pending(weights: Path, tmp_path: Pa
 
 
 def test_a_crash_between_freezing_and_working_is_harmless(weights: Path, tmp_path: Path) -> None:
-    source = picture_folder(tmp_path / "in")
+    source = image_folder(tmp_path / "in")
     calm = world.config(source, tmp_path / "calm", weights, input__shard_size=2)
     config = world.config(source, tmp_path / "out", weights, input__shard_size=2)
     run(calm)

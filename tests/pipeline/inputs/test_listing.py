@@ -67,7 +67,7 @@ def test_objects_are_shards_named_by_their_path(
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 @pytest.mark.parametrize("change", [str.lower, str.upper])
-def test_every_picture_suffix_makes_a_folder(tmp_path: Path, suffix: str, change) -> None:
+def test_every_image_suffix_makes_a_folder(tmp_path: Path, suffix: str, change) -> None:
     listing = listed(tmp_path, change(f"x/a{suffix}"), "notes.txt")
     assert (listing.kind, listing.shards, listing.labels) == ("folder", (), None)
     assert [info.path for info in listing.images] == [change(f"x/a{suffix}")]
@@ -122,7 +122,7 @@ def test_ids_that_differ_are_no_collision(tmp_path: Path, names: list[str]) -> N
     assert len(listed(tmp_path, *names).shards) == 2
 
 
-def test_images_beside_labels_are_labelled_as_they_stand(tmp_path: Path) -> None:
+def test_images_beside_labels_are_segmented_as_they_stand(tmp_path: Path) -> None:
     names = ("images/a.jpg", "images/x/b.PNG", "labels/a.png", "labels/x/b.PNG", "labels/c.png")
     listing = listed(tmp_path, *names, "labels/notes.txt", "classes.json")
     assert [info.path for info in listing.images] == ["images/a.jpg", "images/x/b.PNG"]

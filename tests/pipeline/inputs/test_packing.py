@@ -146,10 +146,8 @@ def test_shards_are_not_packed_again(output: Store, tmp_path: Path, name: str) -
 
 
 def test_a_run_gives_the_same_masks_before_and_after(weights: Path, tmp_path: Path) -> None:
-    files = {
-        f"images/x/{n}.jpg": world.jpeg(world.picture(n, world.SIZES[n % 4])) for n in range(3)
-    }
-    files["images/é 1.png"] = world.png(world.picture(9))
+    files = {f"images/x/{n}.jpg": world.jpeg(world.image(n, world.SIZES[n % 4])) for n in range(3)}
+    files["images/é 1.png"] = world.png(world.image(9))
     files |= {f"labels/x/{n}.png": world.png(world.label(n, world.SIZES[n % 4])) for n in range(2)}
     files["labels/é 1.png"] = world.png(world.label(9))
     folder = store(tmp_path / "in", files)

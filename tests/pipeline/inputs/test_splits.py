@@ -27,7 +27,7 @@ def test_ids_are_read_in_every_form_of_list(
     assert parse_split("val", "val.txt", data).ids == tuple(ids)
 
 
-def test_a_dot_that_begins_no_picture_suffix_is_part_of_the_id() -> None:
+def test_a_dot_that_begins_no_image_suffix_is_part_of_the_id() -> None:
     assert parse_split("v", "v", b"a.v2\nb.v2.jpg\n").ids == ("a.v2", "b.v2")
 
 

@@ -71,7 +71,7 @@ def test_a_split_gives_the_masks_and_scores_of_its_folder(
     assert run(config(devkit, tmp_path / "out", voc_weights)).done_now == 0
 
 
-def test_a_split_without_labels_is_labelled_and_not_scored(
+def test_a_split_without_labels_is_segmented_and_not_scored(
     devkit: Path, tmp_path: Path, voc_weights: Path
 ) -> None:
     result = run(config(devkit, tmp_path / "out", voc_weights, split="test"))

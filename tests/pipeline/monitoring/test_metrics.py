@@ -146,7 +146,7 @@ def test_what_cannot_be_told_ends_no_run(
 
 
 @pytest.mark.parametrize("path", ["metrics.txt", "s3://bucket/x.prom"])
-def test_a_file_that_nobody_collects_is_refused(path: str) -> None:
+def test_a_file_that_no_collector_reads_is_refused(path: str) -> None:
     with pytest.raises(ConfigError, match=r"ends in \.prom"):
         world.config("in", "out", None, monitoring__metrics_file=path)
 

@@ -108,7 +108,7 @@ def test_another_drivers_progress_is_not_shown(store: Store, quick: None) -> Non
     assert next(iter(watch(store, 0.0))).progress is None
 
 
-def test_watching_ends_where_nobody_works(store: Store) -> None:
+def test_watching_ends_where_no_driver_works(store: Store) -> None:
     assert list(watch(store, 0.0)) == []
     hold(store, seconds=-1.0)
     assert list(watch(store, 0.0)) == []

@@ -1,5 +1,5 @@
-"""Laws of the history: one record per run that did something, whoever finishes it; and three nights
-of rendered scenes, the last of which is dark."""
+"""Laws of the history: one record per run that did something, whichever process
+finishes it; and three nights of rendered scenes, the last of which is dark."""
 
 from __future__ import annotations
 
@@ -177,10 +177,10 @@ def scene_tar(seeds: range, light: float, labeled: int) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for seed in seeds:
             scene = render_scene(seed, (96, 112))
-            picture = io.BytesIO()
+            image = io.BytesIO()
             dark = (scene.image * light).astype(np.uint8)
-            Image.fromarray(dark).save(picture, "JPEG", quality=92)
-            add_to_tar(tar, f"scene-{seed}.jpg", picture.getvalue())
+            Image.fromarray(dark).save(image, "JPEG", quality=92)
+            add_to_tar(tar, f"scene-{seed}.jpg", image.getvalue())
             if seed < seeds.start + labeled:
                 add_to_tar(tar, f"scene-{seed}.png", encode_mask(scene.label, SCENES.palette))
     return buffer.getvalue()
@@ -270,9 +270,9 @@ def test_the_worst_images_of_the_night_are_in_its_review_queue(
             row = rows[item.shard, item.key]
             assert item.mean_confidence == row["mean_confidence"]
             assert (item.mean_iou is None) == (row["iou"] is None)
-            for picture in (item.image, item.mask, item.overlay):
-                assert picture is not None
-                assert Image.open(io.BytesIO(picture)).size == (112, 96)
+            for image in (item.image, item.mask, item.overlay):
+                assert image is not None
+                assert Image.open(io.BytesIO(image)).size == (112, 96)
 
 
 def test_another_output_can_be_the_reference(nights: tuple[Path, list[Any]]) -> None:

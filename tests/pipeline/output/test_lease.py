@@ -1,4 +1,4 @@
-"""Laws of the lease: one driver at a time, and a dead one holds nobody up."""
+"""Laws of the lease: one driver at a time, and a dead one blocks no other."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_zombie_is_dead(output: Store) -> None:
     child.kill()
     assert refused
     wait_until(lambda: lease_module.process_start_time(child.pid) is None)
-    assert Path(f"/proc/{child.pid}").exists()  # nobody has asked for its exit code yet
+    assert Path(f"/proc/{child.pid}").exists()  # the parent has not asked for its exit code yet
     assert is_free(output)
     child.wait()
 
@@ -156,7 +156,7 @@ def test_an_expired_lease_of_a_living_process_is_free(output: Store) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b"{}", b'{"owner": "x"}'])
-def test_a_damaged_lease_is_nobodys(output: Store, data: bytes) -> None:
+def test_a_damaged_lease_has_no_owner(output: Store, data: bytes) -> None:
     output.write(LEASE, data)
     assert read_lease(output) is None
     assert is_free(output)

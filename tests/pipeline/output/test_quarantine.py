@@ -31,12 +31,12 @@ from tests.support import world
 
 LENIENT = {"limits__max_bad_fraction_per_shard": 1.0, "limits__max_bad_fraction": 1.0}
 SMALL = 300
-"""Pixels: of the world's pictures only those of 9x31 pass."""
+"""Pixels: of the world's images only those of 9x31 pass."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards: s0 whole, s1 with a picture that decodes to nothing, s2 no tar."""
+    """Three shards: s0 whole, s1 with an image that decodes to nothing, s2 no tar."""
     root = tmp_path_factory.mktemp("failed")
     shards = world.write_shards(root / "in", images=2)
     bad = {**world.samples(1, 2), "x/bad\t1.jpg": b"no picture", "~.jpg": b""}
@@ -103,7 +103,7 @@ def test_a_quarantine_table_that_is_gone_is_told(output: Store) -> None:
 def test_a_retry_does_what_can_be_done_now(
     output: Store, place: Path, tmp_path: Path, weights: Path, fcnseg, monkeypatch
 ) -> None:
-    """Fixed shards are labelled, still-bad images are quarantined again, the rest is not read."""
+    """Fixed shards are segmented, still-bad images are quarantined again, the rest is not read."""
     before = {path: output.stat(path).etag for path in (commit_path("s0"), "masks/s0.parquet")}
     fixed = tmp_path / "in"
     fixed.mkdir()

@@ -115,7 +115,7 @@ def test_the_queue_is_exactly_the_worst_images_of_the_run(
 
 
 def preview(key: str, *, damaged: bool = False) -> dict[str, Any]:
-    image = world.jpeg(world.picture(1, (6, 8)))
+    image = world.jpeg(world.image(1, (6, 8)))
     mask = encode_mask(np.zeros((6, 8), np.uint8), world.TINY.palette)
     return {"key": key, "image": b"no" if damaged else image, "label": None, "mask": mask}
 
@@ -140,7 +140,7 @@ def written(output: Store, count: int) -> Any:
     return write_review(output, RUN, shortlist, world.TINY)
 
 
-def test_what_is_written_is_read_and_missing_pictures_cost_nothing_else(output: Store) -> None:
+def test_what_is_written_is_read_and_missing_images_cost_nothing_else(output: Store) -> None:
     record = written(output, 4)
     assert record.path == review_path(RUN) and record.size == len(output.read(record.path))
     found = read_review(output, RUN)
@@ -154,7 +154,7 @@ def test_what_is_written_is_read_and_missing_pictures_cost_nothing_else(output: 
     assert written(output, 4) == record and output.read(review_path(RUN)) == first
 
 
-def test_hugging_face_reads_the_queue_as_pictures(output: Store, tmp_path: Path) -> None:
+def test_hugging_face_reads_the_queue_as_images(output: Store, tmp_path: Path) -> None:
     written(output, 2)
     path = str(Path(output.url, review_path(RUN)))
     found = datasets.load_dataset("parquet", data_files=path, split="train",

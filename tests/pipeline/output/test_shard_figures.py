@@ -119,9 +119,9 @@ def test_groups_of_very_many_shards_give_the_same_intervals(
 
 
 def test_few_shards_have_no_intervals() -> None:
-    labelled = [e for e in world(40) if e.labeled_images]
-    assert gathered(labelled[: FEWEST_SHARDS - 1]).intervals() == {}
-    assert "mean_iou" in gathered(labelled[:FEWEST_SHARDS]).intervals()
+    labeled = [e for e in world(40) if e.labeled_images]
+    assert gathered(labeled[: FEWEST_SHARDS - 1]).intervals() == {}
+    assert "mean_iou" in gathered(labeled[:FEWEST_SHARDS]).intervals()
 
 
 def test_more_rows_than_were_expected_are_refused() -> None:

@@ -245,7 +245,7 @@ def test_the_commit_of_another_shard_is_a_problem(output: Store) -> None:
     assert problems(output) == [("_commits/s9.json", "it is the commit of shard 's0'")]
 
 
-def test_a_quarantine_table_that_nobody_names_is_a_problem(output: Store) -> None:
+def test_a_quarantine_table_that_no_commit_names_is_a_problem(output: Store) -> None:
     recommit(output, "s1", lambda made: replace(made, failures=0))
     recommit(output, "s0", lambda made: replace(made, failures=2))
     assert problems(output) == [

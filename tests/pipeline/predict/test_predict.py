@@ -39,7 +39,7 @@ def photos(tmp_path: Path) -> Path:
     for index, name in enumerate(NAMES):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(world.jpeg(world.picture(index)))
+        path.write_bytes(world.jpeg(world.image(index)))
     (tmp_path / "photos/notes.txt").write_text("x")
     return tmp_path / "photos"
 
@@ -122,7 +122,7 @@ def odd(tmp_path: Path) -> Iterator[Path]:
     """Make a folder with one image, and with irregular files that have image names."""
     folder = tmp_path / "odd"
     folder.mkdir()
-    (folder / "good.jpg").write_bytes(world.jpeg(world.picture(1)))
+    (folder / "good.jpg").write_bytes(world.jpeg(world.image(1)))
     (folder / "folder.jpg").mkdir()
     os.mkfifo(folder / "a pipe.jpg")
     (folder / "a link to nothing.jpg").symlink_to("nowhere")
@@ -281,7 +281,7 @@ def test_pipes_of_a_shell_are_read(weights: Path, tmp_path: Path, fcnseg: Fcnseg
     """`… | fcnseg predict /dev/stdin`, `fcnseg predict <(…)`: these pipes have a writer."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "wb") as pipe:
-        pipe.write(world.jpeg(world.picture(1)))
+        pipe.write(world.jpeg(world.image(1)))
     words = ("--output", tmp_path / "out", "--weights", weights)
     try:
         code, _, err = fcnseg("predict", f"/dev/fd/{reading}", *words)

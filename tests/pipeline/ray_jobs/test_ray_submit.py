@@ -91,7 +91,7 @@ def shards_with_a_bad_image(root: Path, gate: Path) -> Path:
     world.write_shards(root)
     for number, name, member in [
         (1, "bad.jpg", b"no picture"),
-        (2, "slow.jpg", poison.picture(f"gate {gate}")),
+        (2, "slow.jpg", poison.image(f"gate {gate}")),
     ]:
         members = {**world.samples(number), name: member}
         (root / f"s{number}.tar").write_bytes(world.tar(members))
@@ -174,7 +174,7 @@ def gated(tmp_path: Path) -> tuple[Path, Path]:
     """
     gate = tmp_path / "gate"
     source = world.write_shards(tmp_path / "in", shards=10)
-    members = {**world.samples(9), "slow.jpg": poison.picture(f"gate {gate}")}
+    members = {**world.samples(9), "slow.jpg": poison.image(f"gate {gate}")}
     (source / "s9.tar").write_bytes(world.tar(members))
     return source, gate
 

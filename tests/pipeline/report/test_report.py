@@ -66,7 +66,7 @@ class _Page(HTMLParser):
         assert not self.open and len(self.ids) == len(set(self.ids))
         self.text = " ".join(" ".join(self.words).split())
         self.data = json.loads(self.scripts[0])
-        self.pictures: list[dict[str, Any]] = self.data["pictures"]
+        self.images: list[dict[str, Any]] = self.data["pictures"]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
@@ -102,13 +102,13 @@ def output(tmp_path: Path) -> Store:
 
 
 def preview(
-    key: str, seed: int = 0, labelled: bool = True, size: tuple[int, int] = (24, 32)
+    key: str, seed: int = 0, labeled: bool = True, size: tuple[int, int] = (24, 32)
 ) -> Preview:
     rng = np.random.default_rng(seed)
     mask = rng.integers(0, 3, size).astype(np.uint8)
     label = np.where(rng.random(mask.shape) < 0.1, 255, mask).astype(np.uint8)
     image = rng.integers(0, 255, (*size, 3)).astype(np.uint8)
-    return Preview(key, image, label if labelled else None, mask)
+    return Preview(key, image, label if labeled else None, mask)
 
 
 def result_of(shown: Preview) -> ImageResult:
@@ -235,7 +235,7 @@ def test_what_comes_from_data_is_escaped(output: Store) -> None:
     assert "<script>alert" not in html and "<tractor>" not in html
     squeezed = " ".join(evil.split())
     assert page.text.count(squeezed) >= 4 and "<b>shard" in page.text and "<u>failed" in page.text
-    assert [p["key"] for p in page.pictures] == [evil]
+    assert [p["key"] for p in page.images] == [evil]
 
 
 def test_only_its_own_scripts_may_run_and_nothing_is_asked_of_another_host(output: Store) -> None:
@@ -251,20 +251,20 @@ def test_only_its_own_scripts_may_run_and_nothing_is_asked_of_another_host(outpu
     digests = [hashlib.sha256(text.encode()).digest() for text in page.scripts[1:]]
     assert allowed == [base64.b64encode(digest).decode() for digest in digests]
     assert page.policy.startswith("default-src 'none'; script-src 'sha256-")
-    assert page.pictures[0]["image"].startswith("data:image/jpeg;base64,")
+    assert page.images[0]["image"].startswith("data:image/jpeg;base64,")
     assert "secret" not in html and "https://data.example/in" in page.text
     assert identity.fingerprint in page.text and "bf16" in page.text and "fcn8s" in page.text
     assert "torch " in page.text and "Apache License" in page.text
 
 
 def test_without_labels_it_says_so_and_shows_confidence(output: Store) -> None:
-    add_shard(output, "a", matrix=None, previews=[[preview("k", labelled=False)]])
+    add_shard(output, "a", matrix=None, previews=[[preview("k", labeled=False)]])
     _, page = written(output)
     assert "have no labels" in page.text and "Mean IoU" not in page.text
     assert "field 75.0%" in page.text and "barn absent" in page.text
     assert "Least confident shards" in page.text and "a 82.5% 10 0" in page.text
-    assert not page.data["scored"] and page.pictures[0]["label"] is None
-    assert page.pictures[0]["iou"] is None and page.pictures[0]["confidence"] == 0.75
+    assert not page.data["scored"] and page.images[0]["label"] is None
+    assert page.images[0]["iou"] is None and page.images[0]["confidence"] == 0.75
 
 
 def test_labels_that_are_all_void_are_no_scores(output: Store) -> None:
@@ -291,26 +291,26 @@ def test_failed_shards_and_quarantined_images_are_listed(output: Store) -> None:
     assert "By kind: ImageError 60 LabelError 5" in page.text
 
 
-def test_pictures_are_of_the_worst_shards_and_of_others(output: Store) -> None:
+def test_images_are_of_the_worst_shards_and_of_others(output: Store) -> None:
     for n in range(60):
         matrix = [[n + 1, 60 - n, 0, 0], [0, 1, 0, 0], [0] * 4, [0] * 4]
         chunk = [preview(f"one-{n:02d}", n), preview(f"two-{n:02d}", n), preview(f"three-{n:02d}")]
         add_shard(output, f"s{n:02d}", matrix=matrix, previews=[chunk])
     _, page = written(output)
-    assert len(page.pictures) == MAX_IMAGES
-    shards = sorted({picture["shard"] for picture in page.pictures})
+    assert len(page.images) == MAX_IMAGES
+    shards = sorted({image["shard"] for image in page.images})
     assert shards[:24] == [f"s{n:02d}" for n in range(24)] and len(shards) == 48
     assert max(b - a for a, b in pairwise(int(name[1:]) for name in shards[24:])) <= 2
-    first = [picture["key"] for picture in page.pictures[:48]]
+    first = [image["key"] for image in page.images[:48]]
     assert {key.split("-")[0] for key in first} == {"one"}  # one of each shard before a second
     assert "48 of 60 shards" in page.text
 
 
-def test_a_picture_holds_its_classes_and_figures(output: Store) -> None:
+def test_an_image_holds_its_classes_and_figures(output: Store) -> None:
     shown = preview("k", 3)
     add_shard(output, "a", previews=[[replace(shown, why=("drawn by lot",))]])
     _, page = written(output)
-    (found,) = page.pictures
+    (found,) = page.images
     for name, values in (("mask", shown.mask), ("label", shown.label)):
         assert values is not None
         assert zlib.decompress(base64.b64decode(found[name])) == values.tobytes()
@@ -328,7 +328,7 @@ def test_previews_of_older_outputs_are_shown(output: Store) -> None:
     pq.write_table(table.select(["key", "image", "label", "mask"]), buffer)
     output.write("_previews/a-0.parquet", buffer.getvalue())
     _, page = written(output)
-    (found,) = page.pictures
+    (found,) = page.images
     assert found["accuracy"] == 1.0 and found["iou"] == 1.0 and found["confidence"] is None
 
 
@@ -336,16 +336,14 @@ def test_few_shards_fill_the_gallery_with_more_of_each(output: Store) -> None:
     chunks = [[preview(f"a{n}"), preview(f"b{n}")] for n in range(40)]
     add_shard(output, "a", previews=chunks)
     _, page = written(output)
-    assert 16 <= len(page.pictures) <= 24
+    assert 16 <= len(page.images) <= 24
 
 
-def test_pictures_stay_within_their_bytes(output: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_stay_within_their_bytes(output: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     add_shard(output, "a", previews=[[preview(f"k{n}", n) for n in range(8)]])
-    sizes = [
-        sum(len(p[n]) for n in ("image", "label", "mask")) for p in written(output)[1].pictures
-    ]
+    sizes = [sum(len(p[n]) for n in ("image", "label", "mask")) for p in written(output)[1].images]
     monkeypatch.setattr(report_gallery, "MAX_BYTES", sum(sizes[:3]) + 1)
-    assert [p["key"] for p in written(output)[1].pictures] == ["k0", "k1", "k2"]
+    assert [p["key"] for p in written(output)[1].images] == ["k0", "k1", "k2"]
 
 
 def test_damaged_previews_and_tables_are_left_out_with_a_note(output: Store) -> None:
@@ -359,7 +357,7 @@ def test_damaged_previews_and_tables_are_left_out_with_a_note(output: Store) -> 
     output.write(quarantine_path("b"), b"PAR1")
     output.delete("_previews/c-0.parquet")
     _, page = written(output)
-    assert [picture["key"] for picture in page.pictures] == ["good"]
+    assert [image["key"] for image in page.images] == ["good"]
     assert "preview of shard b is unreadable" in page.text
     assert "preview of shard d is unreadable" in page.text  # class 9 of 4
     assert "_quarantine/b.parquet is unreadable" in page.text
@@ -380,7 +378,7 @@ def test_numbers_that_json_has_not_are_no_numbers(output: Store) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     output.write("_previews/a-0.parquet", buffer.getvalue())
-    assert written(output)[1].pictures[0]["confidence"] is None
+    assert written(output)[1].images[0]["confidence"] is None
 
 
 def test_three_thousand_shards_make_no_larger_report(

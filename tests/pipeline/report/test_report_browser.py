@@ -96,7 +96,7 @@ def open_report(chromium: Any) -> Iterator[Open]:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of six shards of rendered scenes, labelled with the demo weights."""
+    """The report of six shards of rendered scenes, segmented with the demo weights."""
     folder = tmp_path_factory.mktemp("scenes")
     make_scene_shards(Store(str(folder / "shards")), 6, 6)
     config = demo_config(str(folder))
@@ -139,13 +139,13 @@ def test_it_is_accessible(scenes: Path, open_report: Open, scheme: str) -> None:
     assert violations() == []
 
 
-def test_pictures_are_filtered_and_ordered(scenes: Path, open_report: Open) -> None:
+def test_images_are_filtered_and_ordered(scenes: Path, open_report: Open) -> None:
     report = open_report(scenes)
-    page, pictures = report.page, report.data["pictures"]
-    assert 12 <= len(pictures) <= 24
+    page, images = report.page, report.data["pictures"]
+    assert 12 <= len(images) <= 24
 
     def expected(order: str, keep: Callable[[dict[str, Any]], bool] = lambda _: True) -> list[str]:
-        kept = [picture for picture in pictures if keep(picture)]
+        kept = [image for image in images if keep(image)]
         return [p["key"] for p in sorted(kept, key=lambda p: (p[order], p["shard"], p["key"]))]
 
     assert report.keys() == expected("iou")
@@ -153,10 +153,8 @@ def test_pictures_are_filtered_and_ordered(scenes: Path, open_report: Open) -> N
     assert report.keys() == expected("confidence")
     page.select_option("#with-class", "5")
     has_star = expected("confidence", lambda p: any(k == 5 for k, _, _ in p["classes"]))
-    assert report.keys() == has_star and 0 < len(has_star) < len(pictures)
-    assert (
-        page.locator("#shown-count").text_content() == f"{len(has_star)} of {len(pictures)} images"
-    )
+    assert report.keys() == has_star and 0 < len(has_star) < len(images)
+    assert page.locator("#shown-count").text_content() == f"{len(has_star)} of {len(images)} images"
     page.select_option("#with-class", "")
     page.select_option("#with-shard", "scenes-003")
     assert report.keys() == expected("confidence", lambda p: p["shard"] == "scenes-003")
@@ -164,7 +162,7 @@ def test_pictures_are_filtered_and_ordered(scenes: Path, open_report: Open) -> N
     assert len(report.keys()) == 1
     page.select_option("#with-shard", "")
     page.select_option("#with-why", "in the review queue")
-    worst = [p["key"] for p in sorted(pictures, key=lambda p: p["iou"])[:2]]
+    worst = [p["key"] for p in sorted(images, key=lambda p: p["iou"])[:2]]
     assert sorted(report.keys()) == sorted(worst)
     page.fill("#with-key", "no such key")
     assert report.keys() == [] and "Loosen the filters" in page.locator("#gallery").inner_text()
@@ -181,11 +179,11 @@ def test_opacity_and_views(scenes: Path, open_report: Open) -> None:
     page.locator("#opacity").fill("25")
     assert opacity() == pytest.approx(0.25)
     assert page.locator("output[for=opacity]").text_content() == "25 %"
-    for view, pictures, canvases in (("Image", 1, 0), ("Mask", 0, 1), ("Label", 0, 1),
+    for view, images, canvases in (("Image", 1, 0), ("Mask", 0, 1), ("Label", 0, 1),
                                      ("Mistakes", 1, 1), ("All", 2, 3)):  # fmt: skip
         page.get_by_text(view, exact=True).click()
         card = page.locator(".card").first
-        assert (card.locator("img").count(), card.locator("canvas").count()) == (pictures, canvases)
+        assert (card.locator("img").count(), card.locator("canvas").count()) == (images, canvases)
 
 
 def test_what_is_painted_is_the_mask(scenes: Path, open_report: Open) -> None:
@@ -196,10 +194,10 @@ def test_what_is_painted_is_the_mask(scenes: Path, open_report: Open) -> None:
     page.wait_for_function("c => c.dataset.painted", arg=canvas.element_handle())
     shown = canvas.evaluate(_PIXELS)
     key = report.keys()[0]
-    (picture,) = (p for p in report.data["pictures"] if p["key"] == key)
+    (image,) = (p for p in report.data["pictures"] if p["key"] == key)
     rgb = np.array(shown, np.uint8).reshape(-1, 4)[:, :3]
     colours = np.array([tuple(bytes.fromhex(c[1:])) for c in report.data["colours"]], np.uint8)
-    mask = np.frombuffer(zlib.decompress(base64.b64decode(picture["mask"])), np.uint8)
+    mask = np.frombuffer(zlib.decompress(base64.b64decode(image["mask"])), np.uint8)
     np.testing.assert_array_equal(rgb, colours[mask])
 
 
@@ -258,7 +256,7 @@ def test_tables_are_sorted(scenes: Path, open_report: Open) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_print_has_every_chart_and_picture_right_after_opening(
+def test_a_print_has_every_chart_and_image_right_after_opening(
     scenes: Path, open_report: Open, scheme: str
 ) -> None:
     report = open_report(scenes, 1280, scheme)
@@ -328,7 +326,7 @@ def test_thin_outputs_are_shown_without_complaint(
 ) -> None:
     output = Store(str(tmp_path))
     if kind == "unlabelled":
-        add_shard(output, "a", matrix=None, previews=[[preview("k", labelled=False)]])
+        add_shard(output, "a", matrix=None, previews=[[preview("k", labeled=False)]])
     elif kind == "one":
         add_shard(output, "</script><b>one", previews=[[preview("<!--<script>")]])
     written(output, {"z": "not a whole tar"} if kind == "empty" else None)
@@ -350,7 +348,7 @@ def test_a_hundred_thousand_shards_open_at_once(tmp_path: Path, open_report: Ope
     summary = Summary(LABELS, len(index))
     for batch in index.batches():
         summary.add(batch)
-    # Noise is the hardest to compress: as many pictures as the report takes, and no more bytes.
+    # Noise is the hardest to compress: as many images as the report takes, and no more bytes.
     chunk = [preview(f"k{n}", n, size=(240, 320)) for n in range(3)]
     for shard in {*summary.spread, *(score.shard for score in summary.worst_of_all(50))}:
         add_shard(output, shard, previews=[chunk])

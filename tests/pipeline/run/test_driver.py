@@ -69,13 +69,13 @@ def test_rows_of_the_mask_table_agree_with_the_masks(
 def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths of the shards that are read from now on."""
     seen: list[str] = []
-    original = chunks._index
+    original = chunks.TarIndex
 
-    def spy(shard, *args):  # type: ignore[no-untyped-def]
+    def spy(shard, *args, **options):  # type: ignore[no-untyped-def]
         seen.append(shard.id)
-        return original(shard, *args)
+        return original(shard, *args, **options)
 
-    monkeypatch.setattr(chunks, "_index", spy)
+    monkeypatch.setattr(chunks, "TarIndex", spy)
     return seen
 
 
@@ -253,7 +253,7 @@ def test_crash_at_every_write_and_rerun_gives_the_undisturbed_tree(
 def test_input_of_another_layout_is_refused(weights: Path, tmp_path: Path) -> None:
     source = tmp_path / "in"
     for top, data in (
-        ("images", world.jpeg(world.picture(1))),
+        ("images", world.jpeg(world.image(1))),
         ("labels", world.png(world.label(1))),
     ):
         (source / top).mkdir(parents=True)

@@ -164,14 +164,12 @@ def test_a_place_without_an_output_is_said_so(output: Store) -> None:
         read_manifest(output)
 
 
-def test_an_output_without_a_commit_belongs_to_nobody(tmp_path: Path, weights: Path) -> None:
+def test_an_output_without_a_commit_belongs_to_no_run(tmp_path: Path, weights: Path) -> None:
     for index in range(3):
         for source in ("first", "second"):
             (tmp_path / source).mkdir(exist_ok=True)
             seed = index + 10 * (source == "second")
-            (tmp_path / source / f"{source}{index}.jpg").write_bytes(
-                world.jpeg(world.picture(seed))
-            )
+            (tmp_path / source / f"{source}{index}.jpg").write_bytes(world.jpeg(world.image(seed)))
     out = tmp_path / "out"
     with pytest.raises(FcnError, match="fp16 on a CPU"):
         run(world.config(tmp_path / "first", out, weights, model__precision="fp16"))

@@ -53,7 +53,7 @@ class World:
         self.images.write(f"{name}.tar", b"x" * version)
 
     def done(self, name: str, fingerprint: str = "f", masks: tuple[str, ...] = ("png",)) -> None:
-        """As if the present content had been labelled."""
+        """As if the present content had been segmented."""
         etag = self.images.stat(f"{name}.tar").etag
         path = commit_path(name)
         older = [i.etag for i in self.output.listing("_commits") if i.path == path]
@@ -396,7 +396,7 @@ def test_a_list_of_shards_is_a_sequence(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, *shards: str) -> None:
-    """The store gives these shards of the input to nobody."""
+    """The store gives these shards of the input to no reader."""
 
     def read(shard: Shard, *arguments: object) -> Iterator[object]:
         if shard.id in shards:

@@ -39,12 +39,12 @@ def ready(shards: Path, weights: Path, tmp_path: Path) -> Path:
     return path
 
 
-def pictures_of(shard: int, images: int) -> list[NDArray[np.uint8]]:
+def images_of(shard: int, images: int) -> list[NDArray[np.uint8]]:
     members = world.samples(shard)
     return [decode_image(members[f"img{index}.jpg"], "", 10**8) for index in range(images)]
 
 
-def test_the_ranges_are_those_of_pictures_spread_over_the_input(
+def test_the_ranges_are_those_of_images_spread_over_the_input(
     fcnseg: Fcnseg, shards: Path, weights: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "int8.safetensors"
@@ -53,7 +53,7 @@ def test_the_ranges_are_those_of_pictures_spread_over_the_input(
     assert code == 0, err
     before, after = read_weights(weights), read_weights(path)
     assert f"{path}: ranges of 15 layers on 5 images" in out and after.sha256 in out
-    seen = [*pictures_of(0, 2), *pictures_of(1, 2), *pictures_of(2, 1)]
+    seen = [*images_of(0, 2), *images_of(1, 2), *images_of(2, 1)]
     assert after.info == measure_int8_ranges(before, seen)
     assert after.tensors == before.tensors
     old, new = before.load().state_dict(), after.load().state_dict()
@@ -77,10 +77,10 @@ def test_shards_are_spread_over_the_whole_input(
             read.append(shard.id)
             return super().chunks(shard)
 
-    pictures = list(calibration_images(Watched(**vars(found)), most))
+    images = list(calibration_images(Watched(**vars(found)), most))
     ids = [shard.id for shard in found.shards]
     places = [ids.index(name) for name in read]
-    assert len(places) == len(pictures) == min(most, shards_count)
+    assert len(places) == len(images) == min(most, shards_count)
     gaps = np.diff([*places, shards_count])
     assert places[0] == 0 and gaps.max() - gaps.min() <= 1
 
@@ -136,9 +136,9 @@ def test_int8_without_ranges_is_refused_before_anything_is_written(
     code, _, err = fcnseg("run", *words, "--plain-forward")
     assert code == 2 and "int8 with the plain forward pass" in err
     assert not out.exists()
-    picture = tmp_path / "p.jpg"
-    picture.write_bytes(world.samples(0)["img0.jpg"])
-    code, _, err = fcnseg("predict", picture, "--output", out, *words[2:])
+    image = tmp_path / "p.jpg"
+    image.write_bytes(world.samples(0)["img0.jpg"])
+    code, _, err = fcnseg("predict", image, "--output", out, *words[2:])
     assert code == 1 and "no int8 range of layer conv1_1" in err
 
 
@@ -149,6 +149,6 @@ def test_a_run_in_int8_gives_the_masks_of_the_predictor(
     config = world.config(shards, tmp_path / "out", ready, model__precision="int8")
     assert run(config).exit_code == 0
     predictor = Predictor.load(ready, precision="int8")
-    for index, picture in enumerate(pictures_of(0, 4)):
+    for index, image in enumerate(images_of(0, 4)):
         [path] = tmp_path.glob(f"out/png/**/s0*/**/img{index}.png")
-        assert np.array_equal(Image.open(path), predictor.predict([picture])[0].mask)
+        assert np.array_equal(Image.open(path), predictor.predict([image])[0].mask)

@@ -246,7 +246,7 @@ def test_damaged_tars_are_refused_as_a_whole(
 
 
 def test_tars_of_the_webdataset_library_are_read(tmp_path: Path, limits: ChunkLimits) -> None:
-    image, label = world.picture(1), world.label(1)
+    image, label = world.image(1), world.label(1)
     with webdataset.TarWriter(str(tmp_path / "s.tar")) as writer:
         for key in ("x/0001", "x/0002"):
             writer.write({"__key__": key, "jpg": image, "seg.png": label, "json": {"a": 1}})
@@ -428,7 +428,7 @@ def test_rows_are_read_in_batches_of_any_size(
         ({"id": pa.array([1, 2]), "file_name": ["a", "b"]}, []),
     ],
 )
-def test_labels_that_are_no_pictures_are_told(tmp_path: Path, columns: dict, told: list) -> None:
+def test_labels_that_are_no_images_are_told(tmp_path: Path, columns: dict, told: list) -> None:
     found = from_table(tmp_path, {"image": pa.array([b"A", b"B"]), **columns})
     source = Store(str(tmp_path))
     assert len(samples(found)) == 2

@@ -27,7 +27,7 @@ KINDS = ("plain", "labelled", "no image", "no class", "other size")
 
 def sample(number: int, kind: str) -> Sample:
     size = world.SIZES[number % 4]
-    image = b"no image" if kind == "no image" else world.jpeg(world.picture(number, size))
+    image = b"no image" if kind == "no image" else world.jpeg(world.image(number, size))
     truth = {
         "labelled": world.label(number, size),
         "no class": np.full(size, 7, np.uint8),
@@ -71,7 +71,7 @@ def test_decoders_and_windows_change_no_result(
     assert len(expected.images) + len(expected.failures) == len(samples)
 
 
-def test_while_the_network_computes_the_next_pictures_are_decoded(
+def test_while_the_network_computes_the_next_images_are_decoded(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = [sample(number, "plain") for number in range(4)]
@@ -102,18 +102,18 @@ def test_what_is_in_work_is_announced(
 ) -> None:
     """At every moment a sample is decoded or in the network, the last announcement names it."""
     announced: list[list[int]] = []
-    decode, forward = segment.decode_sample, segmenter.predictor._start
+    decode, forward = segment.decode_sample, segmenter.predictor.logits
 
     def watched(item: Sample, *args: object) -> object:
         assert int(item.key[1:]) in announced[-1]
         return decode(item, *args)  # type: ignore[arg-type]
 
-    def computed(images: list[object], *args: object) -> object:
+    def computed(batch: torch.Tensor, head: str | None) -> torch.Tensor:
         assert announced[-1]
-        return forward(images, *args)  # type: ignore[arg-type]
+        return forward(batch, head)
 
     monkeypatch.setattr(segment, "decode_sample", watched)
-    monkeypatch.setattr(segmenter.predictor, "_start", computed)
+    monkeypatch.setattr(segmenter.predictor, "logits", computed)
     monkeypatch.setattr(segmenter, "decoders", decoders)
     segmenter([sample(n, "plain") for n in range(6)], lambda places: announced.append(list(places)))
     assert {place for places in announced for place in places} == set(range(6))

@@ -29,17 +29,18 @@ def output(shards: Path, weights: Path, tmp_path: Path) -> Path:
 
 def test_maps_are_the_softmax_of_the_chosen_class(weights: Path) -> None:
     predictor = Predictor.load(weights)
-    picture = world.picture(3, (21, 34))
-    found = predictor.predict([picture], confidence=True)[0]
+    image = world.image(3, (21, 34))
+    found = predictor.predict([image], confidence=True)[0]
+    preprocessing = predictor.info.preprocessing
+    assert preprocessing.channels == "RGB"
+    scaled = (image - np.float32(preprocessing.mean)) / np.float32(preprocessing.std)
     with torch.inference_mode():
-        logits = predictor.model(predictor._preprocess(torch.from_numpy(picture[None])), None)[
-            0
-        ].double()
+        logits = predictor.model(torch.from_numpy(scaled).permute(2, 0, 1)[None], None)[0].double()
     expected = 255 * logits.softmax(0).max(0).values.numpy()
     assert found.confidence is not None and found.confidence.dtype == np.uint8
     assert np.abs(found.confidence - expected).max() <= 0.5 + 1e-2
     assert found.confidence.std() > 0
-    plain = predictor.predict([picture])[0]
+    plain = predictor.predict([image])[0]
     assert plain.confidence is None and np.array_equal(plain.mask, found.mask)
 
 

@@ -253,9 +253,9 @@ def test_a_store_may_have_an_odd_url(store: Store, name: str) -> None:
 def test_only_the_url_travels(store: Store) -> None:
     store.write("x", b"1")
     carried = pickle.dumps(store)
-    assert len(carried) < 1000 + len(store.url)
+    assert len(carried) < 1000 + len(store.url) and b"Backend" not in carried
     copy = pickle.loads(carried)
-    assert copy == store and copy._backend is None
+    assert copy == store
     assert copy.read("x") == b"1"
 
 
@@ -384,7 +384,7 @@ def test_one_place_has_one_url(url: str, where: str) -> None:
     assert Store(url).url == where
 
 
-def test_protocols_nobody_knows_are_refused_at_once() -> None:
+def test_unknown_protocols_are_refused_at_once() -> None:
     with pytest.raises(ConfigError, match=r"ftpx://a/b: protocol 'ftpx'; file, s3, gs"):
         Store("ftpx://a/b")
 

@@ -225,7 +225,7 @@ def test_a_store_that_stays_bad_is_given_up_in_time(
     proxy.add(Rule("throttle", times=None))
     with pytest.raises(StoreError, match=r"503 SlowDown.*gave up after 4 tries"):
         store.write("x", b"1")
-    assert proxy.counters["requests"] == 4  # nobody else tries again
+    assert proxy.counters["requests"] == 4  # no other layer tries again
 
 
 @pytest.mark.s3
@@ -275,7 +275,7 @@ def test_a_store_without_conditions_is_found_out_and_used_as_well_as_can_be(
     assert "overwrites an object that should only be created" in caplog.text
     assert "cannot replace only one version" in caplog.text
     assert store.objects() == []
-    # By looking first: right as long as nobody else writes in that moment.
+    # By looking first: right as long as no other process writes in that moment.
     tag = store.create("x", b"1")
     assert tag and store.create("x", b"2") is None
     assert store.replace("x", b"2", "0" * 32) is None and store.read("x") == b"1"

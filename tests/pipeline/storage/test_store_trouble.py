@@ -108,7 +108,7 @@ def test_a_store_that_cannot_be_used_is_said_at_once(
     assert objects(output) == {}
 
 
-def test_a_web_server_that_nobody_runs_is_no_missing_file() -> None:
+def test_a_web_server_that_does_not_run_is_no_missing_file() -> None:
     with pytest.raises(StoreError, match=r"Cannot connect to host 127.*gave up after 3 tries") as e:
         Store("http://127.0.0.1:9/shards").read("a.tar")
     assert not isinstance(e.value, MissingError)
@@ -212,7 +212,7 @@ def test_no_object_ever_holds_a_secret(
     s3_server: S3Server, source: str, label: Callable[..., tuple[int, str]]
 ) -> None:
     output = source.replace("/in", "/out")
-    # A damaged shard and a bad picture: their errors go into tables and reports.
+    # A damaged shard and a bad image: their errors go into tables and reports.
     Store(source).write("broken.tar", b"no tar")
     Store(source).write("bad.tar", world.tar({"a.jpg": b"no picture"}))
     endpoint = f"output.store.endpoint_url={s3_server.url}"
@@ -348,9 +348,9 @@ def test_what_the_store_says_holds_for_every_command(
     weights: Path, tmp_path: Path, fcnseg: Fcnseg
 ) -> None:
     """predict commits nothing."""
-    with socket.socket() as nobody:  # bound, and nobody listens
-        nobody.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/a.jpg"
+    with socket.socket() as deaf:  # bound, and no process listens
+        deaf.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/a.jpg"
         code, _, err = fcnseg("predict", url, "--output", tmp_path, "--weights", weights)
     assert code == 1 and f"error: {url}: " in err
     assert "Run the same command again when it works." in err and "commit" not in err

@@ -44,7 +44,7 @@ def test_a_recipe_is_as_published_unless_told_otherwise():
     assert not changed.rate_by_width and changed.augmentation.scale == (1.0, 1.0)
 
 
-def test_pictures_are_enlarged_as_told():
+def test_images_are_enlarged_as_told():
     assert load("train.scale=[1,1]").recipe().augmentation.scale == (1.0, 1.0)
     assert load("train.scale=[0.5,2]", "train.crop=0").recipe().augmentation.scale == (1.0, 1.0)
     for wrong in ("[1.5,0.75]", "[0,1]", "[1]"):

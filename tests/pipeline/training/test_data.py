@@ -123,7 +123,7 @@ def batch_of(data, count=1):
         return list(islice(work, count))
 
 
-def test_a_bad_picture_leaves_its_place_empty_and_is_told(tmp_path):
+def test_a_bad_image_leaves_its_place_empty_and_is_told(tmp_path):
     data = damaged(tmp_path, {"img1.jpg": b"no picture"})
     (step,) = batch_of(data)
     slot = step.keys.index("img1")

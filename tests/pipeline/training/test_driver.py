@@ -95,7 +95,7 @@ def undisturbed(data, tmp_path_factory):
 
 
 def sha_of(undisturbed, settings, **changes):
-    """Of a training that nobody disturbed."""
+    """Of an undisturbed training."""
     key = json.dumps(changes, sort_keys=True)
     if key not in undisturbed:
         undisturbed[key] = train(settings(f"whole{len(undisturbed)}", **changes)).last_sha256
@@ -114,11 +114,11 @@ def test_it_leaves_behind_what_the_contract_says(settings):
     assert "overlays/step-00000006/00.jpg" in names and "_SUCCESS" in names
     assert any(name.startswith("tensorboard/events") for name in names)
     assert "_lease.json" not in names
-    with Image.open(io.BytesIO(store.read("curves.png"))) as picture:
-        assert picture.size == (1200, 800)
-    with Image.open(io.BytesIO(store.read("overlays/step-00000006/00.jpg"))) as picture:
+    with Image.open(io.BytesIO(store.read("curves.png"))) as image:
+        assert image.size == (1200, 800)
+    with Image.open(io.BytesIO(store.read("overlays/step-00000006/00.jpg"))) as image:
         height, width = world.SIZES[0]
-        assert picture.size == (3 * width, height)
+        assert image.size == (3 * width, height)
     assert result.step == result.trained_now == STEPS
     assert result.last_sha256 == weights(config).sha256
     found = lines(config)
@@ -154,8 +154,8 @@ def test_curves_of_many_classes_are_told_apart_and_no_legend_covers_them(count, 
         }
         for step in range(1, 9)
     ]
-    with Image.open(io.BytesIO(draw_curves(lines, names))) as picture:
-        assert picture.size == (1200, 800)
+    with Image.open(io.BytesIO(draw_curves(lines, names))) as image:
+        assert image.size == (1200, 800)
     (figure,) = drawn
     iou = figure.axes[-1]
     looks = {
@@ -411,7 +411,7 @@ def test_out_of_range_labels_are_refused_before_the_first_step(settings, tmp_pat
     assert not Store(config.output.url).objects("checkpoints")
 
 
-def test_a_bad_picture_is_skipped_and_counted(settings, tmp_path, caplog):
+def test_a_bad_image_is_skipped_and_counted(settings, tmp_path, caplog):
     members = {**world.samples(0, 4), "img1.jpg": b"no picture"}
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.tar").write_bytes(world.tar(members))
@@ -472,11 +472,11 @@ def test_advice_about_the_recipes_of_the_authors(settings, tmp_path, caplog, cha
 
 
 @pytest.mark.parametrize("size", [(3, 30_000), (70_000, 2), (1500, 1200)])
-def test_pictures_of_any_shape_can_be_drawn(size):
+def test_images_of_any_shape_can_be_drawn(size):
     image = np.zeros((*size, 3), np.uint8)
     drawn = panels(image, image[..., 0], image[..., 0], world.TINY)
-    with Image.open(io.BytesIO(drawn)) as picture:
-        picture.load()
+    with Image.open(io.BytesIO(drawn)) as curves:
+        curves.load()
 
 
 def test_the_end_of_a_training_names_the_figure_that_chose_the_best(

@@ -38,7 +38,7 @@ LIMITS = WorkerLimits(stall_seconds=60, memory=2**30, is_default_memory=True)
 
 
 def sample(data: bytes | None = None, key: str = "a") -> Sample:
-    return Sample(key, world.jpeg(world.picture(1)) if data is None else data, None, f"s.tar#{key}")
+    return Sample(key, world.jpeg(world.image(1)) if data is None else data, None, f"s.tar#{key}")
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_stopping_frees_the_thread_that_waits(weights_file: SharedWeights, tmp_p
 
         def wait() -> None:
             try:
-                worker.run([sample(poison.picture("hang"))])
+                worker.run([sample(poison.image("hang"))])
             except BaseException as error:
                 raised.append(error)
 
@@ -160,7 +160,7 @@ def test_the_log_of_a_crash_is_kept(weights_file: SharedWeights, tmp_path: Path)
         patch.syspath_prepend(poison.install(tmp_path / "site"))
         worker = WorkerProcess(SETTINGS, weights_file, LIMITS)
         fine = [sample(key=f"k{n}") for n in range(3)]
-        failure = worker.run([*fine, sample(poison.picture("segv"), "bad"), *fine])
+        failure = worker.run([*fine, sample(poison.image("segv"), "bad"), *fine])
         worker.close()
     close_fork_server()
     assert isinstance(failure, WorkerFailure) and failure.suspects == (3,)
@@ -205,7 +205,7 @@ def test_no_process_is_left_however_the_driver_ends(
         out.mkdir()
         (out / "masks").write_text("a file where a folder should be")
     elif end != "end":  # the signal comes in the middle of the run
-        members = world.samples(7) | {"bad.jpg": poison.picture("hang")}
+        members = world.samples(7) | {"bad.jpg": poison.image("hang")}
         (source / "z.tar").write_bytes(world.tar(members))
     command = [
         sys.executable, "-m", "pipeline", "run", source, out, "--weights", weights, "--workers",

@@ -1,9 +1,9 @@
 """Kills a process at its n-th store write.
 
 FCNSEG_CRASH names a folder. `<role>.at` in it holds n; `<role>.count` grows by one byte per write.
-A role is "worker" (a Ray worker process) or "driver" (any other). Whoever makes the n-th write
-removes `<role>.at` and dies by SIGKILL: on a local store between writing the temporary file and
-giving it its name, else before the request is sent.
+A role is "worker" (a Ray worker process) or "driver" (any other). The process that makes the n-th
+write removes `<role>.at` and dies by SIGKILL: on a local store between writing the temporary file
+and giving it its name, else before the request is sent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pillow's decoder, made to obey the JPEG comment of a picture; see `tests.support.poison`."""
+"""Pillow's decoder, made to obey the JPEG comment of an image; see `tests.support.poison`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def obey(order: str) -> None:
             hoard.append(b"x" * 2**25)
     elif order == "raise":
         raise KeyError("a bug of the decoder")
-    elif order.startswith("gate "):  # a good picture, but only once that file exists
+    elif order.startswith("gate "):  # a good image, but only once that file exists
         open(order[5:] + ".reached", "w").close()
         while not os.path.exists(order[5:]):
             time.sleep(0.05)
