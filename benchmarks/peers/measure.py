@@ -108,7 +108,9 @@ def compared(
     """
     missing = set(found) - set(expected)
     if not found or missing:
-        raise RuntimeError(f"masks of {len(found)} pictures, {len(missing)} of them of no picture")
+        raise RuntimeError(
+            f"masks of {len(found)} images, {len(missing)} of them of no image of the input"
+        )
     other, pixels, worst = 0, 0, 0.0
     for key, mask in found.items():
         if mask.shape != expected[key].shape:

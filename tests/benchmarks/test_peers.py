@@ -113,9 +113,9 @@ def test_masks_that_differ_are_counted() -> None:
     assert compared(found, expected) == {"pictures": 2, "share": 0.1, "worst_picture": 0.4}
     with pytest.raises(RuntimeError, match="a mask of"):
         compared({"a": expected["b"]}, expected)
-    with pytest.raises(RuntimeError, match="of no picture"):
+    with pytest.raises(RuntimeError, match="of no image"):
         compared({"c": expected["b"]}, expected)
-    with pytest.raises(RuntimeError, match="0 pictures"):
+    with pytest.raises(RuntimeError, match="0 images"):
         compared({}, expected)
 
 

@@ -105,7 +105,7 @@ def place(
 @pytest.fixture(scope="module")
 def a_world(place: str, weights: Path) -> World:
     source = Store(f"{place}/in")
-    source.write("s0.tar", world.tar({**world.samples(0, 3), "bad.jpg": b"no picture"}))
+    source.write("s0.tar", world.tar({**world.samples(0, 3), "bad.jpg": b"no image"}))
     source.write("s1.tar", world.tar(world.samples(1, 3)))
     run(world.config(source.url, f"{place}/calm", weights, output__masks=("parquet", "png")))
     return World(source.url, f"{place}/out", weights, world.tree(f"{place}/calm"))

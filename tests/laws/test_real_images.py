@@ -30,7 +30,7 @@ DATA = Path(os.environ.get("FCNSEG_TEST_DATA", Path(__file__).parents[3] / "shar
 
 def folder(name: str) -> Path:
     if not (DATA / name).exists():
-        pytest.skip(f"no test pictures at {DATA / name}; set FCNSEG_TEST_DATA")
+        pytest.skip(f"no test images at {DATA / name}; set FCNSEG_TEST_DATA")
     return DATA / name
 
 

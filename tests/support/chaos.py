@@ -88,7 +88,7 @@ def bad_samples() -> dict[str, tuple[dict[str, bytes], str]]:
             {"value.jpg": good, "value.seg.png": world.png(np.full((17, 23), 77, np.uint8))},
             "LabelError",
         ),
-        "nolabel": ({"nolabel.jpg": good, "nolabel.seg.png": b"no picture"}, "ImageError"),
+        "nolabel": ({"nolabel.jpg": good, "nolabel.seg.png": b"no image"}, "ImageError"),
         "orphan": ({"orphan.seg.png": world.png(world.label(1))}, "SampleError"),
         "poison": ({"poison.jpg": poison.image("segv")}, "PoisonError"),
     }

@@ -240,7 +240,7 @@ def deconv(x: Tensor, size: int, stride: int, weight: Tensor | None = None) -> T
 def crop(finer: Tensor, offset: int, *, like: Tensor) -> Tensor:
     height, width = like.shape[-2:]
     result = finer[:, :, offset : offset + height, offset : offset + width]
-    assert result.shape[-2:] == like.shape[-2:], "the crop runs out of the picture"
+    assert result.shape[-2:] == like.shape[-2:], "the crop runs out of the image"
     return result
 
 

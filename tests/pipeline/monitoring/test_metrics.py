@@ -43,7 +43,7 @@ def port() -> int:
 
 @pytest.fixture
 def bad_shards(shards: Path) -> Path:
-    (shards / "s1.tar").write_bytes(world.tar({**world.samples(1), "bad.jpg": b"no picture"}))
+    (shards / "s1.tar").write_bytes(world.tar({**world.samples(1), "bad.jpg": b"no image"}))
     (shards / "cut.tar").write_bytes(world.tar(world.samples(5))[:3000])
     return shards
 

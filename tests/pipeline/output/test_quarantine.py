@@ -39,8 +39,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three shards: s0 whole, s1 with an image that decodes to nothing, s2 no tar."""
     root = tmp_path_factory.mktemp("failed")
     shards = world.write_shards(root / "in", images=2)
-    bad = {**world.samples(1, 2), "x/bad\t1.jpg": b"no picture", "~.jpg": b""}
-    (shards / "s1.tar").write_bytes(world.tar({**bad, "b [red]é.jpg": b"no picture either"}))
+    bad = {**world.samples(1, 2), "x/bad\t1.jpg": b"no image", "~.jpg": b""}
+    (shards / "s1.tar").write_bytes(world.tar({**bad, "b [red]é.jpg": b"no image either"}))
     (shards / "s2.tar").write_bytes(b"no tar")
     return shards
 

@@ -43,7 +43,7 @@ def finished(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """The objects of a run over three shards, one with a quarantined image."""
     root = tmp_path_factory.mktemp("verify")
     shards = world.write_shards(root / "in")
-    (shards / "s1.tar").write_bytes(world.tar({**world.samples(1), "bad.jpg": b"no picture"}))
+    (shards / "s1.tar").write_bytes(world.tar({**world.samples(1), "bad.jpg": b"no image"}))
     assert run(world.config(shards, root / "out", weights)).exit_code == 3
     output = Store(str(root / "out"))
     return {info.path: output.read(info.path) for info in output.objects()}

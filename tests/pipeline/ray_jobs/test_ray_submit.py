@@ -90,7 +90,7 @@ def shards_with_a_bad_image(root: Path, gate: Path) -> Path:
     """Write three shards, one with a bad image; the last one waits at a gate, see `gated`."""
     world.write_shards(root)
     for number, name, member in [
-        (1, "bad.jpg", b"no picture"),
+        (1, "bad.jpg", b"no image"),
         (2, "slow.jpg", poison.image(f"gate {gate}")),
     ]:
         members = {**world.samples(number), name: member}

@@ -320,12 +320,12 @@ def test_all_is_drawn_without_scrolling_when_there_is_time(scenes: Path, open_re
     assert page.evaluate("scrollY") == 0
 
 
-@pytest.mark.parametrize("kind", ["empty", "unlabelled", "one"])
+@pytest.mark.parametrize("kind", ["empty", "unlabeled", "one"])
 def test_thin_outputs_are_shown_without_complaint(
     tmp_path: Path, open_report: Open, kind: str
 ) -> None:
     output = Store(str(tmp_path))
-    if kind == "unlabelled":
+    if kind == "unlabeled":
         add_shard(output, "a", matrix=None, previews=[[preview("k", labeled=False)]])
     elif kind == "one":
         add_shard(output, "</script><b>one", previews=[[preview("<!--<script>")]])

@@ -41,7 +41,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_a_run_logs_objects_with_ids(
     shards: Path, weights: Path, tmp_path: Path, fcnseg: Command
 ) -> None:
-    (shards / "s1.tar").write_bytes(world.tar({**world.samples(1), "bad.jpg": b"no picture"}))
+    (shards / "s1.tar").write_bytes(world.tar({**world.samples(1), "bad.jpg": b"no image"}))
     (shards / "cut.tar").write_bytes(world.tar(world.samples(5))[:3000])
     out = tmp_path / "out"
     ran = ("run", shards, out, "--weights", weights, "--set", "limits.chunk_images=3")

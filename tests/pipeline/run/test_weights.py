@@ -94,7 +94,7 @@ def test_halves_stay_halves(shards: Path, tmp_path: Path) -> None:
 def test_what_is_damaged_is_passed_over(
     shards: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    members = {"bad.jpg": b"no picture", **world.samples(0)}
+    members = {"bad.jpg": b"no image", **world.samples(0)}
     (shards / "s0.tar").write_bytes(world.tar(members))
     (shards / "cut.tar").write_bytes(b"no tar")
     with caplog.at_level("WARNING", "fcnseg"):
@@ -115,7 +115,7 @@ def test_what_cannot_be_calibrated_writes_nothing(
     with pytest.raises(InputError):
         calibrate(str(weights), str(target), str(tmp_path / "empty"), 4)
     for shard in shards.iterdir():
-        shard.write_bytes(world.tar({"bad.jpg": b"no picture"}))
+        shard.write_bytes(world.tar({"bad.jpg": b"no image"}))
     with pytest.raises(WeightsError, match="no readable images"):
         calibrate(str(weights), str(target), str(shards), 4)
     assert not target.exists()

@@ -22,14 +22,14 @@ from pipeline.stages.spec import NetworkSettings
 from tests.support import world
 
 SETTINGS = NetworkSettings(world.TINY, "fp32", "cpu", 1, None, 10**6)
-KINDS = ("plain", "labelled", "no image", "no class", "other size")
+KINDS = ("plain", "labeled", "no image", "no class", "other size")
 
 
 def sample(number: int, kind: str) -> Sample:
     size = world.SIZES[number % 4]
     image = b"no image" if kind == "no image" else world.jpeg(world.image(number, size))
     truth = {
-        "labelled": world.label(number, size),
+        "labeled": world.label(number, size),
         "no class": np.full(size, 7, np.uint8),
         "other size": np.zeros((3, 3), np.uint8),
     }.get(kind)
@@ -123,7 +123,7 @@ def test_what_is_in_work_is_announced(
 def test_scores_that_are_no_numbers_are_no_masks(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samples = [sample(n, "labelled") for n in range(6)]
+    samples = [sample(n, "labeled") for n in range(6)]
     calm = content(segmenter([samples[n] for n in (0, 1, 3, 4, 5)]))
     height, plain = world.SIZES[2][0], segmenter.predictor.logits
 

@@ -214,7 +214,7 @@ def test_no_object_ever_holds_a_secret(
     output = source.replace("/in", "/out")
     # A damaged shard and a bad image: their errors go into tables and reports.
     Store(source).write("broken.tar", b"no tar")
-    Store(source).write("bad.tar", world.tar({"a.jpg": b"no picture"}))
+    Store(source).write("bad.tar", world.tar({"a.jpg": b"no image"}))
     endpoint = f"output.store.endpoint_url={s3_server.url}"
     code, said = label(source, output, "--set", endpoint)
     assert code == 4 and "broken" in said

@@ -124,7 +124,7 @@ def batch_of(data, count=1):
 
 
 def test_a_bad_image_leaves_its_place_empty_and_is_told(tmp_path):
-    data = damaged(tmp_path, {"img1.jpg": b"no picture"})
+    data = damaged(tmp_path, {"img1.jpg": b"no image"})
     (step,) = batch_of(data)
     slot = step.keys.index("img1")
     assert {place: failure.key for place, failure in step.failures.items()} == {slot: "img1"}

@@ -412,7 +412,7 @@ def test_out_of_range_labels_are_refused_before_the_first_step(settings, tmp_pat
 
 
 def test_a_bad_image_is_skipped_and_counted(settings, tmp_path, caplog):
-    members = {**world.samples(0, 4), "img1.jpg": b"no picture"}
+    members = {**world.samples(0, 4), "img1.jpg": b"no image"}
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.tar").write_bytes(world.tar(members))
     result = train(settings(input__url=str(tmp_path / "in")))

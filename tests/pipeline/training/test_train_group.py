@@ -71,7 +71,7 @@ def outcome(root: Path, output: str) -> tuple[list[float], dict, WeightsFile]:
     return [line["loss"] for line in lines if "loss" in line], scored, WeightsFile(data, output)
 
 
-@pytest.mark.parametrize("crop", [16, 0], ids=["crops", "whole pictures"])
+@pytest.mark.parametrize("crop", [16, 0], ids=["crops", "whole images"])
 def test_two_processes_learn_what_one_does(tmp_path, crop):
     world.write_shards(tmp_path / "in", 2, 3)
     (tmp_path / "tiny.yaml").write_text("{name: tiny, classes: [ground, thing, stuff]}")
@@ -112,7 +112,7 @@ def refuse(rank, size, meeting, config, queue):
 def test_what_processes_skip_counts_for_all(tmp_path):
     """Three of twelve are too many; of its own six, no process skips three."""
     (tmp_path / "in").mkdir()
-    members = {**world.samples(0, 12), **{f"img{n}.jpg": b"no picture" for n in (1, 4, 7)}}
+    members = {**world.samples(0, 12), **{f"img{n}.jpg": b"no image" for n in (1, 4, 7)}}
     (tmp_path / "in" / "a.tar").write_bytes(world.tar(members))
     (tmp_path / "tiny.yaml").write_text("{name: tiny, classes: [ground, thing, stuff]}")
     flags = {"val.url": None, "train.batch_size": 12, "train.check_labels": False}

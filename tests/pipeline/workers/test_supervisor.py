@@ -83,7 +83,7 @@ def wait_until_gone(pids: set[int], seconds: float = 20) -> set[int]:
 def test_a_worker_process_segments_and_is_used_again(worker: WorkerProcess) -> None:
     first = worker.run([sample()])
     pid = worker.pid
-    second = worker.run([sample(), sample(b"no picture", "b")])
+    second = worker.run([sample(), sample(b"no image", "b")])
     assert (
         isinstance(first, SegmentedPart) and isinstance(second, SegmentedPart) and worker.pid == pid
     )
