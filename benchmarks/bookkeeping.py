@@ -69,7 +69,7 @@ then made from rows as a first run makes it, and the step without a table is lef
 
 
 def counts(seed: int) -> tuple[tuple[int, ...], ...]:
-    """A confusion matrix of 256 pictures of 500x375: most is background, most of it right."""
+    """A confusion matrix of 256 images of 500x375: most is background, most of it right."""
     rng = np.random.default_rng(seed)
     share = rng.dirichlet(np.full(CLASSES, 0.3)) * 0.3
     share[0] += 0.7
@@ -79,7 +79,7 @@ def counts(seed: int) -> tuple[tuple[int, ...], ...]:
 
 
 def histograms(matrix: tuple[tuple[int, ...], ...]) -> Histograms:
-    """Of 256 pictures whose shares are drawn around those of the matrix."""
+    """Of 256 images whose shares are drawn around those of the matrix."""
     shares = np.sum(matrix, axis=0) / np.sum(matrix)
     rng = np.random.default_rng(int(matrix[0][0]))
     pixels = rng.multinomial(187_500, rng.dirichlet(shares * 5 + 1e-3, IMAGES))

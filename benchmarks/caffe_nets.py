@@ -87,12 +87,12 @@ def compare(caffe_pb2: Any, path: Path, folder: Path) -> list[dict[str, Any]]:
         del layer.blobs[:]
     (folder / "net.prototxt").write_text(text_format.MessageToString(net))
     opencv = cv2.dnn.readNetFromCaffe(str(folder / "net.prototxt"), str(folder / "net.caffemodel"))
-    pictures = {
+    images = {
         top: (50 * generator.standard_normal((1, channels, *SIZE))).astype(np.float32)
         for top, channels in inputs.items()
     }
-    for top, picture in pictures.items():
-        opencv.setInput(picture, top)
+    for top, image in images.items():
+        opencv.setInput(image, top)
     scores = [layer.name for layer in net.layer if layer.type == "Crop"
               and layer.name in ("score", "score_sem", "score_geo")]  # fmt: skip
     expected = dict(zip(scores, opencv.forward(scores), strict=True))
@@ -101,9 +101,9 @@ def compare(caffe_pb2: Any, path: Path, folder: Path) -> list[dict[str, Any]]:
     labels = tuple(label_set(one) for one in LABEL_SETS[dataset])
     variant: Any = VARIANTS.get(rest, rest)
     model = convert(data, ConvertOptions("caffe", variant, labels), name).model
-    picture = torch.from_numpy(np.concatenate(list(pictures.values()), axis=1))
+    image = torch.from_numpy(np.concatenate(list(images.values()), axis=1))
     with torch.inference_mode():
-        found = model.forward_heads(picture)
+        found = model.forward_heads(image)
     rows = []
     for head, logits in found.items():
         theirs, ours = expected[f"score_{head}" if head else "score"], logits.numpy()

@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sizes", nargs="+", default=SIZES, help="HxW of each picture")
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help="HxW of each image")
     parser.add_argument("--json", type=Path, help="write the result here too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -137,7 +137,7 @@ def predictor_rows(device: str, precision: str, least: float) -> list[dict[str, 
     }
     rows = []
     for size in SIZES if device == "cuda" else ((64, 64),):
-        pictures = list(rng.integers(0, 256, (6 * BATCH, *size, 3), np.uint8))
+        images = list(rng.integers(0, 256, (6 * BATCH, *size, 3), np.uint8))
         labels = list(rng.integers(0, VOC.num_classes, (6 * BATCH, *size), np.uint8))
         calls: dict[str, Call] = {}
         for name, make in buses.items():
@@ -149,12 +149,12 @@ def predictor_rows(device: str, precision: str, least: float) -> list[dict[str, 
                 batch_size=BATCH,  # type: ignore[arg-type]
             )
             predictor._bus = make(there)
-            calls[name] = partial(predictor.predict, pictures, confidence=True, labels=labels)
+            calls[name] = partial(predictor.predict, images, confidence=True, labels=labels)
         found = [call() for call in calls.values()]
         seconds = median_seconds(calls, device, least)
         row: dict[str, Any] = {"size": "x".join(map(str, size)), "precision": precision}
         for name in calls:
-            row[f"{name}, images/s"] = round(len(pictures) / seconds[name], 1)
+            row[f"{name}, images/s"] = round(len(images) / seconds[name], 1)
         row["equal"] = all(map(_equal, found[0], found[-1]))
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
@@ -178,8 +178,8 @@ def pipeline_rows(device: str, precision: str) -> list[dict[str, Any]]:
         make_folder(top / "folder", pipeline.PHOTOGRAPHS, pipeline.SCENES)
         weights = top / "weights.safetensors"
         make_weights(weights, 1.0 if device == "cuda" else 1 / 32)
-        pictures = pipeline.encoded(top / "folder")
-        of_shard = pipeline.repeated(pictures) if device == "cuda" else pictures
+        images = pipeline.encoded(top / "folder")
+        of_shard = pipeline.repeated(images) if device == "cuda" else images
         pipeline.write_shards(top / "shards", of_shard, SHARDS if device == "cuda" else 3)
         rate = pipeline.alone(top / "folder", weights, precision, device)
         rows.append({"what": "network alone", "images_per_second": round(rate, 1)})

@@ -68,7 +68,7 @@ def accuracy(scenes: int) -> dict[str, dict[str, float]]:
 
 
 def speed(sizes: list[str], rounds: int) -> dict[str, dict[str, Any]]:
-    """Seconds of one picture at full width, by size and precision."""
+    """Seconds of one image at full width, by size and precision."""
     info = WeightsInfo(Architecture("fcn8s", 21), VOC, CAFFE_VOC)
     file = with_ranges(WeightsFile(save_weights(network(), info), "random weights"))
     predictors = {kind: Predictor.load(file, precision=kind) for kind in PRECISIONS}
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scenes", type=int, default=len(VAL_SEEDS))
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), help="HxW of each picture")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), help="HxW of each image")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

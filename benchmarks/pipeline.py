@@ -42,7 +42,7 @@ import torch
 
 from benchmarks.forward import bf16_factor
 from benchmarks.null_network import in_worker_processes, null_mask
-from benchmarks.peers.labeller import LABELS
+from benchmarks.peers.segmenter import LABELS
 from benchmarks.peers.world import CAMVID, make_folder, make_weights
 from fcn_core.images import decode_image, encode_mask
 from fcn_core.predictor import Predictor
@@ -85,7 +85,7 @@ def repeated(pictures: list[tuple[str, bytes, bytes]]) -> list[tuple[str, bytes,
 
 
 def codec_seconds(pictures: list[tuple[str, bytes, bytes]]) -> dict[str, float]:
-    """Per picture, in one thread: the median of the passes of a second."""
+    """Per image, in one thread: the median of the passes of a second."""
     passes = []
     began = time.perf_counter()
     while time.perf_counter() < began + CODEC_SECONDS:

@@ -33,7 +33,7 @@ from fcn_core.weights.weights_info import WeightsInfo
 
 MODES = (("fp32", True), ("fp32", False), ("bf16", True), ("bf16", False))
 
-Pictures = Sequence[NDArray[np.uint8]]
+Images = Sequence[NDArray[np.uint8]]
 
 
 def predictors(modes: Sequence[tuple[str, bool]], demo: bool) -> dict[str, Predictor]:
@@ -48,7 +48,7 @@ def predictors(modes: Sequence[tuple[str, bool]], demo: bool) -> dict[str, Predi
     return found
 
 
-def compare(found: dict[str, Predictor], pictures: Pictures) -> dict[str, dict[str, float]]:
+def compare(found: dict[str, Predictor], pictures: Images) -> dict[str, dict[str, float]]:
     """Against the first predictor."""
     changed: dict[str, list[int]] = {name: [] for name in found}
     seconds = dict.fromkeys(found, 0.0)
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder of JPEGs or PNGs")
     parser.add_argument("--count", type=int, default=50)
-    parser.add_argument("--full-width", type=int, default=2, help="pictures for it; 0: leave out")
+    parser.add_argument("--full-width", type=int, default=2, help="images for it; 0: leave out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the result here too")
     options = parser.parse_args()

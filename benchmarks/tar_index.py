@@ -50,7 +50,7 @@ class SlowStore(Store):
 
 
 def make(path: Path, size: int, count: int) -> None:
-    """A tar of empty-looking pictures; the file has holes, and takes no room."""
+    """A tar of empty-looking images; the file has holes, and takes no room."""
     with open(path, "wb") as handle:
         for number in range(count):
             info = tarfile.TarInfo(f"{number:06d}.jpg")

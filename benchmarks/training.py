@@ -57,7 +57,7 @@ def make_folder(folder: Path, images: int) -> None:
 
 
 def plain_view(image: Any, label: Any, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Of a picture and its label: enlarged or reduced, cut out, mirrored, other colours."""
+    """Of an image and its label: enlarged or reduced, cut out, mirrored, other colours."""
     factor = np.exp(rng.uniform(np.log(0.75), np.log(1.5)))
     size = tuple(max(1, round(side * factor)) for side in reversed(label.shape))
     cut = [min(side, CROP) for side in size]

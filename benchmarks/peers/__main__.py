@@ -1,10 +1,10 @@
-"""`fcnseg run` against what people would use instead: one job, the same pictures, in turn.
+"""`fcnseg run` against what people would use instead: one job, the same images, in turn.
 
 Usage: python -m benchmarks.peers [--photographs N] [--scenes N] [--precision auto|fp32|bf16]
                                   [--without NAME …] [--rounds N] [--json FILE]
 
 The job: read JPEGs and PNG labels, run FCN-8s at full width (random weights), write one palette PNG
-per picture and rows of Parquet, and the mean IU. The pictures: the first photographs of CamVid's
+per image and rows of Parquet, and the mean IU. The images: the first photographs of CamVid's
 val split, 480x360, where `../shared/data/camvid` lies beside the checkout, and rendered scenes of
 96 to 224 px a side.
 
@@ -14,11 +14,11 @@ val split, 480x360, where `../shared/data/camvid` lies beside the checkout, and 
   else that we do is given: not the cheaper forward pass, not the pipeline.
 
 A job is a process of its own and is timed from its start to its end, with imports, weights and, for
-Ray, a cluster. `start` is the same for a single picture of 32x32, `work` is the rest: what more
-pictures cost. Where others use the cores, look at CPU seconds, of all its processes. With more
+Ray, a cluster. `start` is the same for a single image of 32x32, `work` is the rest: what more
+images cost. Where others use the cores, look at CPU seconds, of all its processes. With more
 rounds than one the best counts. Masks: the share of pixels whose class is another than in the masks
 of `fcnseg run` at the same precision. Daft decodes JPEG by itself, so that its pixels are others;
-for four pictures it is asked again with Pillow's.
+for four images it is asked again with Pillow's.
 
 `--precision auto` takes bf16 where the CPU is no slower in it than in fp32.
 """
@@ -69,7 +69,7 @@ def plan(precision: str, names: list[str]) -> list[Run]:
 def measure(runs: list[Run], folder: Path, rounds: int) -> dict[Run, dict[str, Any]]:
     """Seconds of each run, and where its masks are."""
     results: dict[Run, dict[str, Any]] = {}
-    pictures = len(list((folder / "in/images").iterdir()))
+    images = len(list((folder / "in/images").iterdir()))
     for number, run in enumerate(runs):
         base = Job("", str(folder / "weights.safetensors"), "", run.precision, run.given, THREADS)
         seconds: dict[str, list[dict[str, float]]] = {"start": [], "in": []}
@@ -79,14 +79,14 @@ def measure(runs: list[Run], folder: Path, rounds: int) -> dict[Run, dict[str, A
                     output = str(folder / f"out/{number}-{what}-{round_number}")
                     job = replace(base, folder=str(folder / what), output=output)
                     times.append(timed(run.name, job))
-            if len(masks(job.output)) != pictures:
-                raise RuntimeError(f"{len(masks(job.output))} masks of {pictures} pictures")
+            if len(masks(job.output)) != images:
+                raise RuntimeError(f"{len(masks(job.output))} masks of {images} images")
         except RuntimeError as error:
             print(f"{run.title}: failed\n{error}", file=sys.stderr, flush=True)
             results[run] = {"failed": str(error).splitlines()[0]}
             continue
         results[run] = {
-            **best(seconds["start"], seconds["in"], pictures),
+            **best(seconds["start"], seconds["in"], images),
             "mean_iou": float(Path(job.output, "mean_iou").read_text()),
             "load": round(os.getloadavg()[0], 1),
             "output": job.output,
@@ -96,7 +96,7 @@ def measure(runs: list[Run], folder: Path, rounds: int) -> dict[Run, dict[str, A
 
 
 def best(
-    starts: list[dict[str, float]], jobs: list[dict[str, float]], pictures: int
+    starts: list[dict[str, float]], jobs: list[dict[str, float]], images: int
 ) -> dict[str, float]:
     """The least of all rounds."""
     job, start = min(row["wall"] for row in jobs), min(row["wall"] for row in starts)
@@ -107,7 +107,7 @@ def best(
         "work_s": round(job - start, 2),
         "job_cpu_s": round(job_cpu, 2),
         "work_cpu_s": round(job_cpu - start_cpu, 2),
-        "images_per_second": round(pictures / job, 3),
+        "images_per_second": round(images / job, 3),
     }
 
 

@@ -17,7 +17,7 @@ from daft import DataType, Series
 from daft.functions import decode_image, download
 
 from benchmarks.peers.job import Job
-from benchmarks.peers.labeller import Labeller, finished_row, mean_iou, read_label, read_picture
+from benchmarks.peers.segmenter import Segmenter, finished_row, mean_iou, read_image, read_label
 
 ROW = DataType.struct(
     {
@@ -33,16 +33,16 @@ ROW = DataType.struct(
 class Segment:
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.labeller = Labeller(job)
+        self.segmenter = Segmenter(job)
 
     @daft.method.batch(return_dtype=ROW, unnest=True, batch_size=8)
     def label(self, path: Series, image: Series) -> list[dict[str, Any]]:
         rows = []
         for place, found in zip(path.to_pylist(), image.to_pylist(), strict=True):
             key = Path(place).stem
-            pixels = read_picture(self.job.image(key)) if self.job.pillow else np.asarray(found)
+            pixels = read_image(self.job.image(key)) if self.job.pillow else np.asarray(found)
             label = read_label(self.job.label(key))
-            rows.append(finished_row(self.job, key, self.labeller(pixels), label))
+            rows.append(finished_row(self.job, key, self.segmenter(pixels), label))
         return rows
 
 

@@ -1,7 +1,7 @@
 """Hugging Face `datasets`: paths cast to `Image`, `map` with batches, `to_parquet`.
 
 As "Create an image dataset" and "Process image data" write it: columns of paths, cast to `Image`,
-so that rows hold decoded pictures, and a function on batches. `map` names its cache by a hash of
+so that rows hold decoded images, and a function on batches. `map` names its cache by a hash of
 the function and all that it holds, the weights too; that is part of what it costs.
 """
 
@@ -13,12 +13,12 @@ import numpy as np
 from datasets import Dataset, Image
 
 from benchmarks.peers.job import Job
-from benchmarks.peers.labeller import Labeller, finished_row, mean_iou
+from benchmarks.peers.segmenter import Segmenter, finished_row, mean_iou
 
 
 def run(job: Job) -> float:
     """Do the job; the mean IU."""
-    labeller = Labeller(job)
+    segmenter = Segmenter(job)
     keys = [path.stem for path in job.images()]
     columns = {
         "key": keys,
@@ -30,7 +30,7 @@ def run(job: Job) -> float:
 
     def label(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = [
-            finished_row(job, key, labeller(np.asarray(image)), np.asarray(truth))
+            finished_row(job, key, segmenter(np.asarray(image)), np.asarray(truth))
             for key, image, truth in zip(batch["key"], batch["image"], batch["label"], strict=True)
         ]
         return {name: [row[name] for row in rows] for name in rows[0]}

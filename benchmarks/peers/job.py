@@ -12,7 +12,7 @@ class Job:
     """Label `folder`/images (JPEG), score against `folder`/labels (PNG), write into `output`.
 
     Attributes:
-        folder: of the pictures and labels.
+        folder: of the images and labels.
         weights: a file of this project.
         output: gets png/KEY.png and rows/*.parquet.
         precision: of the network, "fp32" or "bf16".

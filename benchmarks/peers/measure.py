@@ -101,10 +101,10 @@ def masks(output: str) -> dict[str, np.ndarray]:
 def compared(
     found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """The share of pixels whose class is another, over all pictures and in the worst one.
+    """The share of pixels whose class is another, over all images and in the worst one.
 
     Raises:
-        RuntimeError: a picture is missing, or of another size.
+        RuntimeError: an image is missing, or of another size.
     """
     missing = set(found) - set(expected)
     if not found or missing:

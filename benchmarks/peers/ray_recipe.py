@@ -18,19 +18,19 @@ import numpy as np
 import ray
 
 from benchmarks.peers.job import Job
-from benchmarks.peers.labeller import Labeller, finished_row, mean_iou, read_label
+from benchmarks.peers.segmenter import Segmenter, finished_row, mean_iou, read_label
 
 
 class Segment:
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.labeller = Labeller(job)
+        self.segmenter = Segmenter(job)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         rows = []
         for path, image in zip(batch["path"], batch["image"], strict=True):
             key = Path(path).stem
-            mask = self.labeller(np.asarray(image))
+            mask = self.segmenter(np.asarray(image))
             rows.append(finished_row(self.job, key, mask, read_label(self.job.label(key))))
         return {name: [row[name] for row in rows] for name in rows[0]}
 

@@ -1,4 +1,4 @@
-"""The pictures, the labels and the weights of the job."""
+"""The images, the labels and the weights of the job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks.peers.labeller import LABELS
+from benchmarks.peers.segmenter import LABELS
 from fcn_core.datasets.scenes import render_scene
 from fcn_core.networks.architecture import Architecture
 from fcn_core.networks.model import FCN

@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.peers.__main__ import best, compare, plan, table
 from benchmarks.peers.job import Job
-from benchmarks.peers.labeller import DTYPES, LABELS, Labeller, finished_row, mean_iou, read_picture
 from benchmarks.peers.measure import Run, compared, masks, timed
 from benchmarks.peers.one import PEERS, do, is_installed
+from benchmarks.peers.segmenter import DTYPES, LABELS, Segmenter, finished_row, mean_iou, read_image
 from benchmarks.peers.world import make_folder, make_weights, write_scene
 from fcn_core.metrics import ConfusionMatrix
 
@@ -61,11 +61,11 @@ def test_what_is_given_changes_no_mask_in_fp32_and_few_pixels_in_bf16(ours: Job)
     expected = masks(ours.output)
     for precision, most in (("fp32", 0.0), ("bf16", 0.1)):
         given = replace(ours, given=True, precision=precision, threads=torch.get_num_threads())
-        labeller = Labeller(given)
-        weight = next(labeller.model.parameters())
+        segmenter = Segmenter(given)
+        weight = next(segmenter.model.parameters())
         assert weight.dtype == DTYPES[precision]
         assert weight.is_contiguous(memory_format=torch.channels_last)
-        found = {path.stem: labeller(read_picture(path)) for path in ours.images()}
+        found = {path.stem: segmenter(read_image(path)) for path in ours.images()}
         assert compared(found, expected)["share"] <= most
 
 

@@ -30,8 +30,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PALETTE = [channel for colour in voc_palette() for channel in colour]
 
 
-class Labeller:
-    """The network, for one picture at a time: pictures of many sizes make no batch."""
+class Segmenter:
+    """The network, for one image at a time: images of many sizes make no batch."""
 
     def __init__(self, job: Job) -> None:
         file = read_weights(job.weights)
@@ -49,7 +49,7 @@ class Labeller:
 
     @torch.inference_mode()
     def mask(self, x: torch.Tensor) -> NDArray[np.uint8]:
-        """The mask of a normalised picture (1, 3, H, W)."""
+        """The mask of a normalised image (1, 3, H, W)."""
         logits = self.model(x.to(self.dtype).contiguous(memory_format=self.layout))
         found: NDArray[np.uint8] = logits.argmax(1)[0].to(torch.uint8).numpy()
         return found
@@ -60,7 +60,7 @@ def normalised(image: NDArray[np.uint8], mean: NDArray[np.float32]) -> torch.Ten
     return torch.from_numpy(image[..., ::-1].astype(np.float32) - mean).permute(2, 0, 1)
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path) -> NDArray[np.uint8]:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
@@ -93,7 +93,7 @@ def mean_iou(job: Job) -> float:
     """Of all rows that were written: one summed matrix."""
     table = pq.read_table(Path(job.output, "rows"), columns=["confusion"])
     if table.num_rows != len(job.images()):
-        raise RuntimeError(f"{table.num_rows} rows of {len(job.images())} pictures")
+        raise RuntimeError(f"{table.num_rows} rows of {len(job.images())} images")
     matrix = ConfusionMatrix(LABELS.num_classes)
     for counts in table["confusion"].to_pylist():
         matrix.matrix += np.array(counts, np.int64).reshape(matrix.matrix.shape)
