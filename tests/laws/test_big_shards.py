@@ -249,7 +249,7 @@ def test_memory_is_bounded_by_the_chunk_not_the_tar(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     shard = Shard("s", "tar", "s.tar", (tmp_path / "s.tar").stat().st_size, "")
     seen = 0
-    with mock.patch.multiple(ranged, AHEAD=2**19, _SPAN=2**19):
+    with mock.patch.multiple(ranged, AHEAD=2**19, SPAN=2**19):
         tracemalloc.start()
         try:
             for chunk in read_chunks(shard, Sources(store, store), ChunkLimits(1000, 2 * 2**20)):
