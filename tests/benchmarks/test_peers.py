@@ -102,7 +102,7 @@ def test_rows_that_are_missing_are_noticed(tmp_path: Path) -> None:
     job = Job(str(tmp_path), "", str(tmp_path / "out"), "fp32", False, 1)
     zeros = [0] * LABELS.num_classes**2
     pq.write_table(pa.table({"confusion": [zeros]}), job.rows() / "a.parquet")
-    with pytest.raises(RuntimeError, match="1 rows of 2 pictures"):
+    with pytest.raises(RuntimeError, match="1 rows of 2 images"):
         mean_iou(job)
 
 
