@@ -60,8 +60,9 @@
     if (!holder) return repaint;
     if (words) by(`${id}-text`).textContent = words;
     const details = holder.parentElement.querySelector("details.data");
-    const fillTable = () => details.querySelector(".scroll").replaceChildren(table(columns, rows(), wide));
-    details?.addEventListener("toggle", () => { if (details.open) fillTable(); });
+    const scroll = details?.querySelector(".scroll");
+    const fillTable = () => scroll.replaceChildren(table(columns, rows(), wide));
+    details?.addEventListener("toggle", () => (details.open ? fillTable() : scroll.replaceChildren()));
     whenSeen(holder, () => {
       chart = echarts.init(holder, null, { renderer: "canvas" });
       const paint = () => chart.setOption(option(holder.clientWidth), true);
@@ -91,10 +92,11 @@
       const svg = page.querySelector("svg");
       svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
       if (details && !details.open && rows().length <= MOST_ROWS) {
-        fillTable();
         details.open = true;
         isOpenedHere = true;
       }
+      // Opened just now, here or by the reader: its `toggle` would come after the print.
+      if (details?.open && !scroll.firstChild) fillTable();
     }, () => {
       paper.getDom().remove();
       paper.dispose();

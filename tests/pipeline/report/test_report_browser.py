@@ -314,6 +314,27 @@ def test_what_is_on_the_screen_is_what_is_printed(tmp_path: Path, open_report: O
     assert found["rows"] >= 30 + 3
 
 
+def test_a_table_opened_right_before_the_print_is_printed(scenes: Path, open_report: Open) -> None:
+    # The event `toggle` comes in a later task, so the print may be first.
+    rows, kept = open_report(scenes).page.evaluate(
+        """() => {
+            const details = document.querySelectorAll('details.data')[1];
+            const rows = () => details.querySelectorAll('tbody tr');
+            const print = () => {
+                dispatchEvent(new Event('beforeprint'));
+                const found = rows().length;
+                dispatchEvent(new Event('afterprint'));
+                return found;
+            };
+            details.open = true;
+            const first = print();
+            rows()[0].dataset.kept = 'yes';
+            return [[first, print()], rows()[0].dataset.kept];
+        }"""
+    )
+    assert rows == [6, 6] and kept == "yes"
+
+
 def test_all_is_drawn_without_scrolling_when_there_is_time(scenes: Path, open_report: Open) -> None:
     page = open_report(scenes).page
     page.wait_for_function(_ALL_DRAWN)
