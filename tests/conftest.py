@@ -22,6 +22,10 @@ from tests.support.s3_server import HOW_TO_GET, S3Server, is_installed
 # threads of a layer wait for the slowest.
 torch.set_num_threads(1)
 
+# Ray runs its workers at niceness 15: beside the tests of another process they would hardly move,
+# and a limit in seconds would take that for a stall.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # A shell starts its background jobs with SIGINT ignored, and so do they theirs: Ctrl-C is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

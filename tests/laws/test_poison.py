@@ -23,7 +23,7 @@ from tests.support.ray_head import embedded_ray
 REASONS = {
     "segv": "the worker process died (SIGSEGV), 3 times, with this sample alone",
     "exit": "the worker process died (exit code 7), 3 times",
-    "hang": "the worker process made no progress for 2 s, 3 times",
+    "hang": "the worker process made no progress for 4 s, 3 times",
     "memory": "needed more memory than limits.worker_memory (1.0 GiB), 3 times",
 }
 KEYS = [f"img{n}" for n in range(6)]
@@ -49,7 +49,7 @@ def label(tmp_path: Path, weights: Path) -> Label:
         source.mkdir()
         for name, members in shards.items():
             (source / f"{name}.tar").write_bytes(world.tar(members))
-        limits = {"limits__stall_seconds": 2, "limits__worker_memory": "1GiB"}
+        limits = {"limits__stall_seconds": 4, "limits__worker_memory": "1GiB"}
         return run(world.config(source, tmp_path / out, weights, **limits | flags))
 
     return call
@@ -93,7 +93,7 @@ def quarantined(output: Path) -> dict[str, tuple[str, str]]:
         ({"img0": "segv"}, {}),
         ({"img3": "exit"}, {"compute__batch_size": 4}),
         ({"img5": "hang"}, {}),
-        ({"img2": "memory"}, {"limits__stall_seconds": 60}),  # to fill it takes a busy machine long
+        ({"img2": "memory"}, {}),
         ({"img1": "segv", "img4": "exit"}, {"limits__chunk_images": 4}),
         ({"img1": "hang", "img3": "segv"}, {"compute__decoders": 3}),
     ],

@@ -114,7 +114,7 @@ def test_layers_are_sums_of_integers(random_fcn, preprocessing, variant, options
         if x.dtype == torch.uint8:
             assert x.amax() > 20, layer.name  # bytes are used
             torch.testing.assert_close(
-                layers.real(layer.name, x), x.float() * _scale(file, model.layers, layer)
+                layers.to_floats(layer.name, x), x.float() * _scale(file, model.layers, layer)
             )
             x = expected.to(torch.uint8).contiguous(memory_format=torch.channels_last)
     assert x.dtype == torch.float32

@@ -21,7 +21,7 @@ def obey(order: str) -> None:
     elif order == "memory":
         hoard = []
         while True:
-            hoard.append(b"x" * 2**25)
+            hoard.append(bytes(2**25))  # counted at once, though no page of it is touched
     elif order == "raise":
         raise KeyError("a bug of the decoder")
     elif order.startswith("gate "):  # a good image, but only once that file exists
