@@ -217,9 +217,22 @@ def resume(folder: Path) -> str:
 def _finish(found: Plan, output: Store) -> str:
     summary = write_table(output, found.commit_index, LABELS)
     result = RunResult(
-        output.url, LABELS, summary.scores(), summary.images, summary.failures, found.total,
-        summary.shards, 0, (), False, 0, (), 1.0,
-    )  # fmt: skip
+        output=output.url,
+        labels=LABELS,
+        scores=summary.scores(),
+        images=summary.images,
+        failures=summary.failures,
+        shards=found.total,
+        committed=summary.shards,
+        done_now=0,
+        failed=(),
+        bad=summary.failures,
+        seen=summary.images + summary.failures,
+        over_limit=False,
+        vanished=0,
+        passed_over=(),
+        seconds=1.0,
+    )
     write_results(output, summary, result)
     return f"{summary.shards} in the table, {output.stat(SHARD_TABLE).size} bytes"
 
