@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -225,7 +225,7 @@ def _victims(kind: str) -> list[int]:
     return pids
 
 
-def _kill_one(kind: str, spared: set[int], seconds: float) -> int | None:
+def _kill_one(kind: str, spared: Container[int], seconds: float) -> int | None:
     """Kill a process of a kind as soon as one is there; return its pid, None if none came."""
     deadline = time.monotonic() + seconds
     while True:
@@ -244,38 +244,33 @@ def test_killed_actors_tasks_and_worker_processes_change_nothing(
 ) -> None:
     source = world.write_shards(tmp_path / "in", shards=10, images=6)
     run(world.config(source, tmp_path / "calm", weights, limits__chunk_images=2))
-    # The tasks read and write ahead of the network, or behind it: they may have ended already.
-    wanted = ["_SegmentActor", "_Read", "_Write", "fork server", "_SegmentActor"]
-    killed: list[str] = []
-    dead: set[int] = set()
+    # Kinds, and the seconds to wait for one. Tasks read ahead of the network and write behind it:
+    # there may be none just now. An actor does nothing while it restarts, so that work is left.
+    wanted = {"_SegmentActor": 60, "_Read": 0, "_Write": 0, "fork server": 60}
+    killed: dict[int, str] = {}
 
     def kill(progress: Any) -> None:
-        """Kill one of each, one after the other, when the first shard is done.
-
-        The actor does nothing while it restarts, so that work is left for the next kill.
-        """
-        if progress.shards_done == 0 or dead:
+        """Kill one of each, one after the other, when the first shard is done."""
+        if progress.shards_done == 0 or killed:
             return
-        for kind in wanted:
-            if pid := _kill_one(kind, dead, 0 if kind.startswith(("_Read", "_Write")) else 60):
-                dead.add(pid)
-                killed.append(kind)
+        for kind in (*wanted, "_SegmentActor"):
+            if pid := _kill_one(kind, killed, wanted[kind]):
+                killed[pid] = kind
+            elif wanted[kind]:
+                return  # the run is over
 
     for attempt in range(3):
-        killed.clear(), dead.clear()
+        killed.clear()
+        output = tmp_path / f"ray{attempt}"
         config = world.config(
-            source,
-            tmp_path / f"ray{attempt}",
-            weights,
-            compute__executor="ray",
-            limits__chunk_images=2,
+            source, output, weights, compute__executor="ray", limits__chunk_images=2
         )
         assert run(config, kill).exit_code == 0
-        assert world.tree(tmp_path / f"ray{attempt}") == world.tree(tmp_path / "calm"), killed
-        print(f"attempt {attempt}: {killed}")
-        if killed.count("_SegmentActor") == 2 and "fork server" in killed:
+        kinds = list(killed.values())
+        assert world.tree(output) == world.tree(tmp_path / "calm"), kinds
+        if kinds.count("_SegmentActor") == 2 and "fork server" in kinds:
             return
-    raise AssertionError(f"the run was over before all were killed, three times: {killed}")
+    raise AssertionError(f"the run was over before all were killed, three times: {kinds}")
 
 
 def test_failing_store_is_named_and_a_rerun_finishes(
